@@ -1,0 +1,555 @@
+"""The vocabulary of beamhub as typed, frozen objects.
+
+One model per thing and one per request: the service validates with them, answers with them and generates its
+OpenAPI document from them; the client, the agent and the dashboards read the same ones. This module imports
+nothing but pydantic, so that every part of beamhub, light or heavy, may import it.
+
+Units: times are UTC; sizes are bytes; CPU time is integer CPU-seconds (CPUs x runtime); rates are bytes/s.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+T = TypeVar("T")
+
+
+def _plain(text: str) -> str:
+    """Names and titles are one line of printable text: no control characters, no bidirectional overrides."""
+    if any(not c.isprintable() for c in text) or re.search("[\u200e\u200f\u202a-\u202e\u2066-\u2069]", text):
+        raise ValueError("must be one line of printable text")
+    return text
+
+
+Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_plain)]
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$")]
+UserName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._@+-]{0,254}$")]
+TemplateName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+BigInt = Annotated[int, Field(ge=1, le=2**63 - 1)]
+
+
+class Model(BaseModel):
+    """What the service answers with: immutable; readable from a row of the store."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True, extra="ignore")
+
+
+class Request(BaseModel):
+    """What somebody sends: immutable, and a field nobody knows is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Page(Model, Generic[T]):
+    """One page of a list; `next` is the cursor of the following page, or None on the last."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class Problem(Model):
+    """An error as RFC 9457 has it: what happened (title), to what (detail), and what to do now (remedy)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = ""
+    remedy: str = ""
+    errors: list[dict[str, JsonValue]] = []
+
+
+class Quantity(Model):
+    """A number (or text, or list of numbers) with its unit; unit "" is dimensionless."""
+
+    value: float | int | str | bool | list[float] | None
+    unit: str = ""
+
+
+# --- people ----------------------------------------------------------------------------------------------------
+
+
+class Role(StrEnum):
+    """What somebody is in an experiment."""
+
+    PI = "pi"
+    COLLABORATOR = "collaborator"
+    VIEWER = "viewer"  # reads everything, changes nothing
+    STAFF = "staff"  # of the experiment's instrument; never stored as a membership
+
+
+class Me(Model):
+    """Who the caller is."""
+
+    name: str
+    kind: Literal["user", "service", "instrument"]
+    operator: bool  # a hub administrator or a service of the facility
+    staff_of: list[str]  # ids of instruments
+
+
+# --- instruments and experiments -------------------------------------------------------------------------------
+
+
+class FileProgress(Model):
+    """One file that the agent is sending just now."""
+
+    name: str
+    size: int
+    sent: int
+
+
+class Heartbeat(Request):
+    """What the agent tells every few seconds."""
+
+    host: Line
+    version: Line
+    state: Literal["idle", "uploading", "waiting", "error"] = "idle"
+    queued_files: int = Field(0, ge=0)
+    queued_bytes: int = Field(0, ge=0)
+    rate: float = Field(0.0, ge=0, description="bytes per second over the last seconds")
+    free_disk: int | None = Field(None, ge=0)
+    current: list[FileProgress] = Field(default=[], max_length=32)
+    errors: list[Annotated[str, StringConstraints(max_length=500)]] = Field(default=[], max_length=20)
+
+
+class AgentStatus(Heartbeat, Model):
+    """The agent's last heartbeat, and whether it is recent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    connected: bool
+    last_seen: datetime
+
+
+class Instrument(Model):
+    """A beamline or microscope."""
+
+    id: str
+    title: str
+    technique: str
+    staff: list[str]
+    active_experiment: str | None
+    automation: bool  # False: trigger rules are paused
+    agent: AgentStatus | None = None
+    created: datetime
+
+
+class InstrumentCreate(Request):
+    id: Slug
+    title: Line
+    technique: Line = "macromolecular crystallography"
+    staff: list[UserName] = []
+
+
+class InstrumentChange(Request):
+    """Only what is given is changed. `active_experiment: null` leaves the instrument without one."""
+
+    title: Line | None = None
+    staff: list[UserName] | None = None
+    active_experiment: str | None = None
+    automation: bool | None = None
+
+
+class InstrumentToken(Model):
+    """A new token of an instrument's agent. It is shown once; older ones stop working."""
+
+    instrument: str
+    token: str
+
+
+class ExperimentState(StrEnum):
+    PLANNED = "planned"  # known, no data yet
+    RUNNING = "running"  # has been active on its instrument
+    PROCESSING = "processing"  # beamtime over: no uploads from the instrument, jobs go on
+    CLOSED = "closed"  # read-only
+
+
+class Experiment(Model):
+    """A beamtime."""
+
+    id: str
+    instrument: str
+    title: str
+    state: ExperimentState
+    pi: str
+    active: bool  # is it the active one of its instrument
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+    folder: str  # absolute path
+    role: Role | None = None  # of the caller
+    actions: list[str] = []  # what the caller may do here, as named in beamhub.access
+
+
+class ExperimentCreate(Request):
+    instrument: Slug
+    title: Line
+    pi: UserName
+
+
+class ExperimentChange(Request):
+    title: Line | None = None
+    state: ExperimentState | None = None
+
+
+class Member(Model):
+    experiment: str
+    user: str
+    role: Role
+    added: datetime
+    added_by: str
+
+
+class MemberCreate(Request):
+    user: UserName
+    role: Literal[Role.PI, Role.COLLABORATOR, Role.VIEWER] = Role.COLLABORATOR
+
+
+class File(Model):
+    """A published file of an experiment."""
+
+    path: str  # relative to the experiment's folder, e.g. raw/lyso_master.h5
+    size: int
+    modified: datetime
+    digest: str | None = None  # sha256, of files that came through an upload
+
+
+# --- uploads and datasets --------------------------------------------------------------------------------------
+
+
+class UploadState(StrEnum):
+    RECEIVING = "receiving"
+    COMPLETE = "complete"  # verified, fsynced, published
+    FAILED = "failed"
+    SUPERSEDED = "superseded"  # a newer version of the same name has been published
+
+
+class Upload(Model):
+    """One file on its way, or arrived."""
+
+    id: str
+    experiment: str
+    instrument: str | None
+    path: str  # relative to the experiment's folder
+    size: int
+    offset: int
+    digest: str  # sha256 the sender announced
+    version: int
+    state: UploadState
+    error: str = ""
+    created: datetime
+    ended: datetime | None
+    created_by: str
+
+
+class DatasetKind(StrEnum):
+    ROTATION = "rotation"
+    RASTER = "raster"  # a grid scan
+    STILL = "still"
+
+
+class DatasetState(StrEnum):
+    RECEIVING = "receiving"
+    COMPLETE = "complete"  # every announced frame is readable
+    INCOMPLETE = "incomplete"  # stopped early
+
+
+class Dataset(Model):
+    """One master file with all that it points to."""
+
+    id: int
+    experiment: str
+    name: str  # the master's name without "_master.h5"
+    path: str  # of the master, relative to the experiment's folder
+    kind: DatasetKind
+    state: DatasetState
+    frames_announced: int
+    frames_readable: int  # frames 1..frames_readable can be read now
+    shape: tuple[int, int]  # rows (slow), columns (fast)
+    metadata: dict[str, Quantity]  # NeXus names: wavelength, detector_distance, beam_center_x, x_pixel_size, ...
+    created: datetime
+    ended: datetime | None
+
+
+# --- templates, triggers, profiles -----------------------------------------------------------------------------
+
+
+class MetricSpec(Model):
+    """A metric that a template declares."""
+
+    title: str
+    unit: str = ""
+    description: str = ""
+    better: Literal["higher", "lower"] | None = None
+    good: float | None = None
+    acceptable: float | None = None
+    format: str = ""  # how to print it, as str.format has it: ".2f"
+
+
+class Template(Model):
+    """A parameterised notebook."""
+
+    name: str
+    version: str  # sha256 of the notebook's content, first 16 hexadecimal digits
+    title: str
+    technique: str
+    description: str
+    parameters: dict[str, JsonValue]  # JSON Schema (2020-12) of an object; each property: title, description, unit, ...
+    inputs: Literal["dataset", "datasets", "job"]
+    metrics: dict[str, MetricSpec]
+    requires: dict[str, list[str]]  # {"programs": [...], "python": [...]}
+    missing: list[str]  # what of that this facility lacks; empty: can run
+    profile: str
+    live: bool = False  # follows a dataset that is still growing
+    source: Literal["shipped", "facility", "experiment"]
+
+
+class Profile(Model):
+    """What a job asks for."""
+
+    name: str
+    title: str
+    cpus: int
+    memory: int  # bytes
+    walltime: int  # seconds
+
+
+class TriggerEvent(StrEnum):
+    DATASET_STARTED = "dataset.started"
+    DATASET_COMPLETE = "dataset.complete"
+
+
+class Trigger(Model):
+    """A trigger rule of an instrument."""
+
+    id: int
+    instrument: str
+    version: int  # grows with each change; a rule version starts at most one job per dataset and event
+    title: str
+    event: TriggerEvent
+    pattern: str  # glob on the dataset's name
+    condition: dict[str, JsonValue]  # {"kind": "rotation", "min_frames": 10}
+    template: str
+    parameters: dict[str, JsonValue]
+    profile: str
+    sponsor: str
+    enabled: bool
+
+
+class TriggerCondition(Request):
+    kind: DatasetKind | None = None
+    min_frames: int = Field(1, ge=1)
+
+
+class TriggerCreate(Request):
+    title: Line
+    event: TriggerEvent
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "*"
+    condition: TriggerCondition = TriggerCondition()
+    template: TemplateName
+    parameters: dict[str, JsonValue] = {}
+    profile: Slug
+    sponsor: Slug
+    enabled: bool = True
+
+
+class TriggerChange(Request):
+    title: Line | None = None
+    event: TriggerEvent | None = None
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    condition: TriggerCondition | None = None
+    template: TemplateName | None = None
+    parameters: dict[str, JsonValue] | None = None
+    profile: Slug | None = None
+    sponsor: Slug | None = None
+    enabled: bool | None = None
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------
+
+
+class JobState(StrEnum):
+    PENDING = "pending"  # waits for credit
+    QUEUED = "queued"  # credit is held; waits for CPUs
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.FINISHED, JobState.FAILED, JobState.CANCELLED)
+
+
+class JobInput(Model):
+    kind: Literal["dataset", "job"] = "dataset"
+    id: int
+    name: str = ""
+
+
+class JobProgress(Model):
+    fraction: float | None = None  # 0..1
+    step: str = ""
+
+
+class Artifact(Model):
+    """A file that a job made."""
+
+    path: str  # relative to the job's folder
+    title: str = ""
+    kind: Literal["plot", "data", "log", "notebook"] = "data"
+    size: int = 0
+    digest: str = ""  # sha256
+
+
+class Job(Model):
+    """One run of one template version with one parameter set."""
+
+    id: int
+    experiment: str
+    template: str
+    template_version: str
+    title: str  # of the template
+    state: JobState
+    reason: str  # why it is pending, failed or cancelled: one plain sentence
+    parameters: dict[str, JsonValue]
+    inputs: list[JobInput]
+    profile: Profile
+    sponsor: str
+    launched_by: str  # a user's name, or "trigger:<rule id>"
+    parent: int | None
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+    cpu_seconds: int  # charged
+    progress: JobProgress
+    metrics: dict[str, Quantity]
+    artifacts: list[Artifact]
+    folder: str  # relative to the experiment's folder: processed/<id>
+
+
+class JobCreate(Request):
+    template: TemplateName
+    parameters: dict[str, JsonValue] = {}
+    inputs: list[BigInt] = Field(min_length=1, max_length=1, description="ids of datasets")
+    profile: Slug | None = None
+    sponsor: Slug
+
+
+class JobRerun(Request):
+    """What is left out is as in the parent."""
+
+    template: TemplateName | None = None
+    parameters: dict[str, JsonValue] | None = None
+    profile: Slug | None = None
+    sponsor: Slug | None = None
+
+
+class JobCancel(Request):
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
+class SeriesPage(Model):
+    """Rows of one of a job's series from row `after` on; ask again with `next`."""
+
+    columns: dict[str, str]  # name -> unit
+    items: list[dict[str, JsonValue]]
+    next: int
+
+
+class JobSpec(Model):
+    """`job.json`: all that `beamhub.run` needs, on whatever node it runs."""
+
+    id: int
+    experiment: str
+    template: str
+    template_version: str
+    parameters: dict[str, JsonValue]
+    data: str  # absolute path of the input dataset's master file
+    cpus: int
+    folder: str  # absolute path of the job's own folder
+
+
+class JobResult(Model):
+    """`result.json`: written last and atomically; the service treats it as hostile input."""
+
+    outcome: Literal["finished", "failed"]
+    reason: str = Field("", max_length=2000)
+    cell: int | None = None  # index of the cell that failed
+    metrics: dict[str, Quantity] = Field(default={}, max_length=200)
+    artifacts: list[Artifact] = Field(default=[], max_length=1000)
+    software: dict[str, str] = Field(default={}, max_length=200)
+    host: str = Field("", max_length=255)
+    command: str = Field("", max_length=10000)  # reproduces the job outside
+
+
+# --- licences --------------------------------------------------------------------------------------------------
+
+
+class Licence(Model):
+    """An allowance of CPU time; `available` = granted - charged - held."""
+
+    id: str
+    title: str
+    kind: Literal["user", "lab"]
+    owner: str | None  # of a user licence
+    instruments: list[str]  # that a lab licence sponsors
+    granted: int
+    charged: int
+    held: int
+    available: int
+    valid_from: datetime
+    valid_until: datetime | None
+
+
+class LicenceCreate(Request):
+    id: Slug
+    title: Line
+    kind: Literal["user", "lab"]
+    owner: UserName | None = None
+    instruments: list[Slug] = []
+    cpu_hours: float = Field(0, ge=0, le=1e9)
+    valid_until: datetime | None = None
+
+
+class Grant(Request):
+    cpu_hours: float = Field(gt=0, le=1e9)
+    note: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
+class LedgerKind(StrEnum):
+    GRANT = "grant"
+    HOLD = "hold"
+    CHARGE = "charge"
+    RELEASE = "release"
+
+
+class LedgerLine(Model):
+    id: int
+    licence: str
+    time: datetime
+    kind: LedgerKind
+    cpu_seconds: int
+    job: int | None
+    actor: str
+    note: str
+
+
+# --- events ----------------------------------------------------------------------------------------------------
+
+
+class Event(Model):
+    """One line of the append-only log. `id` is the SSE id; kinds are `<noun>.<what happened>`."""
+
+    id: int
+    time: datetime
+    kind: str  # dataset.started, dataset.frames, dataset.complete, file.complete, job.<state>, member.added, ...
+    instrument: str | None
+    experiment: str | None
+    subject: str  # id of the dataset, job, upload, user, ...
+    actor: str
+    data: dict[str, Any]

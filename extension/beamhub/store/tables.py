@@ -1,0 +1,254 @@
+"""The tables of the store: what the migrations must arrive at (a test compares the two)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A moment. SQLite forgets time zones: everything is stored in UTC and comes back with UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time without a time zone: {value}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite only auto-increments INTEGER primary keys
+Key = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+instruments = Table(
+    "instruments",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("title", String(200), nullable=False),
+    Column("technique", String(200), nullable=False),
+    Column("staff", JSON, nullable=False),  # names of users
+    Column("active_experiment", String(60)),
+    Column("automation", Boolean, nullable=False),
+    Column("token_digest", String(64), unique=True),  # sha256 of the agent's token; the token itself is never stored
+    Column("heartbeat", JSON),
+    Column("heartbeat_at", UTCDateTime),
+    Column("created", UTCDateTime, nullable=False),
+)
+
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("id", String(60), primary_key=True),
+    Column("instrument", ForeignKey("instruments.id"), nullable=False, index=True),
+    Column("title", String(200), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("pi", String(255), nullable=False),
+    Column("created", UTCDateTime, nullable=False),
+    Column("started", UTCDateTime),
+    Column("ended", UTCDateTime),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("experiment", ForeignKey("experiments.id"), primary_key=True),
+    Column("user", String(255), primary_key=True, index=True),
+    Column("role", String(20), nullable=False),
+    Column("added", UTCDateTime, nullable=False),
+    Column("added_by", String(255), nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("experiment", ForeignKey("experiments.id"), nullable=False, index=True),
+    Column("instrument", String(40)),
+    Column("path", String(1000), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("error", Text, nullable=False),
+    Column("created", UTCDateTime, nullable=False),
+    Column("ended", UTCDateTime),
+    Column("created_by", String(255), nullable=False),
+    Index("ix_uploads_experiment_path", "experiment", "path"),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("experiment", ForeignKey("experiments.id"), nullable=False, index=True),
+    Column("name", String(1000), nullable=False),
+    Column("path", String(1000), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("frames_announced", Integer, nullable=False),
+    Column("frames_readable", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("columns", Integer, nullable=False),
+    Column("metadata", JSON, nullable=False),  # {name: {value, unit}}
+    Column("created", UTCDateTime, nullable=False),
+    Column("ended", UTCDateTime),
+    UniqueConstraint("experiment", "path"),
+)
+
+# the data files that a master points to, arrived or not
+dataset_files = Table(
+    "dataset_files",
+    metadata,
+    Column("dataset", ForeignKey("datasets.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1, in the order of the master's links
+    Column("path", String(1000), nullable=False),
+    Column("frames", Integer),  # None: not arrived
+    Index("ix_dataset_files_path", "path"),
+)
+
+triggers = Table(
+    "triggers",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("instrument", ForeignKey("instruments.id"), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("title", String(200), nullable=False),
+    Column("event", String(40), nullable=False),
+    Column("pattern", String(200), nullable=False),
+    Column("condition", JSON, nullable=False),
+    Column("template", String(63), nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("profile", String(40), nullable=False),
+    Column("sponsor", String(40), nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("deleted", Boolean, nullable=False),  # jobs refer to rules: a rule is never removed
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("experiment", ForeignKey("experiments.id"), nullable=False, index=True),
+    Column("template", String(63), nullable=False),
+    Column("template_version", String(64), nullable=False),
+    Column("title", String(200), nullable=False),
+    Column("state", String(20), nullable=False, index=True),
+    Column("reason", Text, nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("inputs", JSON, nullable=False),
+    Column("dataset", ForeignKey("datasets.id"), index=True),
+    Column("profile", JSON, nullable=False),  # as it was when the job was made
+    Column("sponsor", ForeignKey("licences.id"), nullable=False),
+    Column("launched_by", String(255), nullable=False),
+    Column("parent", ForeignKey("jobs.id")),
+    Column("trigger_key", String(200), unique=True),  # rule id, version, dataset, event: starts at most one job
+    Column("created", UTCDateTime, nullable=False),
+    Column("started", UTCDateTime),
+    Column("ended", UTCDateTime),
+    Column("cpu_seconds", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),  # CPU-seconds on hold now
+    Column("progress", JSON, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("artifacts", JSON, nullable=False),
+    Column("runner_ref", JSON),  # how the runner finds the process again after a restart
+    Column("cancel_requested", String(800)),  # who and why, while it still runs
+)
+
+licences = Table(
+    "licences",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("title", String(200), nullable=False),
+    Column("kind", String(10), nullable=False),
+    Column("owner", String(255), index=True),
+    Column("instruments", JSON, nullable=False),
+    Column("granted", BigInteger, nullable=False),
+    Column("charged", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("valid_from", UTCDateTime, nullable=False),
+    Column("valid_until", UTCDateTime),
+    CheckConstraint("granted >= 0 AND charged >= 0 AND held >= 0", name="amounts"),
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("licence", ForeignKey("licences.id"), nullable=False, index=True),
+    Column("time", UTCDateTime, nullable=False),
+    Column("kind", String(10), nullable=False),
+    Column("cpu_seconds", BigInteger, nullable=False),
+    Column("job", ForeignKey("jobs.id"), index=True),
+    Column("actor", String(255), nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("time", UTCDateTime, nullable=False),
+    Column("kind", String(60), nullable=False),
+    Column("instrument", String(40), index=True),
+    Column("experiment", String(60), index=True),
+    Column("subject", String(255), nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("data", JSON, nullable=False),
+)
+
+# how far each consumer of the log has come
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("name", String(60), primary_key=True),
+    Column("event", BigInteger, nullable=False),
+)
+
+# answers of POSTs that carried an Idempotency-Key
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("actor", String(255), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("request_digest", String(64), nullable=False),
+    Column("status", Integer),  # None: the first request is still being answered
+    Column("body", Text),
+    Column("created", UTCDateTime, nullable=False, index=True),
+)
