@@ -1,0 +1,150 @@
+"""The store: all that beamhub remembers, and the only place that speaks SQL.
+
+Transactions that write follow one another, on SQLite (BEGIN IMMEDIATE) as on PostgreSQL (an advisory lock): no
+rule of the service depends on an interleaving, and events become visible in the order of their ids. A transaction
+is durable when it returns. Reads see one consistent snapshot and never wait for writers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import alembic.command
+import alembic.config
+import alembic.util
+from sqlalchemy import Connection, Engine, create_engine, event, text
+
+from beamhub.errors import BeamhubError
+from beamhub.store.datasets import Datasets
+from beamhub.store.events import Cursors, Events
+from beamhub.store.experiments import Experiments, Members
+from beamhub.store.idempotency import Idempotency
+from beamhub.store.instruments import Instruments
+from beamhub.store.jobs import Jobs
+from beamhub.store.licences import Licences
+from beamhub.store.triggers import Triggers
+from beamhub.store.uploads import Uploads
+
+T = TypeVar("T")
+
+READERS = 4
+BUSY_TIMEOUT = 30.0  # seconds that a writer waits for another process's writer
+WRITERS_LOCK = 0x6265616D687562  # "beamhub": the key of PostgreSQL's advisory lock
+
+
+class Transaction:
+    """What can be read and written, by noun. Lives for the duration of the `work` it was given to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.instruments = Instruments(connection)
+        self.experiments = Experiments(connection)
+        self.members = Members(connection)
+        self.uploads = Uploads(connection)
+        self.datasets = Datasets(connection)
+        self.triggers = Triggers(connection)
+        self.jobs = Jobs(connection)
+        self.licences = Licences(connection)
+        self.events = Events(connection)
+        self.cursors = Cursors(connection)
+        self.idempotency = Idempotency(connection)
+
+
+class Store:
+    """A database at an SQLAlchemy URL: `sqlite:////path/beamhub.db` or `postgresql+psycopg://...`."""
+
+    def __init__(self, url: str) -> None:
+        if url.startswith("sqlite"):
+            self._read_engine = _sqlite(url, "BEGIN", "PRAGMA query_only = ON")
+            self._write_engine = _sqlite(url, "BEGIN IMMEDIATE")
+        elif url.startswith("postgresql+psycopg"):
+            self._read_engine = create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+            event.listen(self._read_engine, "begin", _read_only)
+            self._write_engine = create_engine(url, pool_pre_ping=True)
+            event.listen(self._write_engine, "begin", _one_writer)
+        else:
+            raise BeamhubError(
+                f"The database URL {url.partition(':')[0]}:… is neither SQLite nor PostgreSQL with psycopg.",
+                "Use sqlite:////absolute/path.db or postgresql+psycopg://user@host/database.",
+            )
+        self._readers = ThreadPoolExecutor(READERS, "beamhub-read")
+        self._writer = ThreadPoolExecutor(1, "beamhub-write")
+        self._committed: list[Callable[[], None]] = []
+
+    def migrate(self) -> None:
+        """Brings the database's tables to this version of beamhub; does nothing when they are there already.
+
+        Raises BeamhubError when the database has been used by a newer version.
+        """
+        config = alembic.config.Config()
+        config.set_main_option("script_location", "beamhub.store:migrations")
+        config.set_main_option("path_separator", "os")
+        with self._write_engine.begin() as connection:
+            config.attributes["connection"] = connection
+            try:
+                alembic.command.upgrade(config, "head")
+            except alembic.util.CommandError as error:
+                raise BeamhubError(
+                    f"The database cannot be brought to this version of beamhub: {error}.",
+                    "Install the version of beamhub that has used it last, or a newer one.",
+                ) from error
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called after each committed write, on the thread that wrote. It must not raise."""
+        self._committed.append(callback)
+
+    async def read(self, work: Callable[[Transaction], T]) -> T:
+        """The result of `work` on one consistent snapshot, in a thread of the store's own."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_sync, work)
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """The result of `work`, all of it committed, or the error it raised, none of it committed.
+
+        A caller that is cancelled while it waits does not stop the transaction.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_sync, work)
+
+    def read_sync(self, work: Callable[[Transaction], T]) -> T:
+        """As `read`, on the calling thread."""
+        with self._read_engine.begin() as connection:
+            return work(Transaction(connection))
+
+    def write_sync(self, work: Callable[[Transaction], T]) -> T:
+        """As `write`, on the calling thread."""
+        with self._write_engine.begin() as connection:
+            result = work(Transaction(connection))
+        for callback in self._committed:
+            callback()
+        return result
+
+    def close(self) -> None:
+        """Waits for the transactions under way, and closes all connections."""
+        self._readers.shutdown()
+        self._writer.shutdown()
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+
+def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
+    """synchronous=FULL: a commit is on the disk when it returns, which WAL's usual NORMAL does not promise."""
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
+    setup = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", *pragmas)
+
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        for pragma in setup:
+            connection.execute(pragma)
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+def _read_only(connection: Connection) -> None:
+    connection.execute(text("SET TRANSACTION READ ONLY"))
+
+
+def _one_writer(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITERS_LOCK})

@@ -31,17 +31,18 @@ class UTCDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError(f"a time without a time zone: {value}")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         if value is None:
             return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        moment: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return moment
 
 
 # SQLite only auto-increments INTEGER primary keys
@@ -66,7 +67,9 @@ instruments = Table(
     Column("staff", JSON, nullable=False),  # names of users
     Column("active_experiment", String(60)),
     Column("automation", Boolean, nullable=False),
-    Column("token_digest", String(64), unique=True),  # sha256 of the agent's token; the token itself is never stored
+    Column(
+        "token_digest", String(64), unique=True
+    ),  # sha256 of the agent's token; the token itself is never stored
     Column("heartbeat", JSON),
     Column("heartbeat_at", UTCDateTime),
     Column("created", UTCDateTime, nullable=False),
@@ -110,6 +113,7 @@ uploads = Table(
     Column("created", UTCDateTime, nullable=False),
     Column("ended", UTCDateTime),
     Column("created_by", String(255), nullable=False),
+    Column("frames", Integer),  # in a published detector file; None: it is none, or not yet published
     Index("ix_uploads_experiment_path", "experiment", "path"),
 )
 
@@ -178,7 +182,9 @@ jobs = Table(
     Column("sponsor", ForeignKey("licences.id"), nullable=False),
     Column("launched_by", String(255), nullable=False),
     Column("parent", ForeignKey("jobs.id")),
-    Column("trigger_key", String(200), unique=True),  # rule id, version, dataset, event: starts at most one job
+    Column(
+        "trigger_key", String(200), unique=True
+    ),  # rule id, version, dataset, event: starts at most one job
     Column("created", UTCDateTime, nullable=False),
     Column("started", UTCDateTime),
     Column("ended", UTCDateTime),

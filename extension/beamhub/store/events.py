@@ -1,0 +1,99 @@
+"""Rows of the append-only log, and how far its consumers have come."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select, update
+
+from beamhub.schemas import Event, Page
+from beamhub.store.tables import cursors, events
+
+
+class Events:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def append(
+        self,
+        kind: str,
+        *,
+        actor: str,
+        instrument: str | None,
+        experiment: str | None,
+        subject: str,
+        data: dict[str, Any],
+    ) -> Event:
+        """Ids become visible in their order, because transactions that write follow one another."""
+        values: dict[str, Any] = {
+            "time": datetime.now(UTC),
+            "kind": kind,
+            "instrument": instrument,
+            "experiment": experiment,
+            "subject": subject,
+            "actor": actor,
+            "data": data,
+        }
+        id_ = self._connection.execute(insert(events).values(values).returning(events.c.id)).scalar_one()
+        return Event(id=id_, **values)
+
+    def head(self) -> int:
+        """The id of the newest event; 0 when there is none."""
+        return self._connection.scalar(select(func.max(events.c.id))) or 0
+
+    def after(
+        self,
+        id_: int,
+        *,
+        limit: int,
+        experiments: frozenset[str] | None = None,
+        instruments: frozenset[str] = frozenset(),
+    ) -> list[Event]:
+        """Events newer than `id_`, oldest first. `experiments` None: all of them; otherwise those of these
+        experiments, and those of these instruments that belong to no experiment."""
+        query = select(events).where(events.c.id > id_).order_by(events.c.id).limit(limit)
+        if experiments is not None:
+            query = query.where(_among(experiments, instruments))
+        return [_event(row) for row in self._connection.execute(query)]
+
+    def page(
+        self,
+        *,
+        after: int,
+        limit: int,
+        experiments: frozenset[str] | None = None,
+        instruments: frozenset[str] = frozenset(),
+    ) -> Page[Event]:
+        """As `after`, as a page whose cursor is the last id."""
+        found = self.after(after, limit=limit + 1, experiments=experiments, instruments=instruments)
+        more = len(found) > limit
+        found = found[:limit]
+        return Page[Event](items=found, next=str(found[-1].id) if more else None)
+
+
+class Cursors:
+    """How far each consumer of the log has come."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, name: str) -> int:
+        """The id of the last event that this consumer has dealt with; 0 before the first."""
+        return self._connection.scalar(select(cursors.c.event).where(cursors.c.name == name)) or 0
+
+    def set(self, name: str, event: int) -> None:
+        changed = self._connection.execute(update(cursors).where(cursors.c.name == name).values(event=event))
+        if changed.rowcount == 0:
+            self._connection.execute(insert(cursors).values(name=name, event=event))
+
+
+def _among(experiments: frozenset[str], instruments: frozenset[str]) -> ColumnElement[bool]:
+    return or_(
+        events.c.experiment.in_(experiments),
+        and_(events.c.experiment.is_(None), events.c.instrument.in_(instruments)),
+    )
+
+
+def _event(row: Row[Any]) -> Event:
+    return Event.model_validate(row._mapping)

@@ -1,0 +1,98 @@
+"""Rows of uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from beamhub.schemas import Page, Upload, UploadState
+from beamhub.store.pages import paginate
+from beamhub.store.tables import uploads
+
+PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
+
+
+class Uploads:
+    """A published upload's `offset` is its size; of the others it is 0 here, as the bytes on disk know better."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, upload: str) -> Upload | None:
+        row = self._connection.execute(select(uploads).where(uploads.c.id == upload)).first()
+        return _upload(row) if row else None
+
+    def list(
+        self,
+        *,
+        experiment: str | None = None,
+        instrument: str | None = None,
+        state: UploadState | None = None,
+        after: str | None,
+        limit: int,
+    ) -> Page[Upload]:
+        """Newest first."""
+        query = select(uploads)
+        if experiment is not None:
+            query = query.where(uploads.c.experiment == experiment)
+        if instrument is not None:
+            query = query.where(uploads.c.instrument == instrument)
+        if state is not None:
+            query = query.where(uploads.c.state == state)
+        order = [uploads.c.created, uploads.c.id]
+        return paginate(self._connection, query, order, _upload, after=after, limit=limit, descending=True)
+
+    def receiving(self) -> Sequence[Upload]:
+        """All that are on their way, oldest first."""
+        query = select(uploads).where(uploads.c.state == UploadState.RECEIVING)
+        return [
+            _upload(row) for row in self._connection.execute(query.order_by(uploads.c.created, uploads.c.id))
+        ]
+
+    def published(self, experiment: str, paths: Collection[str]) -> dict[str, Upload]:
+        """The uploads that were published at these paths."""
+        query = select(uploads).where(
+            uploads.c.experiment == experiment, uploads.c.path.in_(paths), uploads.c.state.in_(PUBLISHED)
+        )
+        return {row.path: _upload(row) for row in self._connection.execute(query)}
+
+    def frames(self, experiment: str, paths: Collection[str]) -> dict[str, int]:
+        """How many frames the detector files published at these paths have."""
+        query = select(uploads.c.path, uploads.c.frames).where(
+            uploads.c.experiment == experiment,
+            uploads.c.path.in_(paths),
+            uploads.c.state.in_(PUBLISHED),
+            uploads.c.frames.is_not(None),
+        )
+        return {row.path: row.frames for row in self._connection.execute(query)}
+
+    def create(self, upload: Upload) -> None:
+        self._connection.execute(insert(uploads).values(upload.model_dump(exclude={"offset"})))
+
+    def change(self, upload: str, **values: Any) -> None:
+        """Sets columns: path, version, state, error, ended, frames."""
+        self._connection.execute(update(uploads).where(uploads.c.id == upload).values(**values))
+
+    def end(self, upload: str, state: UploadState, **values: Any) -> None:
+        self.change(upload, state=state, ended=datetime.now(UTC), **values)
+
+    def supersede(self, experiment: str, path: str) -> None:
+        """What was published at this path is no longer the newest version."""
+        self._connection.execute(
+            update(uploads)
+            .where(
+                uploads.c.experiment == experiment,
+                uploads.c.path == path,
+                uploads.c.state == UploadState.COMPLETE,
+            )
+            .values(state=UploadState.SUPERSEDED)
+        )
+
+
+def _upload(row: Row[Any]) -> Upload:
+    values = row._mapping
+    offset = values["size"] if values["state"] in PUBLISHED else 0
+    return Upload.model_validate({**values, "offset": offset})
