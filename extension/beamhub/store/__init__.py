@@ -1,8 +1,8 @@
 """The store: all that beamhub remembers, and the only place that speaks SQL.
 
-Transactions that write follow one another, on SQLite (BEGIN IMMEDIATE) as on PostgreSQL (an advisory lock): no
-rule of the service depends on an interleaving, and events become visible in the order of their ids. A transaction
-is durable when it returns. Reads see one consistent snapshot and never wait for writers.
+Transactions that write follow one another, on SQLite (BEGIN IMMEDIATE) as on PostgreSQL (an advisory lock):
+no rule of the service depends on an interleaving, and events become visible in the order of their ids. A
+transaction is durable when it returns. Reads see one consistent snapshot and never wait for writers.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Store:
 
 
 def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
-    """synchronous=FULL: a commit is on the disk when it returns, which WAL's usual NORMAL does not promise."""
+    """synchronous=FULL: a commit is on disk when it returns, which WAL's usual NORMAL does not promise."""
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
     setup = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", *pragmas)
 

@@ -24,7 +24,7 @@ class Idempotency:
         self._connection = connection
 
     def claim(self, actor: str, key: str, request_digest: str) -> Answer | None:
-        """None: this request is the first with its key and must `settle` or `forget` it; else what the first got."""
+        """None: this request is the first, and must `settle` or `forget` it. Else: what the first got."""
         query = select(idempotency.c.request_digest, idempotency.c.status, idempotency.c.body)
         row = self._connection.execute(
             query.where(idempotency.c.actor == actor, idempotency.c.key == key)

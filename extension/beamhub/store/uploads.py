@@ -16,7 +16,7 @@ PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
 
 
 class Uploads:
-    """A published upload's `offset` is its size; of the others it is 0 here, as the bytes on disk know better."""
+    """A published upload's `offset` is its size; others have 0 here, as the bytes on disk know better."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
