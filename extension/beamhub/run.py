@@ -1,0 +1,191 @@
+"""One job, on whatever node it was started: `python -m beamhub.run FOLDER`.
+
+Reads `job.json`, runs `template.ipynb` with papermill into `notebook.ipynb` (written as it goes), keeps what
+the cells print in `log.txt`, and at the very end writes `result.json`, atomically. It knows nothing of the
+service or its
+database: whoever started it watches the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from beamhub.schemas import Artifact, JobResult, JobSpec, Quantity
+
+# Importing jsonschema (papermill does, by way of nbformat) builds a grammar for the "iri" format with this
+# package, for 1.5 s. Notebooks have no such fields, and jsonschema does without the package where it is
+# missing.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+SOFTWARE = (
+    "beamhub",
+    "papermill",
+    "ipykernel",
+    "numpy",
+    "numba",
+    "h5py",
+    "hdf5plugin",
+    "matplotlib",
+    "gemmi",
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def main(folder: Path) -> int:
+    """Run the job in `folder` to its end. Returns the exit code: 0 finished, 1 failed."""
+    os.chdir(folder)
+    spec = JobSpec.model_validate_json(Path("job.json").read_bytes())
+    _prepare_environment(spec)
+    with Path("log.txt").open("a", encoding="utf-8", errors="replace", buffering=1) as log:
+        outcome = _execute(spec, log)
+    result = outcome.model_copy(update=_reported() | {"command": _command(spec)})
+    temporary = Path("result.json.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(result.model_dump_json())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename("result.json")
+    return 0 if result.outcome == "finished" else 1
+
+
+def _prepare_environment(spec: JobSpec) -> None:
+    """What the kernel and the programs that it starts inherit."""
+    threads = str(spec.cpus)
+    os.environ |= {
+        "BEAMHUB_JOB_FOLDER": str(Path.cwd()),
+        "BEAMHUB_CPUS": threads,
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "NUMBA_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "JUPYTER_RUNTIME_DIR": tempfile.mkdtemp(prefix="beamhub-"),  # short: a socket's path has 107 bytes
+    }
+    # numba only uses a cache that it may write to: the shared one is read-only, each job works on a copy
+    shared, own = os.environ.get("BEAMHUB_NUMBA_CACHE"), os.environ.get("NUMBA_CACHE_DIR")
+    if shared and own and Path(shared).is_dir() and not Path(own).exists():
+        shutil.copytree(shared, own)
+
+
+def _parameters(spec: JobSpec) -> dict[str, Any]:
+    """What papermill injects. It executes the names as code, so they are checked here again."""
+    for name in spec.parameters:
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} is not the name of a parameter")
+    return {**spec.parameters, "data": spec.data, "cpus": spec.cpus}
+
+
+def _execute(spec: JobSpec, log: TextIOWrapper) -> JobResult:
+    # papermill is imported only when job.json has been read: a wrong one is refused at once
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    try:
+        # relative names, because papermill takes {} in paths for its own
+        papermill.execute_notebook(
+            "template.ipynb",
+            "notebook.ipynb",
+            parameters=_parameters(spec),
+            progress_bar=False,
+            stdout_file=log,
+            stderr_file=log,
+            start_timeout=120,
+            autosave_cell_every=5,
+            # sockets in a private folder: other users of a node cannot connect, as they could to a TCP port
+            config=Config({"KernelManager": {"transport": "ipc"}}),
+        )
+    except papermill.PapermillExecutionError as error:
+        log.write(_ANSI.sub("", "\n".join(error.traceback)) + "\n")
+        what = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
+        cell, prompt = _failed_cell()
+        where = f" (in cell [{prompt}])" if prompt is not None else ""
+        return _failed(f"{_one_line(what)}{where}", cell)
+    except DeadKernelError:
+        return _failed(
+            "The notebook's Python process died, most often out of memory: choose a profile with more.",
+            _failed_cell()[0],
+        )
+    except Exception as error:  # whatever it was, the job ends with a sentence about it
+        log.write(traceback.format_exc())
+        return _failed(
+            f"The notebook could not be run: {type(error).__name__}: {_one_line(str(error))}", None
+        )
+    return JobResult(outcome="finished", software=_software(), host=platform.node())
+
+
+def _failed(reason: str, cell: int | None) -> JobResult:
+    return JobResult(
+        outcome="failed", reason=reason[:2000], cell=cell, software=_software(), host=platform.node()
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_ANSI.sub("", text).split())[:1800]
+
+
+def _failed_cell() -> tuple[int | None, int | None]:
+    """Which cell of `notebook.ipynb` stopped the run: its index, and the number that Jupyter shows at it."""
+    stopped: tuple[int | None, int | None] = None, None
+    for index, cell in enumerate(json.loads(Path("notebook.ipynb").read_bytes())["cells"]):
+        run = cell["metadata"].get("papermill", {})
+        if cell["cell_type"] == "code" and run.get("start_time"):
+            stopped = index, cell["execution_count"]
+            if run["status"] == "failed":
+                break
+    return stopped
+
+
+def _reported() -> dict[str, Any]:
+    """Metrics, artifacts and programs that the notebook reported; the last word on each counts."""
+    metrics: dict[str, Quantity] = {}
+    artifacts: dict[str, Artifact] = {}
+    software: dict[str, str] = _software()
+    report = Path("report.jsonl")
+    for line in report.read_text("utf-8").splitlines() if report.exists() else []:
+        told = json.loads(line)
+        match told["what"]:
+            case "metric":
+                metrics[told["name"]] = Quantity(value=told["value"], unit=told["unit"])
+            case "artifact":
+                artifacts[told["path"]] = Artifact(
+                    path=told["path"], title=told["title"], kind=told["artifact"]
+                )
+            case "software":
+                software[told["name"]] = told["version"]
+    return {"metrics": metrics, "artifacts": list(artifacts.values()), "software": software}
+
+
+def _software() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in SOFTWARE:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # an optional one that is not installed
+    return found
+
+
+def _command(spec: JobSpec) -> str:
+    """The same run, by hand."""
+    return f"papermill template.ipynb notebook.ipynb -y {shlex.quote(json.dumps(_parameters(spec)))}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m beamhub.run FOLDER")
+    sys.exit(main(Path(sys.argv[1])))
