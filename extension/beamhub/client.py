@@ -1,0 +1,662 @@
+"""A typed client of the service's REST API: synchronous, for scripts, notebooks, dashboards and the command line.
+
+    client = Client("https://hub.example.org", token)          # or Client.from_environment()
+    for experiment in client.experiments():
+        print(experiment.id, experiment.title)
+
+Methods are named like the resources and return the objects of `beamhub.schemas`. Lists come whole: pages are
+followed. An error that the service answers with is raised as `ApiError`, whose `problem` says what happened and what
+to do; a service that can't be reached raises `Unreachable`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import BaseModel, JsonValue, ValidationError
+
+from beamhub.schemas import (
+    Dataset,
+    Event,
+    Experiment,
+    ExperimentChange,
+    ExperimentCreate,
+    ExperimentState,
+    File,
+    Grant,
+    Heartbeat,
+    Instrument,
+    InstrumentChange,
+    InstrumentCreate,
+    InstrumentToken,
+    Job,
+    JobCancel,
+    JobCreate,
+    JobRerun,
+    JobState,
+    LedgerLine,
+    Licence,
+    LicenceCreate,
+    Me,
+    Member,
+    MemberCreate,
+    Page,
+    Problem,
+    Profile,
+    Role,
+    SeriesPage,
+    Template,
+    Trigger,
+    TriggerChange,
+    TriggerCreate,
+    Upload,
+    UploadState,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+M = TypeVar("M", bound=BaseModel)
+
+SERVICE = "/services/beamhub"
+PART = 8 * 2**20  # bytes per PATCH of an upload
+BLOCK = 256 * 2**10  # bytes per read and write
+LONGEST_PAUSE = 10.0  # seconds between attempts to reconnect
+
+
+class ApiError(Exception):
+    """The service refused. `problem` has its reasons."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(" ".join(part for part in (problem.detail or problem.title, problem.remedy) if part))
+        self.problem = problem
+
+    @property
+    def status(self) -> int:
+        return self.problem.status
+
+
+class Unreachable(Exception):  # noqa: N818 (reads as what happened)
+    """No answer from the service."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of the live feed. Stored events have an `id`; progress and the like, which are not kept, have none."""
+
+    id: int | None
+    kind: str
+    experiment: str | None = None
+    instrument: str | None = None
+    subject: str = ""
+    actor: str = ""
+    time: datetime | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Client:
+    """One caller's view of the service at `url` (the hub's address, such as https://hub.example.org).
+
+    `token` is a JupyterHub API token, or with `instrument=True` the token of an instrument's agent. Safe to share
+    between threads. Reads are tried again when the connection breaks; writes carry an idempotency key, so trying
+    them again never does anything twice.
+    """
+
+    def __init__(self, url: str, token: str, *, instrument: bool = False, timeout: float = 60.0) -> None:
+        address = urlsplit(url)
+        if address.scheme not in ("http", "https") or not address.netloc:
+            raise ValueError(
+                f"not the address of a hub: {url!r}; it should look like https://hub.example.org"
+            )
+        root = url.split(SERVICE, 1)[0].rstrip("/")
+        self.url = f"{root}{SERVICE}/api/v1/"
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={
+                "Authorization": f"{'Bearer' if instrument else 'token'} {token}",
+                "Accept": "application/json",
+            },
+            timeout=httpx.Timeout(timeout, connect=10.0),
+        )
+
+    @classmethod
+    def from_environment(cls, *, timeout: float = 60.0) -> Self:
+        """A client from BEAMHUB_URL and BEAMHUB_TOKEN; inside a JupyterLab session the hub's own token serves."""
+        url, token = os.environ.get("BEAMHUB_URL"), os.environ.get("BEAMHUB_TOKEN")
+        token = token or os.environ.get("JUPYTERHUB_API_TOKEN")
+        if not url or not token:
+            missing = "BEAMHUB_URL" if not url else "BEAMHUB_TOKEN"
+            raise ValueError(
+                f"{missing} is not set. Set BEAMHUB_URL to the hub's address (https://hub.example.org) and "
+                "BEAMHUB_TOKEN to a token from its page Token."
+            )
+        return cls(url, token, timeout=timeout)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- people, instruments, trigger rules ------------------------------------------------------------
+
+    def me(self) -> Me:
+        return self._get(Me, "me")
+
+    def instruments(self) -> list[Instrument]:
+        return self._list(Instrument, "instruments")
+
+    def instrument(self, instrument: str) -> Instrument:
+        return self._get(Instrument, f"instruments/{_part(instrument)}")
+
+    def create_instrument(
+        self,
+        id: str,  # noqa: A002 (the field's name)
+        title: str,
+        *,
+        technique: str = "macromolecular crystallography",
+        staff: list[str] | None = None,
+    ) -> Instrument:
+        body = InstrumentCreate(id=id, title=title, technique=technique, staff=staff or [])
+        return self._send(Instrument, "POST", "instruments", body)
+
+    def change_instrument(self, instrument: str, change: InstrumentChange) -> Instrument:
+        return self._send(Instrument, "PATCH", f"instruments/{_part(instrument)}", change)
+
+    def activate(self, instrument: str, experiment: str | None) -> Instrument:
+        """Make this experiment the one that the instrument's files go to; None: none."""
+        return self.change_instrument(instrument, InstrumentChange(active_experiment=experiment))
+
+    def new_instrument_token(self, instrument: str) -> InstrumentToken:
+        """A new token for the instrument's agent. Older ones stop working at once."""
+        return self._send(InstrumentToken, "POST", f"instruments/{_part(instrument)}/token")
+
+    def heartbeat(self, instrument: str, heartbeat: Heartbeat) -> Instrument:
+        return self._send(Instrument, "PUT", f"instruments/{_part(instrument)}/heartbeat", heartbeat)
+
+    def triggers(self, instrument: str) -> list[Trigger]:
+        return self._list(Trigger, f"instruments/{_part(instrument)}/triggers")
+
+    def create_trigger(self, instrument: str, trigger: TriggerCreate) -> Trigger:
+        return self._send(Trigger, "POST", f"instruments/{_part(instrument)}/triggers", trigger)
+
+    def change_trigger(self, trigger: int, change: TriggerChange) -> Trigger:
+        return self._send(Trigger, "PATCH", f"triggers/{trigger}", change)
+
+    def delete_trigger(self, trigger: int) -> None:
+        self._call("DELETE", f"triggers/{trigger}")
+
+    # --- experiments -----------------------------------------------------------------------------------
+
+    def experiments(
+        self, *, instrument: str | None = None, state: ExperimentState | None = None, limit: int | None = None
+    ) -> list[Experiment]:
+        """What the caller may see, newest first."""
+        return self._list(Experiment, "experiments", limit, instrument=instrument, state=state)
+
+    def experiment(self, experiment: str) -> Experiment:
+        return self._get(Experiment, f"experiments/{_part(experiment)}")
+
+    def create_experiment(self, instrument: str, title: str, pi: str) -> Experiment:
+        body = ExperimentCreate(instrument=instrument, title=title, pi=pi)
+        return self._send(Experiment, "POST", "experiments", body)
+
+    def change_experiment(self, experiment: str, change: ExperimentChange) -> Experiment:
+        return self._send(Experiment, "PATCH", f"experiments/{_part(experiment)}", change)
+
+    def members(self, experiment: str) -> list[Member]:
+        return self._list(Member, f"experiments/{_part(experiment)}/members")
+
+    def add_member(
+        self,
+        experiment: str,
+        user: str,
+        role: Literal[Role.PI, Role.COLLABORATOR, Role.VIEWER] = Role.COLLABORATOR,
+    ) -> Member:
+        body = MemberCreate(user=user, role=role)
+        return self._send(Member, "POST", f"experiments/{_part(experiment)}/members", body)
+
+    def remove_member(self, experiment: str, user: str) -> None:
+        self._call("DELETE", f"experiments/{_part(experiment)}/members/{_part(user)}")
+
+    def sponsors(self, experiment: str) -> list[Licence]:
+        """The licences that the caller's jobs in this experiment may be charged to."""
+        return self._list(Licence, f"experiments/{_part(experiment)}/sponsors")
+
+    def files(self, experiment: str, prefix: str = "", limit: int | None = None) -> list[File]:
+        return self._list(File, f"experiments/{_part(experiment)}/files", limit, prefix=prefix)
+
+    def file(self, experiment: str, path: str) -> bytes:
+        """A file's content; `download` is for large ones."""
+        return self._call("GET", f"experiments/{_part(experiment)}/files/{_path(path)}").content
+
+    def download(self, experiment: str, path: str, to: Path) -> Path:
+        """Stream a file of the experiment to the local path `to`."""
+        return self._download(f"experiments/{_part(experiment)}/files/{_path(path)}", to)
+
+    # --- uploads and datasets --------------------------------------------------------------------------
+
+    def uploads(
+        self, experiment: str, *, state: UploadState | None = None, limit: int | None = None
+    ) -> list[Upload]:
+        return self._list(Upload, "uploads", limit, experiment=experiment, state=state)
+
+    def upload_status(self, upload: str) -> Upload:
+        return self._get(Upload, f"uploads/{_part(upload)}")
+
+    def cancel_upload(self, upload: str) -> None:
+        self._call("DELETE", f"uploads/{_part(upload)}", headers={"Tus-Resumable": "1.0.0"})
+
+    def upload(
+        self,
+        path: Path,
+        experiment: str,
+        *,
+        name: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Upload:
+        """Send a file into the experiment's `shared/` folder, as `name` (which may have folders).
+
+        A broken connection resumes where it stopped; a file that is already there with the same content is not
+        sent again. `progress(sent, size)` is called as bytes are taken in. Returns the complete upload.
+        """
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            # one name for one file: a second attempt of the same call finds the same upload
+            metadata = {"filename": name or path.name, "sha256": digest, "experiment": experiment}
+            encoded = ",".join(
+                f"{key} {b64encode(value.encode()).decode()}" for key, value in metadata.items()
+            )
+            answer = self._call(
+                "POST",
+                "uploads",
+                headers={
+                    "Tus-Resumable": "1.0.0",
+                    "Upload-Length": str(size),
+                    "Upload-Metadata": encoded,
+                    "Idempotency-Key": uuid.uuid4().hex,
+                },
+            )
+            upload = Upload.model_validate_json(answer.content)
+            pauses = _pauses()
+            while upload.state is UploadState.RECEIVING:
+                if progress:
+                    progress(upload.offset, size)
+                file.seek(upload.offset)
+                try:
+                    self._call(
+                        "PATCH",
+                        f"uploads/{upload.id}",
+                        headers={
+                            "Tus-Resumable": "1.0.0",
+                            "Upload-Offset": str(upload.offset),
+                            "Content-Type": "application/offset+octet-stream",
+                            "Content-Length": str(min(PART, size - upload.offset)),
+                        },
+                        content=_blocks(file, PART),
+                    )
+                    pauses = _pauses()
+                except Unreachable:
+                    _wait(pauses)
+                except ApiError as error:
+                    if error.status not in (
+                        409,
+                        423,
+                        460,
+                        502,
+                        503,
+                    ):  # elsewhere now, damaged, or being restarted
+                        raise
+                    _wait(pauses)
+                upload = self.upload_status(upload.id)
+        if upload.state is UploadState.FAILED:
+            raise ApiError(Problem(title="Upload failed", status=460, detail=upload.error))
+        if progress:
+            progress(size, size)
+        return upload
+
+    def datasets(self, experiment: str, *, limit: int | None = None) -> list[Dataset]:
+        """Newest first."""
+        return self._list(Dataset, f"experiments/{_part(experiment)}/datasets", limit)
+
+    def dataset(self, dataset: int) -> Dataset:
+        return self._get(Dataset, f"datasets/{dataset}")
+
+    def frame(
+        self,
+        dataset: int,
+        n: int,
+        *,
+        bin: int = 1,
+        region: tuple[int, int, int, int] | None = None,  # noqa: A002
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Frame `n` (from 1), rows by columns, in counts; masked pixels have the largest value of the dtype.
+
+        `bin` b takes the maximum of b x b pixels; `region` is (x0, y0, x1, y1) in pixels of the full frame, x1 and y1
+        exclusive.
+        """
+        import io
+
+        import numpy as np
+
+        params: dict[str, Any] = {"bin": bin}
+        if region is not None:
+            params |= dict(zip(("x0", "y0", "x1", "y1"), region, strict=True))
+        answer = self._call("GET", f"datasets/{dataset}/frames/{n}", params=params)
+        frame: np.ndarray[Any, np.dtype[Any]] = np.load(io.BytesIO(answer.content), allow_pickle=False)
+        return frame
+
+    def frame_png(self, dataset: int, n: int, *, bin: int = 1) -> bytes:  # noqa: A002
+        return self._call(
+            "GET", f"datasets/{dataset}/frames/{n}", params={"bin": bin, "format": "png"}
+        ).content
+
+    # --- templates, profiles, jobs ---------------------------------------------------------------------
+
+    def templates(self) -> list[Template]:
+        return self._list(Template, "templates")
+
+    def template(self, name: str) -> Template:
+        return self._get(Template, f"templates/{_part(name)}")
+
+    def profiles(self) -> list[Profile]:
+        return self._list(Profile, "profiles")
+
+    def jobs(
+        self,
+        experiment: str | None = None,
+        *,
+        dataset: int | None = None,
+        state: JobState | None = None,
+        limit: int | None = None,
+    ) -> list[Job]:
+        """Newest first; without an experiment those of all that the caller may see."""
+        return self._list(Job, "jobs", limit, experiment=experiment, dataset=dataset, state=state)
+
+    def job(self, job: int) -> Job:
+        return self._get(Job, f"jobs/{job}")
+
+    def submit(
+        self,
+        experiment: str,
+        template: str,
+        dataset: int,
+        *,
+        sponsor: str,
+        parameters: dict[str, JsonValue] | None = None,
+        profile: str | None = None,
+        key: str | None = None,
+    ) -> Job:
+        """Start a job. With the same `key` (any text of the caller's) the same call starts only one."""
+        body = JobCreate(
+            template=template, parameters=parameters or {}, inputs=[dataset], profile=profile, sponsor=sponsor
+        )
+        return self._send(Job, "POST", f"experiments/{_part(experiment)}/jobs", body, key=key)
+
+    def rerun(
+        self,
+        job: int,
+        *,
+        template: str | None = None,
+        parameters: dict[str, JsonValue] | None = None,
+        profile: str | None = None,
+        sponsor: str | None = None,
+        key: str | None = None,
+    ) -> Job:
+        """Start a job like this one; what is left out is as it was there."""
+        body = JobRerun(template=template, parameters=parameters, profile=profile, sponsor=sponsor)
+        return self._send(Job, "POST", f"jobs/{job}/rerun", body, key=key)
+
+    def cancel(self, job: int, reason: str = "") -> Job:
+        return self._send(Job, "POST", f"jobs/{job}/cancel", JobCancel(reason=reason))
+
+    def wait(self, job: int, *, timeout: float = 3600.0) -> Job:
+        """The job once it has ended; TimeoutError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not (found := self.job(job)).state.ended:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"job {job} is still {found.state} after {timeout:g} s")
+            time.sleep(0.25)
+        return found
+
+    def job_log(self, job: int, after: int = 0) -> tuple[str, int]:
+        """The log's text from byte `after` on, and the byte to go on from."""
+        answer = self._call("GET", f"jobs/{job}/log", params={"after": after})
+        return answer.text, int(answer.headers["X-Next"])
+
+    def series(self, job: int, name: str, after: int = 0) -> SeriesPage:
+        """Rows of a series that the job writes, from row `after` on."""
+        return self._get(SeriesPage, f"jobs/{job}/series/{_part(name)}", after=after)
+
+    def notebook(self, job: int, format: Literal["html", "ipynb"] = "ipynb") -> str:  # noqa: A002
+        return self._call("GET", f"jobs/{job}/notebook", params={"format": format}).text
+
+    def job_files(self, job: int) -> list[File]:
+        return self._list(File, f"jobs/{job}/files")
+
+    def job_file(self, job: int, path: str) -> bytes:
+        return self._call("GET", f"jobs/{job}/files/{_path(path)}").content
+
+    def download_job_file(self, job: int, path: str, to: Path) -> Path:
+        return self._download(f"jobs/{job}/files/{_path(path)}", to)
+
+    # --- licences --------------------------------------------------------------------------------------
+
+    def licences(self) -> list[Licence]:
+        return self._list(Licence, "licences")
+
+    def licence(self, licence: str) -> Licence:
+        return self._get(Licence, f"licences/{_part(licence)}")
+
+    def create_licence(self, licence: LicenceCreate) -> Licence:
+        return self._send(Licence, "POST", "licences", licence)
+
+    def grant(self, licence: str, cpu_hours: float, note: str = "") -> Licence:
+        return self._send(
+            Licence, "POST", f"licences/{_part(licence)}/grants", Grant(cpu_hours=cpu_hours, note=note)
+        )
+
+    def ledger(self, licence: str, *, limit: int | None = None) -> list[LedgerLine]:
+        """Newest first."""
+        return self._list(LedgerLine, f"licences/{_part(licence)}/ledger", limit)
+
+    # --- events ----------------------------------------------------------------------------------------
+
+    def past_events(
+        self, experiment: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[Event]:
+        """Stored events after the one with id `after`, oldest first."""
+        return self._list(Event, "events", limit, experiment=experiment, after=after)
+
+    def events(self, experiment: str | None = None, last_id: int | None = None) -> Iterator[Message]:
+        """What happens from now on (or after event `last_id`), as it happens; never ends by itself.
+
+        Breaks of the connection are bridged: no stored event is lost or told twice. A refusal is raised.
+        """
+        pauses = _pauses()
+        params = {"experiment": experiment} if experiment else {}
+        while True:
+            headers = {"Accept": "text/event-stream"} | (
+                {} if last_id is None else {"Last-Event-ID": str(last_id)}
+            )
+            try:
+                with self._stream(
+                    "events", params=params, headers=headers, timeout=httpx.Timeout(30.0, connect=10.0)
+                ) as answer:
+                    for message in _messages(answer.iter_lines()):
+                        pauses = _pauses()
+                        if message.id is not None:
+                            last_id = message.id
+                        if message.kind:
+                            yield message
+            except ApiError as error:
+                if error.status < 500:
+                    raise
+            except Unreachable:
+                if last_id is None:  # never connected: nothing to resume
+                    raise
+            _wait(pauses)
+
+    # --- the wire --------------------------------------------------------------------------------------
+
+    def _get(self, model: type[M], path: str, **params: Any) -> M:
+        return _parse(model, self._call("GET", path, params=_given(params)))
+
+    def _list(self, model: type[M], path: str, limit: int | None = None, **params: Any) -> list[M]:
+        items: list[M] = []
+        params = _given(params) | {"limit": 1000 if limit is None else min(limit, 1000)}
+        while True:
+            page = _parse(Page[model], self._call("GET", path, params=params))  # type: ignore[valid-type]
+            items += page.items
+            if page.next is None or (limit is not None and len(items) >= limit):
+                return items[:limit]
+            params["after"] = page.next
+
+    def _send(
+        self, model: type[M], method: str, path: str, body: BaseModel | None = None, key: str | None = None
+    ) -> M:
+        headers = {"Content-Type": "application/json"}
+        if method == "POST":
+            headers["Idempotency-Key"] = key or uuid.uuid4().hex
+        content = b"{}" if body is None else body.model_dump_json(exclude_unset=True).encode()
+        return _parse(model, self._call(method, path, headers=headers, content=content))
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        # an answer lost on its way is asked for again where that can do no harm
+        headers = options.get("headers", {})
+        repeatable = method in ("GET", "HEAD") or "Idempotency-Key" in headers
+        for attempt in (1, 2, 3):
+            try:
+                answer = self._http.request(method, path, **options)
+                break
+            except httpx.TransportError as error:
+                if not repeatable or attempt == 3 or isinstance(error, httpx.ConnectError):
+                    raise Unreachable(
+                        f"No answer from {self.url}: {error or type(error).__name__}."
+                    ) from error
+        if answer.is_error or answer.is_redirect:
+            raise _refusal(answer)
+        return answer
+
+    @contextmanager
+    def _stream(self, path: str, **options: Any) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream("GET", path, **options) as answer:
+                if answer.is_error or answer.is_redirect:
+                    answer.read()
+                    raise _refusal(answer)
+                yield answer
+        except httpx.TransportError as error:
+            raise Unreachable(f"No answer from {self.url}: {error or type(error).__name__}.") from error
+
+    def _download(self, path: str, to: Path) -> Path:
+        part = to.with_name(f".{to.name}.part")
+        with self._stream(path) as answer, part.open("wb") as file:
+            for block in answer.iter_bytes(BLOCK):
+                file.write(block)
+        return part.replace(to)
+
+
+def _parse(model: type[M], answer: httpx.Response) -> M:
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise ApiError(
+            Problem(
+                title="Not an answer of beamhub",
+                status=502,
+                detail=f"{answer.url} answered something that is no {model.__name__}.",
+                remedy="Check that the address is the hub's, and that client and service have the same version.",
+            )
+        ) from error
+
+
+def _refusal(answer: httpx.Response) -> ApiError:
+    if answer.headers.get("Content-Type", "").startswith("application/problem+json"):
+        return ApiError(Problem.model_validate_json(answer.content))
+    return ApiError(
+        Problem(
+            title=answer.reason_phrase or "Error",
+            status=answer.status_code,
+            detail=f"{answer.url} answered {answer.status_code} {answer.reason_phrase}.",
+            remedy="Check that the hub and its service beamhub are running, and that the address is the hub's.",
+        )
+    )
+
+
+def _messages(lines: Iterator[str]) -> Iterator[Message]:
+    """Messages of a text/event-stream; one without a kind only tells where to resume."""
+    import json
+
+    kind, id_, data = "", None, ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            kind = value
+        elif name == "id":
+            id_ = int(value)
+        elif name == "data":
+            data += value
+        elif not line and (kind or id_ is not None):
+            content = json.loads(data) if data else {}
+            when = content.get("time")
+            yield Message(
+                id=id_,
+                kind=kind,
+                experiment=content.get("experiment"),
+                instrument=content.get("instrument"),
+                subject=content.get("subject", ""),
+                actor=content.get("actor", ""),
+                time=datetime.fromisoformat(when) if when else None,
+                data=content.get("data", {}),
+            )
+            kind, id_, data = "", None, ""
+
+
+def _blocks(file: Any, size: int) -> Iterator[bytes]:
+    while size and (block := file.read(min(BLOCK, size))):
+        size -= len(block)
+        yield block
+
+
+def _pauses() -> Iterator[float]:
+    pause = 0.2
+    while True:
+        yield pause
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _wait(pauses: Iterator[float]) -> None:
+    time.sleep(next(pauses))
+
+
+def _given(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _path(text: str) -> str:
+    return quote(text, safe="/")
