@@ -1,7 +1,8 @@
 """The command `beamhub`: everyday work on instruments, experiments, jobs and licences, through the REST API.
 
-Every command of the groups prints a table for people and, with `--json`, the service's own objects for programs.
-`demo`, `sync`, `simulate` and `doctor` belong to other parts of beamhub and are imported when they are called.
+Every command of the groups prints a table for people and, with `--json`, the service's own objects for
+programs. `demo`, `sync`, `simulate` and `doctor` belong to other parts of beamhub and are imported when they
+are called.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
     from beamhub.client import Client
 
 P = ParamSpec("P")
+Columns = dict[str, str | Callable[[Any], Any]]
 
 ELSEWHERE = {
-    "demo": ("beamhub_hub.demo", "demo", "Run a whole facility on this machine and watch a beamtime happen."),
+    "demo": ("beamhub_hub.demo", "demo", "Run a whole facility here and watch a beamtime happen."),
     "doctor": (
         "beamhub_hub.doctor",
         "doctor",
-        "Check this machine: what works, what is missing, what to install.",
+        "Check this machine: what works, what is missing.",
     ),
     "simulate": ("beamhub.simulation.command", "simulate", "Be a detector: write a dataset frame by frame."),
     "sync": (
         "beamhub.agent.command",
         "sync",
-        "Be an instrument's agent: upload its files as they are written.",
+        "Be an instrument's agent: upload what it writes.",
     ),
 }
 
@@ -108,11 +110,9 @@ def _connected(function: Callable[Concatenate[Client, P], Any]) -> Callable[P, N
 
 
 class _Table:
-    """Objects together with the columns a table of them has: heading -> attribute, or function of the object."""
+    """Objects, and the columns that a table of them has: heading -> attribute, or function of the object."""
 
-    def __init__(
-        self, items: Sequence[Any], columns: dict[str, str | Callable[[Any], Any]], empty: str
-    ) -> None:
+    def __init__(self, items: Sequence[Any], columns: Columns, empty: str) -> None:
         self.items = items
         self.columns = columns
         self.empty = empty
@@ -220,7 +220,7 @@ def instrument() -> None:
 @_connected
 def instrument_list(client: Client) -> _Table:
     """The instruments that you may see."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "id": "id",
         "title": "title",
         "active experiment": "active_experiment",
@@ -312,7 +312,7 @@ def experiment() -> None:
 @_connected
 def experiment_list(client: Client, instrument: str | None) -> _Table:
     """The experiments that you belong to, newest first."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "id": "id",
         "title": "title",
         "state": lambda e: f"{e.state} (active)" if e.active else e.state,
@@ -357,7 +357,7 @@ def experiment_state(client: Client, experiment: str, state: str) -> Any:
 @_connected
 def experiment_members(client: Client, experiment: str) -> _Table:
     """Who belongs to an experiment."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "user": "user",
         "role": "role",
         "added": "added",
@@ -396,7 +396,7 @@ def experiment_remove(client: Client, experiment: str, user: str) -> str:
 @_connected
 def experiment_datasets(client: Client, experiment: str) -> _Table:
     """An experiment's datasets, newest first."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "id": "id",
         "name": "name",
         "kind": "kind",
@@ -417,7 +417,7 @@ def experiment_files(client: Client, experiment: str, prefix: str) -> _Table:
 
 
 def _files(files: Sequence[Any]) -> _Table:
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "path": "path",
         "size": lambda f: _size(f.size),
         "modified": "modified",
@@ -447,7 +447,7 @@ def template() -> None:
 @_connected
 def template_list(client: Client) -> _Table:
     """The templates of this facility."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "name": "name",
         "title": "title",
         "technique": "technique",
@@ -494,7 +494,7 @@ def trigger() -> None:
 @_connected
 def trigger_list(client: Client, instrument: str) -> _Table:
     """An instrument's trigger rules."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "id": "id",
         "title": "title",
         "when": lambda t: f"{t.event} of {t.pattern}",
@@ -602,7 +602,7 @@ def job_list(
     from beamhub.schemas import JobState
 
     found = client.jobs(experiment, dataset=dataset, state=JobState(state) if state else None, limit=limit)
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "id": "id",
         "experiment": "experiment",
         "title": "title",
@@ -729,7 +729,7 @@ def licence() -> None:
     """Licences: allowances of CPU-hours."""
 
 
-_LICENCE_COLUMNS: dict[str, str | Callable[[Any], Any]] = {
+_LICENCE_COLUMNS: Columns = {
     "id": "id",
     "title": "title",
     "kind": "kind",
@@ -769,9 +769,7 @@ def licence_show(client: Client, licence: str) -> Any:
 @click.argument("id")
 @click.argument("title")
 @click.option("--owner", default=None, help="Makes it this user's own licence.")
-@click.option(
-    "--instrument", "instruments", multiple=True, help="Makes it a lab licence for it; may be repeated."
-)
+@click.option("--instrument", "instruments", multiple=True, help="Makes it a lab licence; may be repeated.")
 @click.option("--cpu-hours", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--valid-until", type=click.DateTime(), default=None, help="UTC")
 @_connected
@@ -817,7 +815,7 @@ def licence_grant(client: Client, licence: str, cpu_hours: float, note: str) -> 
 @_connected
 def licence_ledger(client: Client, licence: str, limit: int) -> _Table:
     """What was granted, held, charged and released, newest first."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "time": "time",
         "kind": "kind",
         "CPU-h": lambda line: f"{line.cpu_seconds / 3600:.4f}",
@@ -856,7 +854,7 @@ def upload_send(client: Client, experiment: str, file: Path, name: str | None) -
             file,
             experiment,
             name=name,
-            progress=lambda sent, size: bar.update(task, completed=sent, total=size),
+            progress=lambda sent, _: bar.update(task, completed=sent),
         )
 
 
@@ -866,7 +864,7 @@ def upload_send(client: Client, experiment: str, file: Path, name: str | None) -
 @_connected
 def upload_list(client: Client, experiment: str, limit: int) -> _Table:
     """An experiment's uploads, newest first."""
-    columns: dict[str, str | Callable[[Any], Any]] = {
+    columns: Columns = {
         "id": "id",
         "path": "path",
         "state": lambda u: f"{u.state}: {u.error}" if u.error else u.state,

@@ -1,12 +1,12 @@
-"""A typed client of the service's REST API: synchronous, for scripts, notebooks, dashboards and the command line.
+"""A typed client of the service's REST API: synchronous; for scripts, notebooks, dashboards, the command.
 
     client = Client("https://hub.example.org", token)          # or Client.from_environment()
     for experiment in client.experiments():
         print(experiment.id, experiment.title)
 
-Methods are named like the resources and return the objects of `beamhub.schemas`. Lists come whole: pages are
-followed. An error that the service answers with is raised as `ApiError`, whose `problem` says what happened and what
-to do; a service that can't be reached raises `Unreachable`.
+Methods are named like the resources and return the objects of `beamhub.schemas`. Lists come whole: pages
+are followed. An error that the service answers with is raised as `ApiError`, whose `problem` says what
+happened and what to do; a service that can't be reached raises `Unreachable`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Unreachable(Exception):  # noqa: N818 (reads as what happened)
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the live feed. Stored events have an `id`; progress and the like, which are not kept, have none."""
+    """One message of the live feed. Stored events have an `id`; progress and the like, never stored, have none."""
 
     id: int | None
     kind: str
@@ -110,9 +110,9 @@ class Message:
 class Client:
     """One caller's view of the service at `url` (the hub's address, such as https://hub.example.org).
 
-    `token` is a JupyterHub API token, or with `instrument=True` the token of an instrument's agent. Safe to share
-    between threads. Reads are tried again when the connection breaks; writes carry an idempotency key, so trying
-    them again never does anything twice.
+    `token` is a JupyterHub API token, or with `instrument=True` the token of an instrument's agent. Safe to
+    share between threads. Reads are tried again when the connection breaks; writes carry an idempotency key,
+    so trying them again never does anything twice.
     """
 
     def __init__(self, url: str, token: str, *, instrument: bool = False, timeout: float = 60.0) -> None:
@@ -134,7 +134,7 @@ class Client:
 
     @classmethod
     def from_environment(cls, *, timeout: float = 60.0) -> Self:
-        """A client from BEAMHUB_URL and BEAMHUB_TOKEN; inside a JupyterLab session the hub's own token serves."""
+        """A client from BEAMHUB_URL and BEAMHUB_TOKEN; in a JupyterLab session its own hub token serves."""
         url, token = os.environ.get("BEAMHUB_URL"), os.environ.get("BEAMHUB_TOKEN")
         token = token or os.environ.get("JUPYTERHUB_API_TOKEN")
         if not url or not token:
@@ -275,13 +275,12 @@ class Client:
     ) -> Upload:
         """Send a file into the experiment's `shared/` folder, as `name` (which may have folders).
 
-        A broken connection resumes where it stopped; a file that is already there with the same content is not
-        sent again. `progress(sent, size)` is called as bytes are taken in. Returns the complete upload.
+        A broken connection resumes where it stopped; a file that is already there with the same content is
+        not sent again. `progress(sent, size)` is called as bytes are taken in. Returns the complete upload.
         """
         size = path.stat().st_size
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            # one name for one file: a second attempt of the same call finds the same upload
             metadata = {"filename": name or path.name, "sha256": digest, "experiment": experiment}
             encoded = ",".join(
                 f"{key} {b64encode(value.encode()).decode()}" for key, value in metadata.items()
@@ -318,13 +317,8 @@ class Client:
                 except Unreachable:
                     _wait(pauses)
                 except ApiError as error:
-                    if error.status not in (
-                        409,
-                        423,
-                        460,
-                        502,
-                        503,
-                    ):  # elsewhere now, damaged, or being restarted
+                    # 409: it stands elsewhere; 460: damaged on the way; 502, 503: being restarted
+                    if error.status not in (409, 460, 502, 503):
                         raise
                     _wait(pauses)
                 upload = self.upload_status(upload.id)
@@ -346,13 +340,13 @@ class Client:
         dataset: int,
         n: int,
         *,
-        bin: int = 1,
-        region: tuple[int, int, int, int] | None = None,  # noqa: A002
+        bin: int = 1,  # noqa: A002
+        region: tuple[int, int, int, int] | None = None,
     ) -> np.ndarray[Any, np.dtype[Any]]:
         """Frame `n` (from 1), rows by columns, in counts; masked pixels have the largest value of the dtype.
 
-        `bin` b takes the maximum of b x b pixels; `region` is (x0, y0, x1, y1) in pixels of the full frame, x1 and y1
-        exclusive.
+        `bin` b takes the maximum of b x b pixels; `region` is (x0, y0, x1, y1) in pixels of the full frame,
+        x1 and y1 exclusive.
         """
         import io
 
@@ -557,6 +551,9 @@ class Client:
             raise _refusal(answer)
         return answer
 
+    def _no_answer(self, error: httpx.TransportError) -> Unreachable:
+        return Unreachable(f"No answer from {self.url}: {str(error) or type(error).__name__}.")
+
     @contextmanager
     def _stream(self, path: str, **options: Any) -> Iterator[httpx.Response]:
         try:
@@ -566,7 +563,7 @@ class Client:
                     raise _refusal(answer)
                 yield answer
         except httpx.TransportError as error:
-            raise Unreachable(f"No answer from {self.url}: {error or type(error).__name__}.") from error
+            raise self._no_answer(error) from error
 
     def _download(self, path: str, to: Path) -> Path:
         part = to.with_name(f".{to.name}.part")
@@ -585,7 +582,7 @@ def _parse(model: type[M], answer: httpx.Response) -> M:
                 title="Not an answer of beamhub",
                 status=502,
                 detail=f"{answer.url} answered something that is no {model.__name__}.",
-                remedy="Check that the address is the hub's, and that client and service have the same version.",
+                remedy="Check that the address is the hub's, and that client and service are of one version.",
             )
         ) from error
 
@@ -598,7 +595,7 @@ def _refusal(answer: httpx.Response) -> ApiError:
             title=answer.reason_phrase or "Error",
             status=answer.status_code,
             detail=f"{answer.url} answered {answer.status_code} {answer.reason_phrase}.",
-            remedy="Check that the hub and its service beamhub are running, and that the address is the hub's.",
+            remedy="Check that the hub and its service beamhub run, and that the address is the hub's.",
         )
     )
 
