@@ -25,6 +25,12 @@ class Scope:
     experiments: frozenset[str] | None
     instruments: frozenset[str] = frozenset()
 
+    def admits(self, event: Event | Message) -> bool:
+        """Whether this event or message may be seen."""
+        if self.experiments is None or event.experiment in self.experiments:
+            return True
+        return event.experiment is None and event.instrument in self.instruments
+
 
 EVERYTHING = Scope(None)
 
