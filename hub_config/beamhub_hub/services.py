@@ -1,0 +1,89 @@
+"""The two services that the hub starts, watches and stops: the beamhub service and the Cockpit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.resources import files
+from typing import Any
+
+from beamhub_hub.site import Secrets, Site
+
+# Nothing of a user's or a machine's Jupyter configuration may reach the services: they read ours and no other
+ISOLATED = {"JUPYTER_NO_CONFIG": "1", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+COCKPIT_MEMORY = 12 << 30  # bytes of address space per process: numba and HDF5 reserve far more than they use
+
+
+def services(site: Site, secrets: Secrets) -> list[dict[str, Any]]:
+    """What goes into `c.JupyterHub.services`."""
+    return [
+        _service(site, secrets),
+        _cockpit(site, secrets),
+        {"name": "operator", "api_token": secrets.operator},
+    ]
+
+
+def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
+    environment = {
+        "BEAMHUB_DATA_DIR": str(site.data.resolve()),
+        "BEAMHUB_DATABASE_URL": site.database,
+        **({"BEAMHUB_CPUS": str(site.cpus)} if site.cpus else {}),
+    }
+    config = files("beamhub_hub") / "config" / "service.py"
+    return {
+        "name": "beamhub",
+        "url": f"http://127.0.0.1:{site.service_port}",
+        "command": [sys.executable, "-m", "jupyter_server", f"--config={config}"],
+        "api_token": secrets.service,
+        "timeout": 60,
+        "oauth_no_confirm": True,
+        "display": False,
+        **_home(site, "service", environment),
+    }
+
+
+def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:
+    config = files("beamhub_cockpit") / "config"
+    return {
+        "name": "cockpit",
+        "url": f"http://127.0.0.1:{site.cockpit_port}",
+        # Voila parses binary websocket messages of clients that didn't ask for the binary protocol as if
+        # they had, and then allocates what their first bytes say: without a limit one message takes the
+        # machine's memory
+        "command": [
+            "prlimit",
+            f"--as={COCKPIT_MEMORY}",
+            sys.executable,
+            "-m",
+            "voila",
+            "--no-browser",
+            f"--Voila.config_file_paths={config}",
+        ],
+        "api_token": secrets.cockpit,
+        "timeout": 60,
+        "oauth_no_confirm": True,
+        # the token that a browser gets for the Cockpit is good for the service too: the dashboards act
+        # there as the viewer, and see what the viewer may see
+        "oauth_client_allowed_scopes": ["access:services!service=beamhub", "read:users:name!user"],
+        "display": False,
+        **_home(site, "cockpit", {"BEAMHUB_URL": f"http://127.0.0.1:{site.service_port}"}),
+    }
+
+
+def _home(site: Site, name: str, environment: dict[str, str]) -> dict[str, Any]:
+    """A working folder and home of its own for a service."""
+    home = site.state.resolve() / "services" / name
+    home.mkdir(parents=True, exist_ok=True)
+    kept = {
+        key: os.environ[key] for key in ("BEAMHUB_DEMO", "NUMBA_CACHE_DIR", "TMPDIR") if key in os.environ
+    }
+    return {
+        "cwd": str(home),
+        "environment": {
+            **ISOLATED,
+            **kept,
+            "HOME": str(home),
+            "JUPYTER_CONFIG_DIR": str(home),
+            **environment,
+        },
+    }

@@ -1,0 +1,80 @@
+"""Where one beamhub lives: its folders, its addresses, its secrets."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Secrets(BaseModel):
+    """Tokens between the parts of one beamhub, made on first use and kept in a file that only its owner
+    reads.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    service: str  # the beamhub service's own, towards the hub
+    cockpit: str  # the Cockpit's own, towards the hub
+    operator: str  # who holds it may do everything in the service, and manage users and sessions in the hub
+    proxy: str  # between the hub and its proxy
+
+    @classmethod
+    def of(cls, state: Path) -> Secrets:
+        """The secrets kept in `state/secrets.json`; made where there are none.
+
+        Raises ValueError if the file is there but isn't readable as secrets, rather than replacing it:
+        everything that was signed with the old ones would stop working.
+        """
+        path = state / "secrets.json"
+        if not path.exists():
+            made = cls(**{name: secrets.token_hex(32) for name in cls.model_fields})
+            write_private(path, made.model_dump_json(indent=2))
+        return cls.model_validate_json(path.read_text())
+
+
+class Site(BaseModel):
+    """One beamhub on one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    state: Path = Field(
+        description="databases, secrets, logs and homes of sessions; nobody but beamhub reads it"
+    )
+    data: Path = Field(description="one folder per experiment")
+    host: str = "127.0.0.1"
+    port: Port = Field(8000, description="what people open; the others are for the parts among themselves")
+    hub_port: Port = 8081
+    proxy_port: Port = 8001
+    service_port: Port = 8082
+    cockpit_port: Port = 8083
+    database_url: str = Field("", description="postgresql+psycopg://…; empty: SQLite in the state folder")
+    cpus: int | None = Field(None, ge=1, description="that jobs may use at a time; None: all of the machine")
+
+    @property
+    def url(self) -> str:
+        """What people open."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def hub_api(self) -> str:
+        return f"{self.url}/hub/api"
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.state.resolve()}/beamhub.sqlite"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read (mode 600), atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(path)
