@@ -2,9 +2,153 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import JsonValue
+from sqlalchemy import Connection, Row, insert, select, update
+
+from beamhub.schemas import Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
+from beamhub.store.pages import paginate
+from beamhub.store.tables import jobs
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, and what only the engine needs to know of it."""
+
+    job: Job
+    held: int  # CPU-seconds on hold now
+    runner_ref: dict[str, JsonValue] | None  # how the runner finds its process
+    cancel_requested: str | None  # who wants it to stop, and why
 
 
 class Jobs:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def get(self, job: int) -> Job | None:
+        row = self._connection.execute(select(jobs).where(jobs.c.id == job)).first()
+        return _job(row) if row else None
+
+    def list(
+        self,
+        *,
+        only: frozenset[str] | None,
+        experiment: str | None = None,
+        dataset: int | None = None,
+        state: JobState | None = None,
+        after: str | None,
+        limit: int,
+    ) -> Page[Job]:
+        """Newest first; `only` restricts to these experiments (None: all)."""
+        query = select(jobs)
+        if only is not None:
+            query = query.where(jobs.c.experiment.in_(only))
+        if experiment is not None:
+            query = query.where(jobs.c.experiment == experiment)
+        if dataset is not None:
+            query = query.where(jobs.c.dataset == dataset)
+        if state is not None:
+            query = query.where(jobs.c.state == state)
+        return paginate(self._connection, query, [jobs.c.id], _job, after=after, limit=limit, descending=True)
+
+    def tasks(self, states: Collection[JobState]) -> Sequence[Task]:
+        """The jobs in these states, oldest first."""
+        query = select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.id)
+        return [_task(row) for row in self._connection.execute(query)]
+
+    def task(self, job: int) -> Task | None:
+        row = self._connection.execute(select(jobs).where(jobs.c.id == job)).first()
+        return _task(row) if row else None
+
+    def triggered(self, key: str) -> bool:
+        """Whether there is a job with this trigger key already."""
+        return self._connection.scalar(select(jobs.c.id).where(jobs.c.trigger_key == key)) is not None
+
+    def create(
+        self,
+        *,
+        experiment: str,
+        template: str,
+        template_version: str,
+        title: str,
+        parameters: Mapping[str, JsonValue],
+        dataset: int,
+        dataset_name: str,
+        profile: Profile,
+        sponsor: str,
+        launched_by: str,
+        parent: int | None,
+        trigger_key: str | None,
+    ) -> Job:
+        """A pending job, without a reason yet."""
+        row = self._connection.execute(
+            insert(jobs)
+            .values(
+                experiment=experiment,
+                template=template,
+                template_version=template_version,
+                title=title,
+                state=JobState.PENDING,
+                reason="",
+                parameters=dict(parameters),
+                inputs=[JobInput(id=dataset, name=dataset_name).model_dump()],
+                dataset=dataset,
+                profile=profile.model_dump(),
+                sponsor=sponsor,
+                launched_by=launched_by,
+                parent=parent,
+                trigger_key=trigger_key,
+                created=datetime.now(UTC),
+                cpu_seconds=0,
+                held=0,
+                progress=JobProgress().model_dump(),
+                metrics={},
+                artifacts=[],
+            )
+            .returning(jobs)
+        ).one()
+        return _job(row)
+
+    def change(self, job: int, expected: JobState, **values: Any) -> Job | None:
+        """Sets columns if the job is in the expected state; otherwise changes nothing and returns None."""
+        row = self._connection.execute(
+            update(jobs).where(jobs.c.id == job, jobs.c.state == expected).values(**values).returning(jobs)
+        ).first()
+        return _job(row) if row else None
+
+    def hold(self, job: int, cpu_seconds: int) -> None:
+        """Notes what is on hold for this job."""
+        self._connection.execute(update(jobs).where(jobs.c.id == job).values(held=cpu_seconds))
+
+    def settle(self, job: int, held: int, charged: int) -> bool:
+        """Turns the job's hold into a charge; False if exactly this hold is not there (any more)."""
+        changed = self._connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job, jobs.c.held == held)
+            .values(held=0, cpu_seconds=jobs.c.cpu_seconds + charged)
+        )
+        return changed.rowcount == 1
+
+    def tell(self, job: int, progress: JobProgress, metrics: Mapping[str, Quantity]) -> None:
+        """What a running job has reported so far."""
+        self._connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job, jobs.c.state == JobState.RUNNING)
+            .values(
+                progress=progress.model_dump(),
+                metrics={name: value.model_dump() for name, value in metrics.items()},
+            )
+        )
+
+
+def _job(row: Row[Any]) -> Job:
+    values = row._mapping
+    return Job.model_validate({**values, "folder": f"processed/{values['id']}"})
+
+
+def _task(row: Row[Any]) -> Task:
+    return Task(_job(row), row.held, row.runner_ref, row.cancel_requested)
