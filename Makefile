@@ -1,0 +1,65 @@
+# beamhub. `make demo` shows a beamtime; `make test` tests everything; `make help` says what else there is.
+
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SUITES := tests/unit tests/integration tests/acceptance
+
+.PHONY: help demo test lint bench lock wheel clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo  [PORT=8000] [FRESH=1] [DEMO="--rate 10 …"]   a beamtime on this machine, in .demo/'
+	@echo 'make test  [TESTS="tests/unit …"]                       install what is missing and run all tests'
+	@echo 'make lint                                               ruff, mypy, import-linter, notebooks without outputs'
+	@echo 'make bench [ONLY=frames|ingest|…]                       run the benchmarks'
+	@echo 'make lock | wheel | clean                               renew the lock files | build the wheel | start over'
+
+demo: $(VENV)/.runtime
+	@exec $(BIN)/beamhub demo --port $(PORT) $(if $(FRESH),--fresh) $(DEMO)
+
+test: $(VENV)/.development
+	@bash tests/system-packages.sh
+	$(BIN)/python -m pytest $(or $(TESTS),$(SUITES))
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/notebooks_without_outputs.py
+
+bench: $(VENV)/.development
+	$(BIN)/python -m pytest tests/benchmarks $(if $(ONLY),-k $(ONLY))
+
+# for the lowest Python that is supported, valid on all later ones; what is installed is checked against these hashes
+lock: $(VENV)/.development
+	$(BIN)/uv pip compile $(UV_LOCK) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(UV_LOCK) --all-extras --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+UV_LOCK := --quiet --upgrade --universal --python-version 3.11.2 --generate-hashes --no-annotate --custom-compile-command 'make lock'
+
+wheel: $(VENV)/.development
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) .demo .bench dist build
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "beamhub needs Python 3.11 or newer: try PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'Python came without venv: apt-get install python3-venv' >&2; exit 1; }
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo 'Installing beamhub into $(VENV) (once; one or two minutes)'
+	@$(PIP) install --quiet --require-hashes -r requirements.lock
+	@$(PIP) install --quiet --no-deps --editable .
+	@$(BIN)/python -m beamhub_hub.proxy
+	@touch $@
+
+$(VENV)/.development: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
+	@echo 'Installing beamhub and its tests into $(VENV) (once; one or two minutes)'
+	@$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@$(PIP) install --quiet --no-deps --editable .
+	@$(BIN)/python -m beamhub_hub.proxy
+	@touch $(VENV)/.runtime $@
