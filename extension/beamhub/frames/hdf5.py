@@ -24,7 +24,7 @@ MAX_HOPS = 16  # soft links after each other
 MAX_VALUE_BYTES = 1 << 28  # of a dataset that is read whole: a pixel mask of a 16M detector has 72 MB
 
 
-class FileError(Exception):
+class FileProblem(Exception):  # noqa: N818 (what it is, not how it is raised)
     """Something is wrong with a file from outside. `file` is its name, `reason` a plain sentence."""
 
     def __init__(self, file: str, reason: str) -> None:
@@ -33,11 +33,11 @@ class FileError(Exception):
         self.reason = reason
 
 
-class HostileFile(FileError):
+class HostileFile(FileProblem):
     """The file points outside its own folder, or is built to exhaust or mislead its reader."""
 
 
-class UnreadableFile(FileError):
+class UnreadableFile(FileProblem):
     """The file is damaged, incomplete, or not what its name says."""
 
 
@@ -96,7 +96,7 @@ def opened(path: Path, root: Path) -> Iterator[h5py.File]:
         with h5py.File(f"/dev/fd/{fd}", "r", locking=False) as file:
             _check_all(file, path.name)
             yield file
-    except (FileError, FileNotFoundError):
+    except (FileProblem, FileNotFoundError):
         raise
     except MemoryError as error:
         raise UnreadableFile(path.name, "reading it needs more memory than is allowed") from error

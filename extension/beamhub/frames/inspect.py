@@ -370,8 +370,8 @@ _PROBLEMS = {"HostileFile": HostileFile, "UnreadableFile": UnreadableFile}
 class Inspector:
     """Looks at files in a child process with bounded memory, CPU time and wall-clock time.
 
-    The child lives on between files (starting it costs half a second) and is replaced when a file has crashed it
-    or run it out of its bounds; that file is then an UnreadableFile. One file is looked at at a time.
+    The child lives on between files (starting it costs half a second) and is replaced when a file has
+    crashed it or run it out of its bounds; that file is then unreadable. One file at a time.
 
     Args:
         memory: address space of the child, bytes.
