@@ -1,0 +1,219 @@
+"""Jobs on the machine of the service, each in a sandbox of its own.
+
+A job's processes are a session and process group of their own: they go on when the service ends, and are
+found again by the group's number and the start time of its first process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beamhub import sandbox
+from beamhub.folders import INCOMING
+from beamhub.runners import Ref, Status
+from beamhub.schemas import JobSpec, Profile
+
+log = logging.getLogger(__name__)
+
+# Waits for the release; if the service dies first, `read` fails and nothing is run. Limits the private memory
+# of each process (KiB), as a first line: poll() watches what they use together.
+GATE = 'read go && ulimit -c 0 && ulimit -d "$0" && exec nice -n 10 "$@"'
+WARM = "beamhub_notebooks.warm"  # compiles what jobs would otherwise compile each time
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class LocalRunner:
+    """Runs jobs on `cpus` of this machine's CPUs.
+
+    Args:
+        cpus: for all jobs together.
+        state: the service's own folder; keeps the cache of compiled code. Jobs see nothing else of it.
+        data_dir: the folder of all experiments. A job sees its own experiment's, and no other.
+    """
+
+    def __init__(self, cpus: int, state: Path, data_dir: Path) -> None:
+        self.cpus = cpus
+        self._state = state.absolute()
+        self._data_dir = data_dir.absolute()
+        self._compiled = self._state / "numba"
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def unable(self) -> str:
+        return sandbox.works()
+
+    def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
+        if reason := self.unable():
+            raise OSError(reason)
+        folder = Path(spec.folder)
+        self._compiled.mkdir(parents=True, exist_ok=True)
+        argv = sandbox.command(
+            [sys.executable, "-m", "beamhub.run", spec.folder],
+            read_write=[folder],
+            read_only=[experiment, self._compiled],
+            hide=[self._state, self._data_dir, experiment / INCOMING],
+            network=False,
+            cwd=folder,
+        )
+        # appended to, so that a job which truncates its log does not make holes in it
+        with (folder / "log.txt").open("ab") as output:
+            child = subprocess.Popen(
+                ["/bin/sh", "-c", GATE, str(profile.memory // 1024), *argv],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        started = _process(child.pid)
+        if started is None:
+            raise OSError("the job's first process ended at once")
+        return {"pid": child.pid, "start_time": started.start_time, "memory": profile.memory}
+
+    def release(self, ref: Ref) -> None:
+        child = self._children.get(_int(ref, "pid"))
+        if child is not None and child.stdin is not None:
+            try:
+                child.stdin.write(b"go\n")
+                child.stdin.close()
+            except BrokenPipeError:  # it has been killed meanwhile: poll() tells
+                log.warning("the job's process %d ended before it was let go", child.pid)
+
+    def poll(self, refs: Sequence[Ref]) -> list[Status]:
+        for pid, child in list(self._children.items()):
+            if child.poll() is not None:  # takes the exit code, so that no zombie stays
+                self._children.pop(pid, None)
+        processes = list(_processes())
+        return [self._status(ref, processes) for ref in refs]
+
+    def cancel(self, ref: Ref) -> None:
+        if _members(ref, _processes()):
+            try:
+                os.killpg(_int(ref, "pid"), signal.SIGKILL)
+            except ProcessLookupError:
+                return  # the last one has just ended
+
+    async def warm(self) -> None:
+        if importlib.util.find_spec(WARM.partition(".")[0]) is None or importlib.util.find_spec(WARM) is None:
+            return
+        self._compiled.mkdir(parents=True, exist_ok=True)
+        child = await asyncio.create_subprocess_exec(
+            "nice",
+            *("-n", "15", sys.executable, "-m", WARM),
+            env=self._environment() | {"NUMBA_CACHE_DIR": str(self._compiled), "HOME": str(self._state)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _, errors = await child.communicate()
+        except asyncio.CancelledError:
+            child.kill()
+            await child.wait()
+            raise
+        if child.returncode != 0:
+            log.warning("jobs will start more slowly: %s failed: %s", WARM, errors.decode(errors="replace"))
+
+    def _environment(self) -> dict[str, str]:
+        """All that a job inherits: nothing of the service's own environment, where its secrets are, but the
+        places of programs."""
+        return {
+            "PATH": os.pathsep.join((f"{sys.prefix}/bin", os.environ.get("PATH", os.defpath))),
+            "HOME": "/tmp",  # noqa: S108 (in the sandbox, private)
+            "LANG": "C.UTF-8",
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "BEAMHUB_NUMBA_CACHE": str(self._compiled),
+            "NUMBA_CACHE_DIR": "/tmp/numba",  # noqa: S108
+        }
+
+    def _status(self, ref: Ref, processes: Sequence[_Process]) -> Status:
+        members = _members(ref, processes)
+        if not members:
+            return Status(alive=False)
+        limit = _int(ref, "memory")
+        used = sum(_private_memory(pid) for pid in _descendants(members, processes))
+        if used > limit:
+            self.cancel(ref)
+            return Status(
+                alive=True,
+                reason=f"It used more than {limit / 1024**3:g} GiB of memory: choose a profile with more.",
+            )
+        return Status(alive=True)
+
+
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    parent: int
+    group: int
+    start_time: int  # clock ticks after boot
+
+
+def _processes() -> Iterator[_Process]:
+    """All that live on this machine; zombies do not."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and (process := _process(int(entry.name))) is not None:
+            yield process
+
+
+def _process(pid: int) -> _Process | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # the second field is the name in parentheses, which may itself have spaces and parentheses
+    state, parent, group, *rest = text.rpartition(")")[2].split()
+    if state in "ZX":
+        return None
+    return _Process(pid, int(parent), int(group), int(rest[16]))
+
+
+def _members(ref: Ref, processes: Iterable[_Process]) -> list[int]:
+    """The living processes of the job's group. The number of a group is not given away while the group has
+    members, but may be afterwards: then its first process has another start time."""
+    group = _int(ref, "pid")
+    members = [process for process in processes if process.group == group]
+    strangers = any(one.pid == group and one.start_time != ref["start_time"] for one in members)
+    return [] if strangers else [process.pid for process in members]
+
+
+def _descendants(roots: Iterable[int], processes: Iterable[_Process]) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for process in processes:
+        children.setdefault(process.parent, []).append(process.pid)
+    found: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, [])
+    return found
+
+
+def _private_memory(pid: int) -> int:
+    """Bytes in memory that this process does not share with files or other processes."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return (int(resident) - int(shared)) * PAGE
+
+
+def _int(ref: Ref, name: str) -> int:
+    value = ref[name]
+    if not isinstance(value, int):
+        raise TypeError(f"the reference of a local job has no {name}: {ref}")
+    return value
