@@ -1,0 +1,288 @@
+"""The agent's configuration: one TOML file, checked completely before anything starts."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from beamhub.schemas import Slug
+
+TEMPORARY = ("*.tmp", "*.temp", "*.part", "*.partial", "*.filepart", "*.swp", "*~")
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4"}
+    | {"panfs", "smb3", "wekafs"}
+)
+SERVICE = "/services/beamhub"
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the message says where and why."""
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    """Relative paths are relative to the folder of the TOML file, which `load` gives as the context."""
+    return Path(info.context or ".", path.expanduser()).resolve()
+
+
+def _service_root(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("should look like https://hub.example.org")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("should be the hub's address and nothing else")
+    return url.split(SERVICE, 1)[0].rstrip("/")
+
+
+def _folder_below(prefix: str) -> str:
+    parts = [part for part in prefix.split("/") if part]
+    if prefix.startswith("/") or any(part.startswith(".") for part in parts):
+        raise ValueError("should be a folder below the experiment's raw/, such as microscope-2")
+    return "/".join(parts)
+
+
+# strict models want a Path; TOML has only strings
+Location = Annotated[Path, BeforeValidator(Path), AfterValidator(_resolved)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Service(_Table):
+    """Where the data goes, and how the agent shows that it may send it."""
+
+    url: Annotated[str, AfterValidator(_service_root)]
+    token: SecretStr | None = None
+    token_file: Location | None = None
+    ca_file: Location | None = None
+    verify: bool = True
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Service:
+        if (self.token is None) == (self.token_file is None):
+            raise ValueError("give either token_file (better) or token")
+        return self
+
+    @property
+    def api(self) -> str:
+        """The address of the service's API, with a slash at its end."""
+        return f"{self.url}{SERVICE}/api/v1/"
+
+    @property
+    def exposed(self) -> bool:
+        """Would token and data travel unencrypted over a network?"""
+        parts = urlsplit(self.url)
+        return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+
+    def read_token(self) -> str:
+        """The instrument's token.
+
+        Raises:
+            ConfigError: its file can't be read, or others may read it, or it holds no token.
+        """
+        if self.token is not None:
+            token = self.token.get_secret_value().strip()
+        else:
+            assert self.token_file is not None  # noqa: S101 (one of the two is there: _one_token)
+            private(self.token_file, "the token file")
+            token = _read(self.token_file, "the token file").strip()
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise ConfigError(
+                f"{self.token_file or 'token under [service]'} holds no token: "
+                "make one with `beamhub instrument token <instrument>`"
+            )
+        return token
+
+    def tls(self) -> ssl.SSLContext:
+        """Trusts what the system trusts, or the certificates in `ca_file` only."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            raise ConfigError(f"the certificates in {self.ca_file} can't be read: {error}") from error
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+class Instrument(_Table):
+    """Which instrument's token it is."""
+
+    id: Slug
+
+
+class Watch(_Table):
+    """One directory, with all below it, and which of its files are to be sent."""
+
+    path: Location
+    include: list[str] = Field(["*"], min_length=1)
+    exclude: list[str] = []
+    settle: float = Field(2.0, gt=0, le=3600, description="seconds without a change make a file ready")
+    prefix: Annotated[str, AfterValidator(_folder_below)] = ""  # folder below the experiment's raw/
+    polling: bool | None = None  # None: on network file systems, which tell nothing of other machines' writes
+    rescan: float | None = Field(None, ge=1, description="seconds between looks at the whole directory")
+
+    @property
+    def polls(self) -> bool:
+        return self.polling if self.polling is not None else file_system(self.path) in NETWORK_FILE_SYSTEMS
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two looks at the whole directory."""
+        return self.rescan or (5.0 if self.polls else 600.0)
+
+    def wants_folder(self, name: str) -> bool:
+        """Should the folder `name` (relative, with slashes) be looked into?"""
+        return not name.rsplit("/", 1)[-1].startswith(".") and not _matches(name, self.exclude)
+
+    def wants(self, name: str) -> bool:
+        """Should the file `name` (relative, with slashes), whose folder is wanted, be sent?"""
+        last = name.rsplit("/", 1)[-1]
+        return (
+            not last.startswith(".")
+            and not _matches(last.lower(), TEMPORARY)
+            and _matches(name, self.include)
+            and not _matches(name, self.exclude)
+        )
+
+    def destination(self, name: str) -> str:
+        """What the file `name` is called in the experiment, below raw/."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+
+class Sending(_Table):
+    """How files are sent."""
+
+    parallel: int = Field(4, ge=1, le=32, description="files in flight")
+
+
+class JournalFile(_Table):
+    """Where the agent keeps its journal; best on a local disk."""
+
+    path: Location
+
+
+class Config(_Table):
+    """All that `beamhub sync` needs to know."""
+
+    service: Service
+    instrument: Instrument
+    watch: list[Watch] = Field(min_length=1)
+    upload: Sending = Sending()
+    journal: JournalFile
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_journal(cls, tables: Any) -> Any:
+        """Where systemd says, else where the user's programs keep their state."""
+        if (
+            isinstance(tables, dict)
+            and "journal" not in tables
+            and isinstance(tables.get("instrument"), dict)
+        ):
+            home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+            folder = Path(os.environ.get("STATE_DIRECTORY") or Path(home) / "beamhub")
+            tables = {**tables, "journal": {"path": str(folder / f"{tables['instrument'].get('id')}.sqlite")}}
+        return tables
+
+    @model_validator(mode="after")
+    def _apart(self) -> Config:
+        """No file is watched twice, and the agent does not watch itself write."""
+        for number, watch in enumerate(self.watch):
+            for other in self.watch[:number]:
+                if watch.path.is_relative_to(other.path) or other.path.is_relative_to(watch.path):
+                    raise ValueError(f"{other.path} and {watch.path} overlap: watch the upper one only")
+            if self.journal.path.is_relative_to(watch.path):
+                raise ValueError(
+                    f"the journal {self.journal.path} lies in the watched {watch.path}: "
+                    "put it elsewhere with `path` under [journal]"
+                )
+        return self
+
+
+def load(path: Path) -> Config:
+    """Reads and checks a configuration.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    path = path.resolve()
+    try:
+        tables = tomllib.loads(_read(path, "the configuration"))
+        config = Config.model_validate(tables, context=path.parent)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_complaint(e)}" for e in error.errors())) from error
+    if config.service.token is not None:
+        private(path, "the configuration, which holds the token,")
+    for watch in config.watch:
+        if not watch.path.is_dir():
+            raise ConfigError(f"{watch.path} is not a directory: it can't be watched")
+        if not os.access(watch.path, os.R_OK | os.X_OK):
+            raise ConfigError(f"{watch.path} may not be read by this user: it can't be watched")
+    config.service.read_token()
+    config.service.tls()
+    return config
+
+
+def private(path: Path, what: str) -> None:
+    """A file with a secret may be read by its owner alone."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(f"{what} {path} can't be read: {error.strerror}") from error
+    if mode & 0o077:
+        raise ConfigError(f"{what} {path} may be read by others (mode {mode:o}): `chmod 600 {path}`")
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that holds `path`, as Linux names it; "" where that isn't known."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best = ("", "")
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        point = fields.split(" ")[4].encode("latin-1", "replace").decode("unicode_escape")  # \040 is a space
+        if path.is_relative_to(point) and len(point) >= len(best[0]):
+            best = (point, rest.split(" ", 1)[0])
+    return best[1]
+
+
+def _matches(name: str, patterns: list[str] | tuple[str, ...]) -> bool:
+    """A pattern fits the whole relative name, or its last part; `*` fits slashes too."""
+    last = name.rsplit("/", 1)[-1]
+    return any(fnmatchcase(name, pattern) or fnmatchcase(last, pattern) for pattern in patterns)
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} {path} can't be read: {error}") from error
+
+
+def _complaint(error: Any) -> str:
+    place = ".".join(str(part + 1) if isinstance(part, int) else part for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

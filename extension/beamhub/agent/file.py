@@ -1,0 +1,139 @@
+"""A regular file in a watched directory: which state of it was seen, and how it is opened and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CHUNK = 1 << 20  # bytes read at a time
+
+
+class ChangedError(Exception):
+    """The file is not what it was: it grew, shrank, was overwritten, or another one has taken its name."""
+
+
+class GoneError(Exception):
+    """There is no such file any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Tells one state of a file from the next, without reading it."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        # some network file systems use all 64 bits of an inode number, SQLite has 63
+        return cls(status.st_ino & (2**63 - 1), status.st_size, status.st_mtime_ns)
+
+
+def look(path: str) -> Stamp | None:
+    """The file's stamp; None where there is no regular file. Symbolic links are not followed."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return Stamp.of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def oddity(mode: int) -> str:
+    """What is neither a file nor a directory, in words; "" for what is."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+@contextmanager
+def opened(root: Path, name: str, stamp: Stamp) -> Iterator[int]:
+    """A descriptor of the file `name` below `root`, in the state `stamp`.
+
+    Each folder on the way is opened without following links, so that nobody who may write into the watched
+    directory can make the agent read a file elsewhere.
+
+    Raises:
+        GoneError: the file or a folder of it is no longer there.
+        ChangedError: it is not in the state `stamp`, or no regular file any more.
+        OSError: it can't be opened.
+    """
+    *folders, last = name.split("/")
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in folders:
+                below = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
+                os.close(folder)
+                folder = below
+            file = os.open(last, flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise GoneError(name) from error
+    try:
+        unchanged(file, stamp)
+        yield file
+    finally:
+        os.close(file)
+
+
+def read(file: int, stamp: Stamp, length: int, position: int) -> bytes:
+    """At least one and at most `length` bytes of an open file in the state `stamp`.
+
+    Raises:
+        ChangedError: it is in another state.
+    """
+    data = os.pread(file, length, position)
+    unchanged(file, stamp)
+    if not data:
+        raise ChangedError
+    return data
+
+
+def unchanged(file: int, stamp: Stamp) -> None:
+    """Raises ChangedError when the open file is no longer in the state `stamp`."""
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != stamp:
+        raise ChangedError
+
+
+def sha256(file: int, stamp: Stamp, stop: threading.Event) -> str:
+    """The hexadecimal sha256 of an open file that is in the state `stamp` from beginning to end.
+
+    Raises:
+        ChangedError: it changed while it was read, or `stop` was set.
+    """
+    digest = hashlib.sha256()
+    position = 0
+    while chunk := os.pread(file, CHUNK, position):
+        digest.update(chunk)
+        position += len(chunk)
+        if stop.is_set() or position > stamp.size:
+            raise ChangedError
+    unchanged(file, stamp)
+    if position != stamp.size:
+        raise ChangedError
+    return digest.hexdigest()
+
+
+def printable(text: str) -> str:
+    """One line that is safe to log and to show: names of files may hold anything but "/" and NUL."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def encodable(path: str) -> bool:
+    """Is the name UTF-8 on the disk? Only such names can travel and be kept in the journal."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

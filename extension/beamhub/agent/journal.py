@@ -1,0 +1,180 @@
+"""What the agent remembers across restarts: each file it found ready, and what became of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from .file import Stamp
+
+VERSION = 1
+
+
+class JournalError(Exception):
+    """The journal can't be used; the message says why and what to do."""
+
+
+class State(StrEnum):
+    QUEUED = "queued"  # ready; not, or not completely, sent
+    ARRIVED = "arrived"  # the service has verified and published it
+    REFUSED = "refused"  # the service does not take it
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in one state, and how far it has come."""
+
+    path: str
+    stamp: Stamp
+    state: State
+    digest: str | None  # sha256, once it has been read
+    upload: str | None  # the path of the upload's URL, once the service has begun one
+    error: str
+
+
+class Snapshot:
+    """A journal that is only looked at, perhaps while an agent works with it; empty where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = _connect(f"{path.as_uri()}?mode=ro" if path.exists() else "file::memory:")
+        if not path.exists():
+            self._connection.execute(_FILES)
+
+    def find(self, path: str) -> Entry | None:
+        row = self._connection.execute(f"{_SELECT} WHERE path = ?", (path,)).fetchone()
+        return _entry(row) if row else None
+
+    def settled(self, path: str, stamp: Stamp) -> bool:
+        """Has the file, in this state, arrived or been refused?"""
+        entry = self.find(path)
+        return entry is not None and entry.stamp == stamp and entry.state is not State.QUEUED
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Journal(Snapshot):
+    """A small SQLite file. Each method is one statement, so that it may be called from any thread.
+
+    The journal is not flushed to the disk at each change: after a power cut the last lines may be missing;
+    then those files are offered again, and the service answers that it has them.
+
+    Raises:
+        JournalError: it is damaged, of another instrument, in use by another agent, or can't be written.
+    """
+
+    def __init__(self, path: Path, instrument: str) -> None:
+        self.path = path
+        self._lock = _lock(path)
+        try:
+            self._connection = _connect(f"{path.as_uri()}?mode=rwc")
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._prepare(instrument)
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise JournalError(
+                f"the journal {path} can't be used ({error}): move it away, and what has arrived already "
+                "is only compared, not sent again"
+            ) from error
+        except JournalError:
+            self.close()
+            raise
+
+    def _prepare(self, instrument: str) -> None:
+        execute = self._connection.execute
+        version = execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise JournalError(f"the journal {self.path} is of a newer beamhub: update this one")
+        execute("CREATE TABLE IF NOT EXISTS about (instrument TEXT NOT NULL)")
+        execute(_FILES)
+        execute("CREATE INDEX IF NOT EXISTS files_state ON files (state) WHERE state != 'arrived'")
+        execute(f"PRAGMA user_version = {VERSION}")
+        execute("INSERT INTO about SELECT ? WHERE NOT EXISTS (SELECT 1 FROM about)", (instrument,))
+        owner = execute("SELECT instrument FROM about").fetchone()[0]
+        if owner != instrument:
+            raise JournalError(
+                f"the journal {self.path} belongs to instrument {owner}: "
+                f"give instrument {instrument} its own with `path` under [journal]"
+            )
+
+    def unfinished(self) -> Iterator[Entry]:
+        """What had been ready and has not arrived."""
+        return map(_entry, self._connection.execute(f"{_SELECT} WHERE state != 'arrived'").fetchall())
+
+    def queue(self, path: str, stamp: Stamp) -> None:
+        """The file is ready. What is known of this very state of it stays known."""
+        self._connection.execute(
+            "INSERT INTO files VALUES (?1, ?2, ?3, ?4, 'queued', NULL, NULL, '')"
+            " ON CONFLICT (path) DO UPDATE SET"
+            " digest = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN digest END,"
+            " upload = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN upload END,"
+            " inode = ?2, size = ?3, mtime_ns = ?4, state = 'queued', error = ''",
+            (path, stamp.inode, stamp.size, stamp.mtime_ns),
+        )
+
+    def hashed(self, path: str, digest: str) -> None:
+        self._connection.execute("UPDATE files SET digest = ? WHERE path = ?", (digest, path))
+
+    def begun(self, path: str, upload: str) -> None:
+        self._connection.execute("UPDATE files SET upload = ? WHERE path = ?", (upload, path))
+
+    def restart(self, path: str) -> None:
+        """Neither digest nor upload are to be relied on: the file is read and sent from its beginning."""
+        self._connection.execute("UPDATE files SET digest = NULL, upload = NULL WHERE path = ?", (path,))
+
+    def arrived(self, path: str) -> None:
+        self._connection.execute("UPDATE files SET state = 'arrived', upload = NULL WHERE path = ?", (path,))
+
+    def refused(self, path: str, error: str) -> None:
+        self._connection.execute(
+            "UPDATE files SET state = 'refused', upload = NULL, error = ? WHERE path = ?", (error, path)
+        )
+
+    def forget(self, path: str) -> None:
+        self._connection.execute("DELETE FROM files WHERE path = ?", (path,))
+
+    def retry_refused(self) -> None:
+        """A restart gives what was refused another chance: perhaps the reason is gone."""
+        self._connection.execute("UPDATE files SET state = 'queued' WHERE state = 'refused'")
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._lock)
+
+
+_FILES = (
+    "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, inode INTEGER NOT NULL, size INTEGER NOT NULL,"
+    " mtime_ns INTEGER NOT NULL, state TEXT NOT NULL, digest TEXT, upload TEXT, error TEXT NOT NULL)"
+    " WITHOUT ROWID"
+)
+_SELECT = "SELECT path, inode, size, mtime_ns, state, digest, upload, error FROM files"
+
+
+def _entry(row: tuple[str, int, int, int, str, str | None, str | None, str]) -> Entry:
+    path, inode, size, mtime_ns, state, digest, upload, error = row
+    return Entry(path, Stamp(inode, size, mtime_ns), State(state), digest, upload, error)
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=5)
+
+
+def _lock(path: Path) -> int:
+    """Holds a lock beside the journal for as long as the process lives, however it ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise JournalError(f"the journal {path} can't be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise JournalError(f"another agent already works with the journal {path}: stop it first") from error
+    return lock

@@ -1,0 +1,245 @@
+"""The beamhub service as the agent sees it: a tus 1.0 server that also takes heartbeats."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from beamhub.schemas import Heartbeat, Instrument, Problem, Upload
+
+from .config import Config, ConfigError
+from .file import printable
+
+M = TypeVar("M", bound=BaseModel)
+
+PART = 64 * 2**20  # bytes in one PATCH; what one that breaks off has delivered is kept all the same
+LONGEST_REASON = 300
+
+# The answer to the last bytes comes after the whole file has been verified and flushed to the disk.
+_TIMEOUT = httpx.Timeout(30.0, read=300.0, connect=10.0, pool=None)
+_TUS = {"Tus-Resumable": "1.0.0"}
+
+
+class UnavailableError(Exception):
+    """Nothing can be sent just now, whatever the file: wait and try again.
+
+    Args:
+        expected: it belongs to the course of things and may end at any moment: nobody needs to be alarmed.
+    """
+
+    def __init__(self, reason: str, *, expected: bool = False) -> None:
+        super().__init__(reason)
+        self.expected = expected
+
+
+class RefusedError(Exception):
+    """The service does not take this file, and will not while it is as it is."""
+
+
+class RestartError(Exception):
+    """What has been sent is lost or not what was announced: begin this file again."""
+
+
+class OffsetError(Exception):
+    """The service has another number of bytes than we thought: ask it."""
+
+
+class Service:
+    """One instrument's view of the service. All its methods raise UnavailableError."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._instrument = config.instrument.id
+        self._token = config.service.read_token()
+        self._base = httpx.URL(config.service.api)
+        self._http = httpx.AsyncClient(
+            verify=config.service.tls(),
+            timeout=_TIMEOUT,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def instrument(self) -> Instrument:
+        """The instrument, and whether an experiment is active on it."""
+        response = await self._send("GET", f"instruments/{self._instrument}")
+        self._raise_unless_success(response)
+        return self._read(Instrument, response)
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> None:
+        response = await self._send(
+            "PUT",
+            f"instruments/{self._instrument}/heartbeat",
+            headers={"Content-Type": "application/json"},
+            content=heartbeat.model_dump_json().encode(),
+        )
+        self._raise_unless_success(response)
+
+    async def create(self, name: str, size: int, digest: str) -> tuple[str, int]:
+        """Announces a file; the answer is its upload and how many bytes of it are there already.
+
+        Args:
+            name: of the file, below the experiment's raw/.
+            digest: hexadecimal sha256 of the whole file.
+
+        Raises:
+            RefusedError
+        """
+        announced = {"filename": name, "sha256": digest}
+        metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
+        response = await self._send(
+            "POST",
+            "uploads",
+            headers={**_TUS, "Upload-Length": str(size), "Upload-Metadata": metadata, "Content-Length": "0"},
+        )
+        if response.status_code == 409:
+            raise UnavailableError(_reason(response), expected=True)
+        if response.status_code in (400, 403, 413, 422):
+            raise RefusedError(_reason(response))
+        self._raise_unless_success(response)
+        # only its path: behind a proxy the service may not know its own outer address, and the token
+        # must not go to any other host
+        upload = response.url.join(response.headers.get("Location", "")).raw_path.decode()
+        return upload, _offset(response, size, absent=0)
+
+    async def offset(self, upload: str, size: int) -> int:
+        """How many bytes of the upload the service has.
+
+        Raises:
+            RestartError: it knows nothing of it any more.
+        """
+        response = await self._send("HEAD", upload, headers=_TUS)
+        if response.status_code in (403, 404, 410):
+            raise RestartError
+        self._raise_unless_success(response)
+        return _offset(response, size)
+
+    async def append(
+        self, upload: str, size: int, offset: int, length: int, body: AsyncIterator[bytes]
+    ) -> int:
+        """Sends `length` bytes from `offset` on; the answer is how many bytes the service has now.
+
+        When these are all, the service has verified and published the file.
+
+        Raises:
+            OffsetError, RestartError, RefusedError
+        """
+        response = await self._send(
+            "PATCH",
+            upload,
+            headers={
+                **_TUS,
+                "Content-Type": "application/offset+octet-stream",
+                "Upload-Offset": str(offset),
+                "Content-Length": str(length),
+            },
+            content=body,
+        )
+        match response.status_code:
+            case 409 | 423:
+                raise OffsetError(_reason(response))
+            case 404 | 410 | 460:
+                raise RestartError(_reason(response))
+            case 400 | 403 | 413 | 415 | 422:
+                raise RefusedError(_reason(response))
+        self._raise_unless_success(response)
+        return _offset(response, size)
+
+    async def terminate(self, upload: str) -> None:
+        """Gives up an upload: the service may forget what it has of it."""
+        response = await self._send("DELETE", upload, headers=_TUS)
+        if response.status_code not in (404, 410):
+            self._raise_unless_success(response)
+
+    async def state(self, upload: str) -> Upload:
+        """All about an upload, for when the answer to its last bytes was lost.
+
+        Raises:
+            RestartError: the service knows nothing of it any more.
+        """
+        response = await self._send("GET", upload)
+        if response.status_code in (403, 404, 410):
+            raise RestartError
+        self._raise_unless_success(response)
+        return self._read(Upload, response)
+
+    # -------------------------------------------------------------------------------------------------------
+
+    async def _send(
+        self,
+        method: str,
+        where: str,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
+    ) -> httpx.Response:
+        """Any answer of the service but 401. `where` is relative to the API, or an absolute path."""
+        url = (
+            self._base.copy_with(raw_path=where.encode()) if where.startswith("/") else self._base.join(where)
+        )
+        identity = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        try:
+            response = await self._http.request(
+                method, url, headers={**identity, **(headers or {})}, content=content
+            )
+        except httpx.HTTPError as error:
+            reason = printable(str(error)) or type(error).__name__
+            raise UnavailableError(f"{self._config.service.url} can't be reached ({reason})") from error
+        if response.status_code == 401:
+            self._reread_token()
+            raise UnavailableError(
+                f"the token of instrument {self._instrument} is not accepted: "
+                f"ask for a new one with `beamhub instrument token {self._instrument}`"
+            )
+        return response
+
+    def _reread_token(self) -> None:
+        """A new token may have been put into the file while the agent runs."""
+        try:
+            self._token = self._config.service.read_token()
+        except ConfigError as error:
+            raise UnavailableError(str(error)) from error
+
+    def _raise_unless_success(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        if response.status_code == 404:
+            reason = f"there is no instrument {self._instrument} at {self._config.service.api}"
+        else:
+            reason = _reason(response)
+        raise UnavailableError(reason)
+
+    def _read(self, model: type[M], response: httpx.Response) -> M:
+        try:
+            return model.model_validate_json(response.content)
+        except ValidationError as error:
+            raise UnavailableError(
+                f"{self._config.service.api} does not answer like beamhub: check url under [service]"
+            ) from error
+
+
+def _offset(response: httpx.Response, size: int, absent: int | None = None) -> int:
+    """The Upload-Offset of an answer, which is not trusted to be a number in the file."""
+    text = response.headers.get("Upload-Offset")
+    if text is None and absent is not None:
+        return absent
+    if text is None or not re.fullmatch("[0-9]{1,19}", text) or int(text) > size:
+        raise UnavailableError(f"{response.url.host} does not answer like beamhub: Upload-Offset is {text!r}")
+    return int(text)
+
+
+def _reason(response: httpx.Response) -> str:
+    """What the service says is wrong, in one line."""
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        return (
+            f"{response.url.host} answers {response.status_code} {printable(response.reason_phrase)}".rstrip()
+        )
+    parts = [printable(problem.detail or problem.title), printable(problem.remedy)]
+    return ": ".join(part.rstrip(".:") for part in parts if part)[:LONGEST_REASON]

@@ -1,0 +1,380 @@
+"""The agent itself: finds files, decides when they are ready, sends them, and tells how it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal
+
+from beamhub import __version__
+from beamhub.schemas import FileProgress, Heartbeat, UploadState
+
+from .config import Config, Watch
+from .file import CHUNK, ChangedError, GoneError, Stamp, look, opened, printable, read, sha256
+from .journal import Journal
+from .pause import Pause
+from .queue import Item, Queue
+from .service import PART, OffsetError, RefusedError, RestartError, Service, UnavailableError
+from .settle import Settling
+from .watch import LostError, Sighting, Tree
+
+log = logging.getLogger("beamhub.agent")
+
+HEARTBEAT = 2.0  # seconds
+RETURN = 2.0  # seconds between looks for a directory that is gone
+ATTEMPTS = 5  # from the beginning, at one file in one state
+SHOWN = 20  # errors in a heartbeat
+LONGEST = 500  # characters of each
+REMEMBERED = 1000  # errors in memory
+
+
+class Rate:
+    """Bytes per second over the last seconds."""
+
+    WINDOW = 5.0
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, count: int) -> None:
+        self._steps.append((time.monotonic(), count))
+        self._sum += count
+
+    def __call__(self) -> float:
+        while self._steps and self._steps[0][0] < time.monotonic() - self.WINDOW:
+            self._sum -= self._steps.popleft()[1]
+        return self._sum / self.WINDOW
+
+
+class Agent:
+    """Sends what appears in the watched directories until it is stopped.
+
+    Args:
+        once: stop when everything that is there has been sent.
+
+    Raises:
+        JournalError, ConfigError: from the constructor.
+    """
+
+    def __init__(self, config: Config, *, once: bool = False) -> None:
+        self._config = config
+        self._once = once
+        self._service = Service(config)
+        self._journal = Journal(config.journal.path, config.instrument.id)
+        self._settling = Settling()
+        self._candidates = asyncio.Event()  # there is something new to settle
+        self._queue = Queue()
+        self._active: dict[str, Item] = {}
+        self._pause = Pause()
+        self._rate = Rate()
+        self._trees: dict[Path, Tree] = {}
+        self._lost: dict[Path, str] = {}  # watched directories that are gone
+        self._failed: dict[str, str] = {}  # files that did not arrive -> why
+        self._done = False  # with `once`: nothing is left to do
+        self._step = asyncio.Event()  # something has been done: perhaps it was the last thing
+        self._stopping = asyncio.Event()
+        self._stop_reading = threading.Event()
+
+    def stop(self) -> None:
+        """Ends `run` soon; what is on its way goes on at the next start."""
+        self._stopping.set()
+
+    async def run(self) -> bool:
+        """Works until it is stopped. True when, with `once`, all that was there has arrived.
+
+        Raises:
+            LostError: with `once`, when a watched directory is gone.
+        """
+        self._journal.retry_refused()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._follow(watch)) for watch in self._config.watch]
+                tasks += [group.create_task(self._send()) for _ in range(self._config.upload.parallel)]
+                tasks += [group.create_task(work()) for work in (self._settle, self._beat, self._conclude)]
+                await self._stopping.wait()
+                for task in tasks:
+                    task.cancel()
+        except* LostError as lost:
+            raise LostError(*lost.exceptions[0].args) from None
+        finally:
+            self._stop_reading.set()
+            await self._service.close()
+            self._journal.close()
+        return self._done and not self._failed
+
+    # --- finding -------------------------------------------------------------------------------------------
+
+    async def _follow(self, watch: Watch) -> None:
+        while True:
+            tree = self._trees[watch.path] = Tree(watch, self._journal.settled, self._sighted)
+            try:
+                await tree.follow()
+            except LostError as error:
+                if self._once:
+                    raise
+                self._lost[watch.path] = f"{error}: waiting for it to come back"
+                log.error("%s", self._lost[watch.path])
+            while not watch.path.is_dir():  # noqa: ASYNC110 (nothing tells of a mount)
+                await asyncio.sleep(RETURN)
+            log.info("%s is back", watch.path)
+            del self._lost[watch.path]
+
+    def _sighted(self, sighting: Sighting) -> None:
+        path, stamp = sighting.path, sighting.stamp
+        if path in self._active:
+            return  # looked at again when it is through
+        if (waiting := self._queue.find(path)) and waiting.stamp == stamp:
+            return
+        self._queue.drop(path)
+        entry = self._journal.find(path)
+        was_ready = entry is not None and entry.stamp == stamp  # before a restart
+        if sighting.renamed or was_ready:
+            self._settling.drop(path)
+            self._ready(sighting.watch, sighting.name, stamp)
+        else:
+            self._settling.seen(path, stamp, sighting.watch.settle, time.monotonic())
+            self._candidates.set()
+
+    async def _settle(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout_at(self._settling.next_check()):
+                    await self._candidates.wait()
+                self._candidates.clear()
+                continue  # perhaps with an earlier check to wait for
+            except TimeoutError:
+                pass
+            now = time.monotonic()
+            paths = self._settling.due(now)
+            if not paths:
+                continue
+            stamps = await asyncio.to_thread(_looks, paths)
+            for path, stamp in zip(paths, stamps, strict=True):
+                if self._settling.looked(path, stamp, now) and stamp:
+                    watch = self._watch_of(path)
+                    assert watch  # noqa: S101 (what settles has been sighted in one)
+                    self._ready(watch, path[len(str(watch.path)) + 1 :], stamp)
+            self._step.set()
+
+    def _watch_of(self, path: str) -> Watch | None:
+        return next((watch for watch in self._config.watch if path.startswith(f"{watch.path}/")), None)
+
+    def _ready(self, watch: Watch, name: str, stamp: Stamp) -> None:
+        self._journal.queue(f"{watch.path}/{name}", stamp)
+        self._queue.add(watch, name, stamp)
+
+    # --- sending -------------------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        while True:
+            await self._pause.wait()
+            item = await self._queue.get()
+            self._active[item.path] = item
+            try:
+                await self._deliver(item)
+            finally:
+                del self._active[item.path]
+            stamp = look(item.path)  # sightings of a file on its way were not heeded
+            if stamp and (stamp != item.stamp or not self._journal.find(item.path)):
+                self._sighted(Sighting(item.watch, item.name, stamp))
+            self._step.set()
+
+    async def _deliver(self, item: Item) -> None:
+        """Sends one file, or finds out what to do with it instead."""
+        path = item.path
+        self._failed.pop(path, None)
+        begun = time.monotonic()
+        try:
+            await self._transfer(item)
+        except UnavailableError as error:
+            self._pause.begin(error)
+            self._queue.put(item)
+            return
+        except RestartError as error:
+            self._journal.restart(path)
+            item.restarts += 1
+            if item.restarts < ATTEMPTS:
+                log.info("%s is sent again from its beginning: %s", printable(path), error)
+                self._queue.put(item)
+                return
+            self._fail(path, f"did not arrive whole in {ATTEMPTS} attempts ({error})")
+            self._journal.refused(path, str(error))
+        except RefusedError as error:
+            self._journal.refused(path, str(error))
+            self._fail(path, str(error))
+        except ChangedError:
+            log.info("%s changed while it was read: waiting until it has settled", printable(path))
+            await self._give_up_upload(path)
+        except GoneError:
+            self._journal.forget(path)
+            self._fail(path, "was deleted or renamed before it had been sent")
+        except OSError as error:
+            self._fail(path, f"can't be read ({error.strerror})")
+        else:
+            self._journal.arrived(path)
+            self._pause.end()
+            seconds = time.monotonic() - begun
+            log.info("%s has arrived: %.2f MB in %.2f s", printable(path), item.stamp.size / 1e6, seconds)
+
+    async def _transfer(self, item: Item) -> None:
+        path, size = item.path, item.stamp.size
+        entry = self._journal.find(path)
+        digest, upload = (entry.digest, entry.upload) if entry and entry.stamp == item.stamp else (None, None)
+        with opened(item.watch.path, item.name, item.stamp) as file:
+            if digest is None:
+                digest = await asyncio.to_thread(sha256, file, item.stamp, self._stop_reading)
+                self._journal.hashed(path, digest)
+            if upload is None:
+                upload, offset = await self._service.create(item.watch.destination(item.name), size, digest)
+                self._journal.begun(path, upload)
+            else:
+                offset = await self._service.offset(upload, size)
+            verified = False
+            surprises = 0
+            while not verified:
+                item.sent = offset
+                if offset == size and await self._is_complete(upload):
+                    return
+                length = min(PART, size - offset)
+                body = self._body(file, item, offset, length)
+                try:
+                    offset = await self._service.append(upload, size, offset, length, body)
+                    self._pause.end()
+                    verified = offset == size
+                except OffsetError as error:
+                    surprises += 1
+                    if surprises == ATTEMPTS:
+                        raise UnavailableError(str(error)) from error
+                    offset = await self._service.offset(upload, size)
+
+    async def _is_complete(self, upload: str) -> bool:
+        """When nothing is left to send: has the service verified and published the file?"""
+        state = (await self._service.state(upload)).state
+        if state is UploadState.FAILED:
+            raise RestartError("the service could not verify it")
+        return state is not UploadState.RECEIVING
+
+    async def _body(self, file: int, item: Item, offset: int, length: int) -> AsyncIterator[bytes]:
+        end = offset + length
+        while offset < end:
+            chunk = await asyncio.to_thread(read, file, item.stamp, min(CHUNK, end - offset), offset)
+            yield chunk
+            offset += len(chunk)
+            item.sent = offset
+            self._rate.add(len(chunk))
+
+    async def _give_up_upload(self, path: str) -> None:
+        """What has been sent of a file that has changed is of no use."""
+        entry = self._journal.find(path)
+        self._journal.forget(path)
+        if entry and entry.upload:
+            try:
+                await self._service.terminate(entry.upload)
+            except UnavailableError as error:
+                log.info("%s: the upload that was given up is left to expire: %s", printable(path), error)
+
+    def _fail(self, path: str, reason: str) -> None:
+        log.error("%s %s", printable(path), reason)
+        if len(self._failed) < REMEMBERED:
+            self._failed[path] = reason
+
+    # --- telling -------------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        reachable = True
+        while True:
+            free = await asyncio.to_thread(_free_disk, self._config.watch[0].path)
+            try:
+                await self._service.heartbeat(self.heartbeat(free))
+            except UnavailableError as error:
+                if reachable and str(error) != self._pause.reason:
+                    log.warning("%s", error)
+                reachable = False
+            else:
+                if not reachable:
+                    self._pause.end()
+                reachable = True
+            await asyncio.sleep(HEARTBEAT)
+
+    def heartbeat(self, free_disk: int | None = None) -> Heartbeat:
+        """How it is doing just now."""
+        sending = list(self._active.values())
+        errors = self._errors()
+        if self._pause.reason:
+            state: Literal["idle", "uploading", "waiting", "error"] = (
+                "waiting" if self._pause.expected else "error"
+            )
+        elif sending:
+            state = "uploading"
+        elif self._failed or self._lost:
+            state = "error"
+        else:
+            state = "waiting" if self._settling else "idle"
+        return Heartbeat(
+            host=printable(socket.gethostname()) or "unnamed",
+            version=__version__,
+            state=state,
+            queued_files=len(self._queue) + len(sending),
+            queued_bytes=sum(item.stamp.size for item in self._queue)
+            + sum(item.stamp.size - item.sent for item in sending),
+            rate=self._rate(),
+            free_disk=free_disk,
+            current=[
+                FileProgress(
+                    name=printable(item.watch.destination(item.name)), size=item.stamp.size, sent=item.sent
+                )
+                for item in sending
+            ],
+            errors=errors,
+        )
+
+    def _errors(self) -> list[str]:
+        """What people should know, the gravest first, at most as many as a heartbeat holds."""
+        errors = [self._pause.reason] if self._pause.reason else []
+        errors += self._lost.values()
+        errors += [tree.problem for tree in self._trees.values() if tree.problem]
+        errors += [f"{printable(path)} {reason}" for path, reason in self._failed.items()]
+        for tree in self._trees.values():
+            errors += [f"{printable(path)} {reason}" for path, reason in tree.odd.items()]
+        if len(errors) > SHOWN:
+            errors[SHOWN - 1 :] = [f"and {len(errors) - SHOWN + 1} more: see the agent's log"]
+        return [_shortened(error) for error in errors]
+
+    async def _conclude(self) -> None:
+        """After the first look: are files missing that had been ready? With `once`: stop when all is done."""
+        for tree in list(self._trees.values()):
+            await tree.walked.wait()
+        for entry in self._journal.unfinished():
+            if self._watch_of(entry.path) and look(entry.path) is None:
+                self._journal.forget(entry.path)
+                self._fail(entry.path, "was deleted or renamed before it had been sent")
+        while self._once:
+            if not (self._queue or self._active or self._settling):
+                self._done = True
+                self.stop()
+            self._step.clear()
+            await self._step.wait()
+
+
+def _looks(paths: list[str]) -> list[Stamp | None]:
+    return [look(path) for path in paths]
+
+
+def _free_disk(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # the directory is gone, which is told elsewhere
+        return None
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a text, at most as long as an error in a heartbeat may be."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2 - 2]} … {text[-LONGEST // 2 + 2 :]}"

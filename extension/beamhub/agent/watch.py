@@ -1,0 +1,235 @@
+"""What is in a watched directory, and what appears there."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import inotify
+from .config import Watch
+from .file import Stamp, encodable, oddity, printable
+
+log = logging.getLogger("beamhub.agent")
+
+REMEMBERED = 1000  # things that can't be sent
+BLIND_PAUSE = 5.0  # seconds between looks at everything when the kernel can't tell what happens
+
+
+class LostError(Exception):
+    """The watched directory itself is gone: unmounted, deleted or renamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A file that was seen."""
+
+    watch: Watch
+    name: str  # relative to the watched directory, with slashes
+    stamp: Stamp
+    renamed: bool = False  # it has just been renamed into place: its writer has finished
+
+    @property
+    def path(self) -> str:
+        return f"{self.watch.path}/{self.name}"
+
+
+class Tree:
+    """A watched directory.
+
+    On Linux the kernel tells what happens there; a look at the whole directory at the start and now and then
+    finds what was there before, and what an overflow of notices lost. On network file systems the kernel
+    hears nothing of other machines' writes: there the whole directory is looked at every few seconds.
+
+    Args:
+        known: whether a file in this state needs no more attention; asked from a thread.
+        seen: told in the event loop of every other file that is there or appears, perhaps more than once.
+    """
+
+    def __init__(
+        self, watch: Watch, known: Callable[[str, Stamp], bool], seen: Callable[[Sighting], None]
+    ) -> None:
+        self.walked = asyncio.Event()  # all that was there at the start has been seen
+        self.problem = ""  # of the directory as a whole, in one sentence
+        self.odd: dict[str, str] = {}  # what is there but can't be sent, and why
+        self._watch = watch
+        self._root = str(watch.path)
+        self._known = known
+        self._seen = seen
+        self._to_walk: asyncio.Queue[str] = asyncio.Queue()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()  # _folders and _inotify are used by the walking thread, too
+        self._folders: dict[int, str] = {}  # inotify's number -> path
+        self._inotify: inotify.Inotify | None = None
+
+    async def follow(self) -> None:
+        """Looks and listens until it is cancelled.
+
+        Raises:
+            LostError: the directory is gone.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                if inotify.available and not self._watch.polls:
+                    self._inotify = inotify.Inotify()
+                    group.create_task(self._listen(self._inotify))
+                group.create_task(self._walk())
+        except* LostError as lost:
+            raise LostError(*lost.exceptions[0].args) from None
+        finally:
+            self._stop.set()
+            with self._lock:
+                if self._inotify:
+                    self._inotify.close()
+                    self._inotify = None
+
+    # --- looking -------------------------------------------------------------------------------------------
+
+    async def _walk(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def look(folder: str) -> None:
+            for sightings in self.look(folder):
+                loop.call_soon_threadsafe(self._tell, sightings)
+
+        folder = self._root
+        while True:
+            await asyncio.to_thread(look, folder)
+            if folder == self._root:
+                next_walk = loop.time() + (BLIND_PAUSE if self.problem else self._watch.pause)
+                self.walked.set()
+            try:
+                async with asyncio.timeout_at(next_walk):
+                    folder = await self._to_walk.get()
+            except TimeoutError:
+                folder = self._root
+
+    def _tell(self, sightings: list[Sighting]) -> None:
+        for sighting in sightings:
+            self._seen(sighting)
+
+    def look(self, top: str = "") -> Iterator[list[Sighting]]:
+        """What needs attention in the folder `top` (the whole directory) and below, folder by folder.
+
+        After a look at the whole directory `odd` holds what can't be sent.
+
+        Raises:
+            LostError: the directory is gone.
+        """
+        odd: dict[str, str] = {}
+        folders = [top or self._root]
+        while folders and not self._stop.is_set():
+            folder = folders.pop()
+            sightings = []
+            try:
+                self._listen_to(folder)  # before the look: nothing falls in between
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            if self._watch.wants_folder(self._name(entry.path)):
+                                folders.append(entry.path)
+                        elif sighting := self._sighting(entry.path, odd):
+                            sightings.append(sighting)
+            except OSError as error:
+                if folder == self._root:
+                    raise LostError(f"{folder} can't be read ({error.strerror})") from error
+                if not isinstance(error, FileNotFoundError | NotADirectoryError):  # else just gone
+                    self._note(odd, folder, f"is a folder that can't be read ({error.strerror})")
+            if sightings:
+                yield sightings
+        self.odd = odd if top in ("", self._root) else {**self.odd, **odd}
+
+    def _sighting(self, path: str, odd: dict[str, str], *, renamed: bool = False) -> Sighting | None:
+        """What to tell of a path that is no directory; None where it needs no attention or is odd."""
+        name = self._name(path)
+        if not self._watch.wants(name):
+            return None
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        if kind := oddity(status.st_mode):
+            self._note(odd, path, f"is {kind}: it is not followed and not sent")
+            return None
+        if not encodable(path):
+            self._note(odd, path, "has a name that is not UTF-8: rename it to have it sent")
+            return None
+        stamp = Stamp.of(status)
+        return None if self._known(path, stamp) else Sighting(self._watch, name, stamp, renamed=renamed)
+
+    def _note(self, odd: dict[str, str], path: str, problem: str) -> None:
+        if path not in self.odd:
+            log.warning("%s %s", printable(path), problem)
+        if len(odd) < REMEMBERED:
+            odd[path] = problem
+
+    def _name(self, path: str) -> str:
+        return path[len(self._root) + 1 :]
+
+    # --- listening -----------------------------------------------------------------------------------------
+
+    def _listen_to(self, folder: str) -> None:
+        with self._lock:
+            if self._inotify is None:
+                return
+            try:
+                self._folders[self._inotify.add(folder)] = folder
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                self.problem = (
+                    f"fs.inotify.max_user_watches is too low for the folders of {self._root}: raise it with "
+                    f"sysctl; until then everything is looked at every {BLIND_PAUSE:g} seconds"
+                )
+
+    async def _listen(self, notices: inotify.Inotify) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(notices.fileno(), readable.set)
+        try:
+            while True:
+                await readable.wait()
+                readable.clear()
+                for notice in notices.read():
+                    self._hear(notice, notices)
+        finally:
+            loop.remove_reader(notices.fileno())
+
+    def _hear(self, notice: inotify.Notice, notices: inotify.Inotify) -> None:
+        if notice.mask & inotify.OVERFLOW:
+            self._to_walk.put_nowait(self._root)
+            return
+        with self._lock:
+            folder = self._folders.get(notice.watch)
+        if folder is None:  # of a folder that has been moved away
+            return
+        if notice.mask & (inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNORED):
+            if folder == self._root:
+                raise LostError(f"{folder} is gone")
+            if notice.mask & inotify.IGNORED:
+                with self._lock:
+                    self._folders.pop(notice.watch, None)
+            return
+        path = f"{folder}/{notice.name}"
+        if notice.mask & inotify.IS_DIRECTORY:
+            if notice.mask & inotify.MOVED_FROM:
+                self._stop_listening_below(path, notices)
+            elif self._watch.wants_folder(self._name(path)):
+                self._to_walk.put_nowait(path)
+            return
+        if notice.mask & inotify.MOVED_FROM:
+            return
+        if sighting := self._sighting(path, self.odd, renamed=bool(notice.mask & inotify.MOVED_TO)):
+            self._seen(sighting)
+
+    def _stop_listening_below(self, folder: str, notices: inotify.Inotify) -> None:
+        """The numbers of folders that have moved stand for their old paths: forget them."""
+        with self._lock:
+            for number, path in list(self._folders.items()):
+                if path == folder or path.startswith(folder + "/"):
+                    notices.remove(number)
+                    del self._folders[number]
