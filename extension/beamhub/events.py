@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ class Feed:
         snapshot, so that a change of membership counts at once. None: everything.
         """
 
-        def look(tx: Transaction) -> tuple[list[Event], int]:
+        def look(tx: Transaction) -> tuple[Sequence[Event], int]:
             seen = scope(tx) if scope else EVERYTHING
             found = tx.events.after(
                 after, limit=BATCH, experiments=seen.experiments, instruments=seen.instruments

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import secrets
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from beamhub import access, folders
 from beamhub.access import Action, Principal
@@ -301,7 +302,7 @@ class Experiments:
         ]
         return Page[File](items=items, next=page[-1].path if len(found) > len(page) else None)
 
-    async def open_file(self, principal: Principal, id_: str, path: str) -> BinaryIO:
+    async def open_file(self, principal: Principal, id_: str, path: str) -> BufferedReader:
         """A file of the experiment, opened for reading; the caller closes it.
 
         Opened, and not named, because members' sessions could put a link in its place before it is read.

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from beamhub.errors import Invalid, NotFound
 from beamhub.schemas import File
@@ -23,12 +24,14 @@ RAW, PROCESSED, SHARED, INCOMING = "raw", "processed", "shared", ".incoming"
 MAX_PATH = 900  # characters; leaves room in the store's 1000 for the area and a version
 MAX_NAME = 255  # bytes; what file systems allow
 MAX_DEPTH = 32
+VERSION = re.compile(r"version-\d+")
 
 
-def parse(path: str) -> PurePosixPath:
-    """A relative path out of a request, once it is one that can be published, listed and typed again.
+def parse(path: str, *, new: bool = False) -> PurePosixPath:
+    """A relative path out of a request, if it is one that can be published, listed and typed again.
 
-    Raises Invalid for absolute paths, `..`, names that are hidden, unprintable, too long or not portable.
+    Raises Invalid for absolute paths, `..`, names that are hidden, unprintable, too long or not portable, and
+    for a `new` file also for names that the service itself gives.
     """
     parts = path.split("/")
     complaint = ""
@@ -36,11 +39,20 @@ def parse(path: str) -> PurePosixPath:
         complaint = f"it needs 1 to {MAX_PATH} characters and at most {MAX_DEPTH} levels"
     else:
         complaint = next(filter(None, map(_complaint, parts)), "")
+    if new and not complaint and any(VERSION.fullmatch(part) for part in parts):
+        complaint = "names like version-2 are given to later versions of a file"
     if complaint:
         raise Invalid(
             f"The path {path[:200]!r} is not allowed: {complaint}.", "Rename the file and send it again."
         )
     return PurePosixPath(path)
+
+
+def versioned(path: str, version: int) -> str:
+    """Where a later version of a file goes: into a folder beside it, so that the files of one acquisition
+    keep their names, and a master's links to its data files stay right."""
+    where = PurePosixPath(path)
+    return path if version == 1 else str(where.parent / f"version-{version}" / where.name)
 
 
 def _complaint(name: str) -> str:
@@ -82,7 +94,7 @@ def folder(root: Path, path: PurePosixPath, *, create: bool = False) -> Iterator
         os.close(descriptor)
 
 
-def open_file(root: Path, path: PurePosixPath) -> BinaryIO:
+def open_file(root: Path, path: PurePosixPath) -> BufferedReader:
     """The regular file `path` below `root`, opened for reading. Raises NotFound for anything else."""
     with folder(root, path.parent) as parent:
         try:

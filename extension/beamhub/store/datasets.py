@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -115,8 +115,8 @@ class Datasets:
         )
         return list(self._connection.scalars(query))
 
-    def wanted_version(self, experiment: str, folder: str, name: str) -> str | None:
-        """Where a dataset that is being received waits for a later version of the file `folder`/`name`."""
+    def awaited(self, experiment: str, paths: Collection[str]) -> str | None:
+        """The one of these paths that the newest dataset being received waits for."""
         query = (
             select(dataset_files.c.path)
             .join(datasets, datasets.c.id == dataset_files.c.dataset)
@@ -124,8 +124,7 @@ class Datasets:
                 datasets.c.experiment == experiment,
                 datasets.c.state == DatasetState.RECEIVING,
                 dataset_files.c.frames.is_(None),
-                dataset_files.c.path.startswith(f"{folder}/v", autoescape=True),
-                dataset_files.c.path.endswith(f"/{name}", autoescape=True),
+                dataset_files.c.path.in_(paths),
             )
             .order_by(datasets.c.id.desc())
         )

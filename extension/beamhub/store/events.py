@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +39,15 @@ class Events:
         id_ = self._connection.execute(insert(events).values(values).returning(events.c.id)).scalar_one()
         return Event(id=id_, **values)
 
+    def latest(self, experiment: str, subject: str, kinds: Collection[str]) -> datetime | None:
+        """When the newest event of these kinds about this subject happened."""
+        moment: datetime | None = self._connection.scalar(
+            select(func.max(events.c.time)).where(
+                events.c.experiment == experiment, events.c.subject == subject, events.c.kind.in_(kinds)
+            )
+        )
+        return moment
+
     def head(self) -> int:
         """The id of the newest event; 0 when there is none."""
         return self._connection.scalar(select(func.max(events.c.id))) or 0
@@ -49,7 +59,7 @@ class Events:
         limit: int,
         experiments: frozenset[str] | None = None,
         instruments: frozenset[str] = frozenset(),
-    ) -> list[Event]:
+    ) -> Sequence[Event]:
         """Events newer than `id_`, oldest first. `experiments` None: all of them; otherwise those of these
         experiments, and those of these instruments that belong to no experiment."""
         query = select(events).where(events.c.id > id_).order_by(events.c.id).limit(limit)

@@ -53,10 +53,11 @@ class Uploads:
         ]
 
     def published(self, experiment: str, paths: Collection[str]) -> dict[str, Upload]:
-        """The uploads that were published at these paths."""
+        """What was published at these paths last."""
         query = select(uploads).where(
             uploads.c.experiment == experiment, uploads.c.path.in_(paths), uploads.c.state.in_(PUBLISHED)
         )
+        query = query.order_by(uploads.c.ended)
         return {row.path: _upload(row) for row in self._connection.execute(query)}
 
     def frames(self, experiment: str, paths: Collection[str]) -> dict[str, int]:
@@ -79,13 +80,13 @@ class Uploads:
     def end(self, upload: str, state: UploadState, **values: Any) -> None:
         self.change(upload, state=state, ended=datetime.now(UTC), **values)
 
-    def supersede(self, experiment: str, path: str) -> None:
-        """What was published at this path is no longer the newest version."""
+    def supersede(self, experiment: str, paths: Collection[str]) -> None:
+        """What was published at these paths is no longer the newest version."""
         self._connection.execute(
             update(uploads)
             .where(
                 uploads.c.experiment == experiment,
-                uploads.c.path == path,
+                uploads.c.path.in_(paths),
                 uploads.c.state == UploadState.COMPLETE,
             )
             .values(state=UploadState.SUPERSEDED)
