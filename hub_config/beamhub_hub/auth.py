@@ -37,7 +37,9 @@ class Accounts(NativeAuthenticator):  # type: ignore[misc]  # nativeauthenticato
         self.db.commit()
 
     def get_handlers(self, app: Any) -> list[tuple[str, type]]:
-        """The pages of NativeAuthenticator; but JupyterHub's own for signing in, as 1.3's fails on JupyterHub 6."""
+        """The pages of NativeAuthenticator; but JupyterHub's own for signing in, as 1.3's fails on
+        JupyterHub 6.
+        """
         pages = [(path, page) for path, page in super().get_handlers(app) if path != "/login"]
         return [("/login", LoginHandler), *pages]
 

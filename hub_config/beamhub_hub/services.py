@@ -43,22 +43,13 @@ def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
 
 
 def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:
-    config = files("beamhub_cockpit") / "config"
     return {
         "name": "cockpit",
         "url": f"http://127.0.0.1:{site.cockpit_port}",
         # Voila parses binary websocket messages of clients that didn't ask for the binary protocol as if
         # they had, and then allocates what their first bytes say: without a limit one message takes the
         # machine's memory
-        "command": [
-            "prlimit",
-            f"--as={COCKPIT_MEMORY}",
-            sys.executable,
-            "-m",
-            "voila",
-            "--no-browser",
-            f"--Voila.config_file_paths={config}",
-        ],
+        "command": ["prlimit", f"--as={COCKPIT_MEMORY}", sys.executable, "-m", "beamhub_cockpit"],
         "api_token": secrets.cockpit,
         "timeout": 60,
         "oauth_no_confirm": True,

@@ -1,0 +1,41 @@
+"""`beamhub doctor`: what works on this machine, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from beamhub_hub.machine import findings
+
+
+@click.command()
+@click.option("--port", default=8000, show_default=True, help="What people would open.")
+@click.option("--state", type=click.Path(path_type=Path), default=Path(".demo"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def doctor(port: int, state: Path, *, as_json: bool) -> None:
+    """Check this machine: what works, what is missing.
+
+    The exit code is 1 if something is missing that beamhub can't do without.
+    """
+    found = findings(state, port)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in found], indent=2, ensure_ascii=False))
+    else:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for finding in found:
+            verdict = (
+                "[green]fine[/]"
+                if finding.fine
+                else "[red]missing[/]"
+                if finding.needed
+                else "[yellow]without[/]"
+            )
+            table.add_row(verdict, finding.name, finding.message)
+        Console().print(table)
+    sys.exit(any(finding.needed and not finding.fine for finding in found))

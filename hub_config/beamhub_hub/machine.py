@@ -1,0 +1,131 @@
+"""What this machine has and lacks for running beamhub."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from beamhub import sandbox
+
+from beamhub_hub import proxy
+
+FREE = 2 << 30  # bytes of disk that a start asks for
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: fine, or what to do about it. Without a `needed` one, beamhub doesn't start."""
+
+    name: str
+    fine: bool
+    message: str
+    needed: bool = False
+
+
+def findings(state: Path, port: int) -> list[Finding]:
+    """Everything that is looked at, the needed things first."""
+    return [
+        _python(),
+        _folder(state),
+        _port(port),
+        _proxy(),
+        _sandbox(),
+        _dials(),
+        _program("chromium", "only tests use it", "the acceptance tests can't run: apt-get install chromium"),
+    ]
+
+
+def obstacle(state: Path, port: int) -> str:
+    """The first reason why beamhub can't start here, or ""."""
+    looked = (_python(), _folder(state), _port(port))
+    return next((finding.message for finding in looked if not finding.fine), "")
+
+
+def dials() -> bool:
+    """Whether DIALS can be called."""
+    return shutil.which("dials.import") is not None
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info < (3, 11):  # noqa: UP036  # what an installation by hand may have got round
+        return Finding(
+            "Python", fine=False, message=f"Python is {version}; beamhub needs 3.11 or newer", needed=True
+        )
+    return Finding("Python", fine=True, message=version, needed=True)
+
+
+def _folder(state: Path) -> Finding:
+    parent = next(folder for folder in (state.absolute(), *state.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return Finding(
+            "folder", fine=False, message=f"{parent} can't be written to: choose --state", needed=True
+        )
+    free = shutil.disk_usage(parent).free
+    if free < FREE:
+        message = (
+            f"only {free / 1e9:.1f} GB of disk are free in {parent}: free 2 GB or choose --state elsewhere"
+        )
+        return Finding("disk", fine=False, message=message, needed=True)
+    return Finding("disk", fine=True, message=f"{free / 1e9:.0f} GB free in {parent}", needed=True)
+
+
+def _port(port: int) -> Finding:
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = (
+                f"port {port} can't be used ({error.strerror}): choose another with --port (make demo PORT=…)"
+            )
+            return Finding("port", fine=False, message=message, needed=True)
+    return Finding("port", fine=True, message=f"{port} is free", needed=True)
+
+
+def _proxy() -> Finding:
+    try:
+        proxy.install()
+    except proxy.ProxyMissing as missing:
+        return Finding("proxy", fine=False, message=str(missing), needed=True)
+    return Finding("proxy", fine=True, message="installed", needed=True)
+
+
+def _sandbox() -> Finding:
+    broken = sandbox.works()
+    if broken:
+        message = f"jobs run unprotected and JupyterLab sessions are refused: {broken}"
+        return Finding("sandbox", fine=False, message=message)
+    return Finding(
+        "sandbox", fine=True, message="bubblewrap works: jobs and sessions see their experiment only"
+    )
+
+
+def _dials() -> Finding:
+    if not dials():
+        message = "not installed, so datasets aren't processed: apt-get install dials"
+        return Finding("DIALS", fine=False, message=message)
+    return Finding("DIALS", fine=True, message=f"found at {shutil.which('dials.import')}")
+
+
+def _program(name: str, found: str, missing: str) -> Finding:
+    return Finding(
+        name, fine=shutil.which(name) is not None, message=found if shutil.which(name) else missing
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for trial in sockets:
+            trial.bind(("127.0.0.1", 0))
+        return [int(trial.getsockname()[1]) for trial in sockets]
+    finally:
+        for trial in sockets:
+            trial.close()
