@@ -86,9 +86,7 @@ def _table(instrument: Instrument, datasets: list[Dataset], jobs: list[Job], det
         data.add_row("dataset", f"{escape(dataset.name)}  {_frames(dataset)}", bar)
     work = Table(box=None, show_header=False, padding=(0, 2))
     for job in jobs:
-        bar = (
         running = job.state == JobState.RUNNING
-        )
         work.add_row(
             f"job {job.id}",
             escape(job.title),
