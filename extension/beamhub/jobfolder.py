@@ -1,0 +1,305 @@
+"""The folder of a job. All in it may have been written by anybody's code while the job ran, so what is read
+from it is bounded, checked and confined to the folder, and what does not fit is left out.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from pydantic import JsonValue, ValidationError
+
+from beamhub import folders
+from beamhub.errors import Invalid, NotFound
+from beamhub.schemas import Artifact, File, JobProgress, JobResult, JobSpec, Quantity, SeriesPage
+from beamhub.text import one_line
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")  # of metrics, series, columns, as in beamhub.report
+MAX_METRICS = 200
+MAX_SERIES = 50
+MAX_FILES = 10000  # that are listed
+MAX_LIST = 1000  # numbers in one metric
+MAX_RESULT = 2 * 1024**2  # bytes
+MAX_READ = 1024**2  # bytes read of a growing file at a time
+MAX_LINE = 64 * 1024  # bytes of a report
+MAX_ROWS = 5000  # in one page of a series
+MAX_DIGESTED = 8 * 1024**3  # bytes; larger artifacts are listed without a digest
+MAX_DEPTH = 64  # of folders that are sealed
+ALL = PurePosixPath()
+
+
+@dataclass(frozen=True)
+class News:
+    """What a running job has reported since it was last asked."""
+
+    progress: JobProgress
+    metrics: Mapping[str, Quantity]
+    told: bool  # progress or metrics are new
+    series: Mapping[str, SeriesPage]  # the new rows
+
+
+@dataclass
+class Reader:
+    """How far the reports of a running job have been read."""
+
+    position: int = 0
+    progress: JobProgress = field(default_factory=JobProgress)
+    metrics: dict[str, Quantity] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+class JobFolder:
+    """The folder of job `job` in the folder of its experiment. All methods read or write files: call them in
+    a thread."""
+
+    def __init__(self, experiment: Path, job: int) -> None:
+        self.experiment = experiment
+        self.path = experiment / folders.PROCESSED / str(job)
+
+    def lay(self, spec: JobSpec, template: bytes) -> None:
+        """A fresh folder with all that the job starts from. What a start that came to nothing has left is
+        removed."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        (self.path / "job.json").write_text(spec.model_dump_json(), encoding="utf-8")
+        (self.path / "template.ipynb").write_bytes(template)
+
+    def begun(self) -> bool:
+        """Whether the notebook may have run: papermill writes it before the first cell."""
+        return (self.path / "notebook.ipynb").exists()
+
+    def open(self, path: str) -> BinaryIO:
+        """The file at `path`, relative to the folder. Raises Invalid or NotFound."""
+        return self._open(folders.parse(path))
+
+    def files(self, below: PurePosixPath = ALL) -> list[File]:
+        """The files, ordered by path; paths are relative to the folder."""
+        try:
+            found = list(itertools.islice(folders.walk(self.path, below), MAX_FILES))
+        except (FileNotFoundError, PermissionError):  # not laid yet; or its job has locked a folder
+            return []
+        return sorted(found, key=lambda file: file.path)
+
+    def log(self, after: int) -> tuple[str, int]:
+        """Text of the log from byte `after` on, and where to go on."""
+        with contextlib.suppress(NotFound), self._open(PurePosixPath("log.txt")) as file:
+            file.seek(after)
+            content = file.read(MAX_READ)
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            text = decoder.decode(content)
+            return text, after + len(content) - len(decoder.getstate()[0])  # a character may be half written
+        return "", after
+
+    def series(self, name: str, after: int) -> SeriesPage:
+        """Rows of a series from row `after` on."""
+        if not NAME.match(name):
+            raise NotFound(f"There is no series {name[:80]!r}.", "Series have Python names.")
+        columns: dict[str, str] = {}
+        items: list[dict[str, JsonValue]] = []
+        with contextlib.suppress(NotFound), self._open(_series(name)) as file:
+            columns = _columns(file.readline(MAX_LINE))
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b"")):
+                if len(items) == MAX_ROWS or not line.endswith(b"\n"):
+                    break
+                if number >= after:
+                    items.append(_row(line))
+        return SeriesPage(columns=columns, items=items, next=after + len(items))
+
+    def news(self, reader: Reader) -> News:
+        """What has been reported since the reader was here last."""
+        lines, reader.position = self._lines(PurePosixPath("report.jsonl"), reader.position)
+        told = False
+        for line in lines:
+            content = _object(line)
+            match content.get("what"):
+                case "progress":
+                    reader.progress = _progress(content)
+                    told = True
+                case "metric":
+                    told |= _add_metric(
+                        reader.metrics, content.get("name"), content.get("value"), content.get("unit")
+                    )
+        series = {name: page for name in self._series_names() if (page := self._new_rows(name, reader)).items}
+        return News(reader.progress, dict(reader.metrics), told, series)
+
+    def result(self) -> JobResult | None:
+        """The job's result, with sizes and digests of the artifacts that are there, as far as it can be
+        believed; None if there is none."""
+        try:
+            with self._open(PurePosixPath("result.json")) as file:
+                content = file.read(MAX_RESULT + 1)
+        except NotFound:
+            return None
+        if len(content) > MAX_RESULT:
+            return JobResult(outcome="failed", reason="The job's result is too large to be read.")
+        try:
+            raw = json.loads(content)
+            result = JobResult.model_validate({**raw, "metrics": {}})
+            metrics: dict[str, Quantity] = {}
+            for name, value in dict(raw.get("metrics", {})).items():
+                _add_metric(metrics, name, value["value"], value["unit"])
+        except (ValueError, TypeError, KeyError, RecursionError, ValidationError):
+            return JobResult(outcome="failed", reason="The job wrote a result that is not one.")
+        artifacts = {one.path: one for artifact in result.artifacts if (one := self._artifact(artifact))}
+        if notebook := self._artifact(Artifact(path="notebook.ipynb", title="Notebook", kind="notebook")):
+            artifacts.setdefault(notebook.path, notebook)
+        return result.model_copy(
+            update={
+                "reason": one_line(result.reason, 2000),
+                "metrics": metrics,
+                "artifacts": list(artifacts.values()),
+            }
+        )
+
+    def ended(self) -> datetime:
+        """When the result was written: a moment that the job cannot have set back. Now, if it never was."""
+        with contextlib.suppress(FileNotFoundError):
+            status = (self.path / "result.json").lstat()
+            return datetime.fromtimestamp(status.st_ctime, UTC)
+        return datetime.now(UTC)
+
+    def seal(self) -> None:
+        """Makes everything read-only. For a job whose processes have ended."""
+        _seal(self.path, MAX_DEPTH)
+
+    def _open(self, path: PurePosixPath) -> BinaryIO:
+        try:
+            return folders.open_file(self.path, path)
+        except (FileNotFoundError, PermissionError) as error:  # no folder yet; or one without permissions
+            raise NotFound(f"There is no file {str(path)!r} in this job's folder.") from error
+
+    def _lines(self, path: PurePosixPath, position: int) -> tuple[list[bytes], int]:
+        """The whole lines from `position` on, and where they end."""
+        try:
+            with self._open(path) as file:
+                file.seek(position)
+                content = file.read(MAX_READ)
+        except NotFound:
+            return [], position
+        end = content.rfind(b"\n") + 1
+        if end == 0 and len(content) == MAX_READ:  # no report has such a line: leave it out
+            end = MAX_READ
+        return [line for line in content[:end].split(b"\n") if 0 < len(line) < MAX_LINE], position + end
+
+    def _series_names(self) -> list[str]:
+        found = (PurePosixPath(file.path) for file in self.files(PurePosixPath("series")))
+        names = [path.stem for path in found if path.suffix == ".jsonl" and NAME.match(path.stem)]
+        return names[:MAX_SERIES]
+
+    def _new_rows(self, name: str, reader: Reader) -> SeriesPage:
+        lines, reader.positions[name] = self._lines(_series(name), reader.positions.get(name, 0))
+        if lines and name not in reader.columns:
+            reader.columns[name] = _columns(lines.pop(0))
+        reader.rows[name] = reader.rows.get(name, 0) + len(lines)
+        return SeriesPage(
+            columns=reader.columns.get(name, {}), items=[_row(line) for line in lines], next=reader.rows[name]
+        )
+
+    def _artifact(self, artifact: Artifact) -> Artifact | None:
+        """With its true size and digest; None for one that is not a file in this folder."""
+        try:
+            with self.open(artifact.path) as file:
+                size = os.fstat(file.fileno()).st_size
+                digest = _digest(file) if size <= MAX_DIGESTED else ""
+        except (Invalid, NotFound):
+            return None
+        return artifact.model_copy(
+            update={"title": one_line(artifact.title, 200), "size": size, "digest": digest}
+        )
+
+
+def _series(name: str) -> PurePosixPath:
+    return PurePosixPath("series", f"{name}.jsonl")
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while part := file.read(MAX_READ):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _progress(content: Mapping[str, Any]) -> JobProgress:
+    fraction = content.get("fraction")
+    if isinstance(fraction, int | float) and math.isfinite(fraction):
+        fraction = min(max(float(fraction), 0.0), 1.0)
+    else:
+        fraction = None
+    return JobProgress(fraction=fraction, step=one_line(str(content.get("step", "")), 200))
+
+
+def _add_metric(metrics: dict[str, Quantity], name: object, value: object, unit: object) -> bool:
+    """Adds a metric if it is one and there is room; says whether it did."""
+    if not isinstance(name, str) or not NAME.match(name):
+        return False
+    if name not in metrics and len(metrics) >= MAX_METRICS:
+        return False
+    shown: float | int | str | bool | list[float] | None
+    if isinstance(value, list):
+        shown = [float(one) for one in map(_scalar, value[:MAX_LIST]) if isinstance(one, int | float)]
+    else:
+        shown = _scalar(value)
+    metrics[name] = Quantity(value=shown, unit=one_line(str(unit or ""), 40))
+    return True
+
+
+def _scalar(value: object) -> float | int | str | bool | None:
+    """A value that any database and page can take; None for what is none."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return one_line(value, 500) if isinstance(value, str) else None
+
+
+def _columns(line: bytes) -> dict[str, str]:
+    columns = _object(line).get("columns")
+    if not isinstance(columns, dict):
+        return {}
+    return {name: one_line(str(unit), 40) for name, unit in columns.items() if NAME.match(name)}
+
+
+def _row(line: bytes) -> dict[str, JsonValue]:
+    return {name: _scalar(value) for name, value in _object(line).items() if NAME.match(name)}
+
+
+def _seal(path: Path, depth: int) -> None:
+    path.chmod(stat.S_IMODE(path.lstat().st_mode) | 0o700)  # the job may have locked it
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if depth:
+                    _seal(Path(entry.path), depth - 1)
+            elif entry.is_file(follow_symlinks=False):
+                _protect(Path(entry.path))
+    _protect(path)
+
+
+def _protect(path: Path) -> None:
+    path.chmod(stat.S_IMODE(path.lstat().st_mode) & 0o555 | 0o400)

@@ -1,0 +1,477 @@
+"""Jobs: one run of one template version with one parameter set, from the wish for it to its result.
+
+pending (waits for credit) -> queued (credit is held) -> running -> finished, failed or cancelled. Every
+change of state is made by `change`, in one transaction with its event and what it costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import JsonValue
+
+from beamhub import access, templates
+from beamhub.access import Action, Principal
+from beamhub.credits import hold, require_usable, settle, shortage
+from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound
+from beamhub.events import emit
+from beamhub.jobfolder import JobFolder
+from beamhub.schemas import (
+    Dataset,
+    Event,
+    Experiment,
+    ExperimentState,
+    File,
+    Job,
+    JobCancel,
+    JobCreate,
+    JobRerun,
+    JobState,
+    Page,
+    Profile,
+    SeriesPage,
+)
+from beamhub.store import Store, Transaction
+from beamhub.templates import Catalogue, Entry
+from beamhub.text import one_line
+from beamhub.triggers import JobRequest, decide
+
+T = TypeVar("T")
+
+SYSTEM = access.SYSTEM.name
+STEPS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.PENDING: frozenset({JobState.PENDING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    # back to the queue only if it is certain that nothing has run
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a job is made from, checked."""
+
+    entry: Entry
+    parameters: Mapping[str, JsonValue]
+    profile: Profile
+    sponsor: str
+
+
+def profiles(cpus: int) -> list[Profile]:
+    """What jobs may ask for on a machine with so many CPUs: 4 GiB of memory per CPU, for an hour."""
+    return [
+        Profile(
+            name=f"cpu-{count}",
+            title="1 CPU" if count == 1 else f"{count} CPUs",
+            cpus=count,
+            memory=count * 4 * 1024**3,
+            walltime=3600,
+        )
+        for count in (1, 2, 4, 8, 16, 32)
+        if count <= cpus
+    ]
+
+
+class Jobs:
+    """Jobs as people see and steer them.
+
+    Args:
+        profiles: what can be asked for; the first is what a template gets whose own profile is not there.
+        data_dir: the folder of all experiments.
+    """
+
+    def __init__(
+        self, store: Store, catalogue: Catalogue, profiles: Sequence[Profile], data_dir: Path
+    ) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self.profiles = list(profiles)
+        self._data_dir = data_dir.absolute()
+        self._versions = self._data_dir / ".templates"  # every template version that a job was made from
+
+    async def submit(self, principal: Principal, experiment_id: str, request: JobCreate) -> Job:
+        """Makes a job. It is queued at once if its sponsor can pay, and else pending."""
+
+        def work(tx: Transaction) -> Job:
+            experiment = access.require(tx, principal, experiment_id, Action.RUN_JOB)
+            dataset = _dataset(tx, experiment, request.inputs[0])
+            require_usable(tx, principal, experiment.instrument, plan.sponsor)
+            return self._create(tx, experiment, dataset, plan, launched_by=principal.name)
+
+        await self._store.read(lambda tx: access.require(tx, principal, experiment_id, Action.RUN_JOB))
+        plan = await asyncio.to_thread(
+            self._plan,
+            request.template,
+            request.parameters,
+            request.profile,
+            request.sponsor,
+            self._data_dir / experiment_id,
+        )
+        return await self._store.write(work)
+
+    async def rerun(self, principal: Principal, job_id: int, request: JobRerun) -> Job:
+        """Makes a job from another one, on the same data: what the request leaves out is as it was there.
+        With another template, parameters that are left out have that template's defaults."""
+
+        def work(tx: Transaction) -> Job:
+            experiment = access.require(tx, principal, parent.experiment, Action.RUN_JOB)
+            dataset = _dataset(tx, experiment, parent.inputs[0].id)
+            require_usable(tx, principal, experiment.instrument, plan.sponsor)
+            return self._create(tx, experiment, dataset, plan, launched_by=principal.name, parent=parent.id)
+
+        parent = await self.get(principal, job_id)
+        await self._store.read(lambda tx: access.require(tx, principal, parent.experiment, Action.RUN_JOB))
+        same = request.template in (None, parent.template)
+        plan = await asyncio.to_thread(
+            self._plan,
+            request.template or parent.template,
+            request.parameters if request.parameters is not None else (parent.parameters if same else {}),
+            request.profile or parent.profile.name,
+            request.sponsor or parent.sponsor,
+            self._data_dir / parent.experiment,
+        )
+        return await self._store.write(work)
+
+    async def cancel(self, principal: Principal, job_id: int, request: JobCancel) -> Job:
+        """Ends a job. One that runs is still running in the answer, and ends in a moment."""
+
+        def work(tx: Transaction) -> Job:
+            job = _require(tx, principal, job_id, Action.CANCEL_JOB)
+            if job.state.ended:
+                raise Conflict(f"Job {job.id} has already {job.state}.", "There is nothing to cancel.")
+            note = one_line(request.reason, 500)
+            reason = f"Cancelled by {principal.name}{': ' if note else ''}{note}."
+            if job.state is JobState.RUNNING:
+                return _sure(
+                    tx.jobs.change(job.id, job.state, cancel_requested=f"{principal.name}\n{reason}")
+                )
+            return _sure(change(tx, job, JobState.CANCELLED, actor=principal.name, reason=reason))
+
+        return await self._store.write(work)
+
+    async def get(self, principal: Principal, job_id: int) -> Job:
+        return await self._store.read(lambda tx: _require(tx, principal, job_id, Action.READ))
+
+    async def list(
+        self,
+        principal: Principal,
+        *,
+        experiment: str | None = None,
+        dataset: int | None = None,
+        state: JobState | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page[Job]:
+        """Newest first; of all experiments that the principal may see, or of one."""
+
+        def work(tx: Transaction) -> Page[Job]:
+            if experiment is not None:
+                access.require(tx, principal, experiment, Action.READ)
+            return tx.jobs.list(
+                only=access.visible_experiments(tx, principal),
+                experiment=experiment,
+                dataset=dataset,
+                state=state,
+                after=after,
+                limit=limit,
+            )
+
+        return await self._store.read(work)
+
+    async def log(self, principal: Principal, job_id: int, after: int = 0) -> tuple[str, int]:
+        """What the job has printed from byte `after` on, and the `after` to ask with next."""
+        return await self._look(principal, job_id, lambda folder: folder.log(after))
+
+    async def series(self, principal: Principal, job_id: int, name: str, after: int = 0) -> SeriesPage:
+        """Rows of a series that the job reports, from row `after` on."""
+        return await self._look(principal, job_id, lambda folder: folder.series(name, after))
+
+    async def files(self, principal: Principal, job_id: int) -> Sequence[File]:
+        """The files in the job's folder; paths are relative to it."""
+        return await self._look(principal, job_id, lambda folder: folder.files())
+
+    async def open_file(self, principal: Principal, job_id: int, path: str) -> BinaryIO:
+        """One of the files, opened for reading. What has been opened cannot be exchanged for something else,
+        as a path could by the job."""
+        return await self._look(principal, job_id, lambda folder: folder.open(path))
+
+    async def open_notebook(self, principal: Principal, job_id: int) -> BinaryIO:
+        """The notebook as far as it has run; before, the template that will be run. While the job runs it may
+        be caught half written: then read it again."""
+        job = await self.get(principal, job_id)
+
+        def look() -> BinaryIO:
+            for name in ("notebook.ipynb", "template.ipynb"):
+                try:
+                    return self.folder(job).open(name)
+                except NotFound:
+                    continue
+            return self._version(job.template, job.template_version).open("rb")
+
+        return await asyncio.to_thread(look)
+
+    def folder(self, job: Job) -> JobFolder:
+        return JobFolder(self._data_dir / job.experiment, job.id)
+
+    def template(self, job: Job) -> bytes:
+        """The notebook that the job was made from, in the version of that moment."""
+        return self._version(job.template, job.template_version).read_bytes()
+
+    def trigger(self, tx: Transaction, event: Event) -> Sequence[Job]:
+        """The jobs that the instrument's rules start on this event. A rule that cannot be followed makes a
+        job that has failed, so that somebody sees why."""
+        dataset = tx.datasets.get(int(event.subject))
+        instrument = tx.instruments.get(event.instrument or "")
+        experiment = tx.experiments.get(event.experiment or "")
+        if dataset is None or instrument is None or experiment is None:
+            return []
+        if not instrument.automation or experiment.state is ExperimentState.CLOSED:
+            return []
+        requests = decide(event, dataset, tx.triggers.enabled(instrument.id))
+        return [
+            self._follow(tx, request, experiment, dataset)
+            for request in requests
+            if not tx.jobs.triggered(request.key)
+        ]
+
+    def _follow(self, tx: Transaction, request: JobRequest, experiment: Experiment, dataset: Dataset) -> Job:
+        launched_by = f"trigger:{request.rule}"
+        try:
+            plan = self._plan(request.template, request.parameters, request.profile, request.sponsor, None)
+        except BeamhubError as error:
+            job = self._insert(
+                tx,
+                experiment,
+                dataset,
+                title=request.template,
+                version="",
+                template=request.template,
+                parameters=request.parameters,
+                profile=self._profile(None, request.profile),
+                sponsor=request.sponsor,
+                launched_by=launched_by,
+                key=request.key,
+            )
+            reason = f"The rule that started this job cannot be followed: {error}"
+            return _sure(change(tx, job, JobState.FAILED, actor=launched_by, reason=one_line(reason, 2000)))
+        return self._create(tx, experiment, dataset, plan, launched_by=launched_by, key=request.key)
+
+    def _plan(
+        self,
+        template: str,
+        parameters: Mapping[str, JsonValue],
+        profile: str | None,
+        sponsor: str,
+        experiment: Path | None,
+    ) -> Plan:
+        """Raises NotFound or Invalid. With the folder of an experiment, its members' templates count too."""
+        entry = self._catalogue.get(template, experiment)
+        if entry.template.missing:
+            raise Invalid(
+                f"{entry.template.title} cannot run here: {', '.join(entry.template.missing)} is missing.",
+                "Ask the facility to install it, or choose another template.",
+            )
+        values = templates.validate(entry.template, parameters)
+        plan = Plan(entry, values, self._profile(profile, entry.template.profile), sponsor)
+        self._keep(entry)
+        return plan
+
+    def _profile(self, name: str | None, default: str) -> Profile:
+        known = {profile.name: profile for profile in self.profiles}
+        if name is None:
+            return known.get(default, self.profiles[0])
+        if name not in known:
+            raise Invalid(f"There is no profile {name!r} here.", f"Choose one of: {', '.join(known)}.")
+        return known[name]
+
+    def _keep(self, entry: Entry) -> None:
+        """Keeps this version of the template: the job must run it, even if the file is changed meanwhile."""
+        path = self._version(entry.template.name, entry.template.version)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{id(entry):x}.part")
+            temporary.write_bytes(entry.content)
+            temporary.rename(path)
+
+    def _version(self, template: str, version: str) -> Path:
+        return self._versions / f"{template}-{version}.ipynb"
+
+    def _create(
+        self,
+        tx: Transaction,
+        experiment: Experiment,
+        dataset: Dataset,
+        plan: Plan,
+        *,
+        launched_by: str,
+        parent: int | None = None,
+        key: str | None = None,
+    ) -> Job:
+        job = self._insert(
+            tx,
+            experiment,
+            dataset,
+            template=plan.entry.template.name,
+            version=plan.entry.template.version,
+            title=plan.entry.template.title,
+            parameters=plan.parameters,
+            profile=plan.profile,
+            sponsor=plan.sponsor,
+            launched_by=launched_by,
+            parent=parent,
+            key=key,
+        )
+        return admit(tx, job)
+
+    def _insert(
+        self,
+        tx: Transaction,
+        experiment: Experiment,
+        dataset: Dataset,
+        *,
+        template: str,
+        version: str,
+        title: str,
+        parameters: Mapping[str, JsonValue],
+        profile: Profile,
+        sponsor: str,
+        launched_by: str,
+        parent: int | None = None,
+        key: str | None = None,
+    ) -> Job:
+        job = tx.jobs.create(
+            experiment=experiment.id,
+            template=template,
+            template_version=version,
+            title=title,
+            parameters=parameters,
+            dataset=dataset.id,
+            dataset_name=dataset.name,
+            profile=profile,
+            sponsor=sponsor,
+            launched_by=launched_by,
+            parent=parent,
+            trigger_key=key,
+        )
+        _tell(tx, "job.created", job, launched_by)
+        return job
+
+    async def _look(self, principal: Principal, job_id: int, look: Callable[[JobFolder], T]) -> T:
+        job = await self.get(principal, job_id)
+        return await asyncio.to_thread(look, self.folder(job))
+
+
+def change(
+    tx: Transaction,
+    job: Job,
+    state: JobState,
+    *,
+    actor: str,
+    reason: str = "",
+    at: datetime | None = None,
+    **columns: Any,
+) -> Job | None:
+    """The only place where a job's state changes: the state, the charge and the event are one.
+
+    Returns the job as it is then, or None (and has changed nothing) if it is not in the state of `job` any
+    more.
+
+    Args:
+        at: when it happened; now by default.
+        columns: others that change with the state.
+    """
+    if state not in STEPS.get(job.state, frozenset()):
+        raise ValueError(f"job {job.id} cannot be {state}: it is {job.state}")
+    now = datetime.now(UTC)
+    moment = now if at is None else min(max(at, job.started or job.created), now)
+    if state is JobState.RUNNING:
+        columns |= {"started": moment}
+    elif state is JobState.QUEUED:
+        columns |= {"started": None, "runner_ref": None}
+    elif state.ended:
+        columns |= {"ended": moment}
+    changed = tx.jobs.change(job.id, job.state, state=state, reason=reason, **columns)
+    if changed is None:
+        return None
+    if state.ended:
+        runtime = (moment - job.started).total_seconds() if job.started else 0.0
+        charged = settle(tx, job.id, math.ceil(runtime * job.profile.cpus), actor=actor)
+        changed = changed.model_copy(update={"cpu_seconds": charged})
+    _tell(tx, f"job.{state}", changed, actor)
+    return changed
+
+
+def admit(tx: Transaction, job: Job) -> Job:
+    """Queues a pending job if its sponsor can pay; otherwise its reason says what is missing."""
+    if hold(tx, job, actor=job.launched_by):
+        return _sure(change(tx, job, JobState.QUEUED, actor=job.launched_by))
+    reason = why_pending(tx, job)
+    if reason == job.reason:
+        return job
+    return _sure(change(tx, job, JobState.PENDING, actor=SYSTEM, reason=reason))
+
+
+def why_pending(tx: Transaction, job: Job) -> str:
+    """What a pending job waits for; "" if it can be queued."""
+    licence = tx.licences.get(job.sponsor)
+    return shortage(licence, job.profile) if licence else f"There is no licence {job.sponsor}."
+
+
+def _dataset(tx: Transaction, experiment: Experiment, dataset_id: int) -> Dataset:
+    dataset = tx.datasets.get(dataset_id)
+    if dataset is None or dataset.experiment != experiment.id:
+        raise NotFound(
+            f"There is no dataset {dataset_id} in {experiment.id}.",
+            "Choose one of the experiment's datasets.",
+        )
+    return dataset
+
+
+def _require(tx: Transaction, principal: Principal, job_id: int, action: Action) -> Job:
+    """The job, if the principal may do this in its experiment; NotFound if it may not even see it."""
+    job = tx.jobs.get(job_id)
+    visible = access.visible_experiments(tx, principal)
+    if job is None or (visible is not None and job.experiment not in visible):
+        raise NotFound(f"There is no job {job_id} here.", "Look it up in the list of jobs.")
+    access.require(tx, principal, job.experiment, action)
+    return job
+
+
+def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
+    experiment = tx.experiments.get(job.experiment)
+    emit(
+        tx,
+        kind,
+        actor=actor,
+        instrument=experiment.instrument if experiment else None,
+        experiment=job.experiment,
+        subject=str(job.id),
+        data={
+            "template": job.template,
+            "title": job.title,
+            "state": job.state,
+            "reason": job.reason,
+            "dataset": _first(one.id for one in job.inputs),
+            "dataset_name": _first(one.name for one in job.inputs),
+            "launched_by": job.launched_by,
+            "parent": job.parent,
+            "cpu_seconds": job.cpu_seconds,
+        },
+    )
+
+
+def _first(values: Iterable[T]) -> T | None:
+    return next(iter(values), None)
+
+
+def _sure(job: Job | None) -> Job:
+    """A change of a job that was read in the same transaction cannot have missed it."""
+    if job is None:
+        raise RuntimeError("a job changed its state in the middle of a transaction")
+    return job
