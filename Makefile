@@ -54,12 +54,10 @@ $(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@echo 'Installing beamhub into $(VENV) (once; one or two minutes)'
 	@$(PIP) install --quiet --require-hashes -r requirements.lock
 	@$(PIP) install --quiet --no-deps --editable .
-	@$(BIN)/python -m beamhub_hub.proxy
 	@touch $@
 
 $(VENV)/.development: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
 	@echo 'Installing beamhub and its tests into $(VENV) (once; one or two minutes)'
 	@$(PIP) install --quiet --require-hashes -r requirements-dev.lock
 	@$(PIP) install --quiet --no-deps --editable .
-	@$(BIN)/python -m beamhub_hub.proxy
 	@touch $(VENV)/.runtime $@

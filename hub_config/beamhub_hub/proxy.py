@@ -83,10 +83,3 @@ def _sentence(complaint: str) -> str:
         return "the disk is full, so the hub's proxy can't be installed: free 20 MB and start again"
     last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "npm gave no reason")
     return f"the hub's proxy couldn't be installed: {last.strip()}"
-
-
-if __name__ == "__main__":
-    try:
-        install()
-    except ProxyMissing as error:
-        sys.exit(str(error))
