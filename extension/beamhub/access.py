@@ -122,6 +122,8 @@ def visible_instruments(tx: Transaction, principal: Principal) -> frozenset[str]
         return None
     if principal.instrument is not None:
         return frozenset({principal.instrument})
+    if principal.kind != "user":
+        return frozenset()
     return staff_of(tx, principal) | tx.members.instruments_of(principal.name)
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Column, Connection, Row, Select, literal, tuple_
 
 from beamhub.errors import Invalid
 from beamhub.schemas import Page
+from beamhub.store.tables import UTCDateTime
 
 T = TypeVar("T")
 MAX_LIMIT = 1000
@@ -64,12 +65,12 @@ def _decode(cursor: str, order: Sequence[Column[Any]]) -> list[Any]:
 
 
 def _value(value: Any, column: Column[Any]) -> Any:
-    kind = column.type.python_type
-    if issubclass(kind, datetime):
+    if isinstance(column.type, UTCDateTime):
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
         if moment is None or moment.tzinfo is None:
             raise ValueError("not a moment")
         return moment
+    kind = column.type.python_type
     if type(value) is not kind or (kind is int and abs(value) >= 2**63):
         raise ValueError(f"not a key of {column.name}")
     return value

@@ -1,0 +1,272 @@
+"""The store, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from beamhub.errors import BeamhubError, Invalid
+from beamhub.events import emit
+from beamhub.schemas import Experiment, Heartbeat, InstrumentCreate, Page, Role
+from beamhub.store import Store, Transaction
+from beamhub.store.tables import metadata
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+
+def instrument(id_: str = "sim-mx") -> InstrumentCreate:
+    return InstrumentCreate(id=id_, title=id_, staff=["sam"])
+
+
+def test_migrations_arrive_at_the_tables(store: Store) -> None:
+    store.migrate()  # a second time changes nothing
+    with store._read_engine.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_migrations_make_the_same_constraints_as_the_tables(tmp_path: Path, postgresql_url: str) -> None:
+    """Autogeneration does not see check constraints and primary keys; the database's own view does."""
+
+    def constraints(engine: Any) -> dict[str, Any]:
+        look = inspect(engine)
+        return {
+            table: (
+                look.get_pk_constraint(table),
+                look.get_check_constraints(table),
+                look.get_unique_constraints(table),
+                look.get_foreign_keys(table),
+                sorted(look.get_indexes(table), key=lambda index: str(index["name"])),
+            )
+            for table in sorted(look.get_table_names())
+            if table != "alembic_version"
+        }
+
+    store = Store(postgresql_url)
+    store.migrate()
+    migrated = constraints(store._read_engine)
+    store.close()
+    engine = create_engine(postgresql_url)
+    with engine.begin() as connection:
+        metadata.drop_all(connection)
+        metadata.create_all(connection)
+    assert migrated == constraints(engine)
+    engine.dispose()
+
+
+def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'beamhub.db'}"
+    stores = [Store(url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(Store.migrate, stores))
+    for store in stores:
+        store.close()
+
+
+def test_a_newer_database_is_refused_in_plain_words(store: Store) -> None:
+    with store._write_engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(BeamhubError, match="newer"):
+        store.migrate()
+
+
+def test_another_kind_of_database_is_refused_without_its_password() -> None:
+    with pytest.raises(BeamhubError) as error:
+        Store("mysql://root:secret@host/db")
+    assert "secret" not in str(error.value)
+    assert "sqlite" in error.value.remedy
+
+
+def test_a_failed_write_leaves_nothing(store: Store) -> None:
+    def work(tx: Transaction) -> None:
+        tx.instruments.create(instrument())
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.write_sync(work)
+    assert store.read_sync(lambda tx: tx.instruments.get("sim-mx")) is None
+
+
+def test_foreign_keys_hold(store: Store) -> None:
+    with pytest.raises(IntegrityError):
+        store.write_sync(lambda tx: tx.members.add("none-2026-00001", "ada", Role.PI, "sam"))
+
+
+def test_a_read_can_not_write(store: Store) -> None:
+    with pytest.raises(DBAPIError):
+        store.read_sync(lambda tx: tx.instruments.create(instrument()))
+
+
+def test_a_read_sees_one_snapshot(store: Store) -> None:
+    store.write_sync(lambda tx: tx.instruments.create(instrument()))
+
+    def work(tx: Transaction) -> tuple[str, str]:
+        before = tx.instruments.get("sim-mx")
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(store.write_sync, lambda tx: tx.instruments.change("sim-mx", title="new")).result()
+        after = tx.instruments.get("sim-mx")
+        assert before
+        assert after
+        return before.title, after.title
+
+    assert store.read_sync(work) == ("sim-mx", "sim-mx")
+
+
+def test_sqlite_commits_reach_the_disk(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'beamhub.db'}")
+    with store._write_engine.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+    store.close()
+
+
+def test_many_threads_write_and_nothing_is_lost(store: Store) -> None:
+    """Each reads a value and writes it back plus one: an interleaving would lose some."""
+    store.write_sync(lambda tx: tx.instruments.create(instrument()))
+
+    def increment(tx: Transaction) -> None:
+        tx.cursors.set("counter", tx.cursors.get("counter") + 1)
+        emit(tx, "test.counted", actor="sam")
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(store.write_sync, increment) for _ in range(200)]:
+            done.result()
+    assert store.read_sync(lambda tx: tx.cursors.get("counter")) == 200
+    events = store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+    assert [event.id for event in events] == list(range(1, 201))
+
+
+async def test_the_loop_is_free_while_a_transaction_runs(store: Store) -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def work(tx: Transaction) -> str:
+        loop.call_soon_threadsafe(entered.set)
+        asyncio.run_coroutine_threadsafe(leave.wait(), loop).result()
+        return "done"
+
+    task = asyncio.create_task(store.write(work))
+    await entered.wait()
+    # the writer is inside its transaction; a read goes past it
+    assert (await store.read(lambda tx: tx.instruments.list(only=None, after=None, limit=5))).items == []
+    leave.set()
+    assert await task == "done"
+
+
+async def test_callbacks_come_after_the_commit_and_only_then(store: Store) -> None:
+    seen: list[int] = []
+    store.on_commit(lambda: seen.append(store.read_sync(lambda tx: tx.events.head())))
+    await store.write(lambda tx: emit(tx, "test", actor="sam"))
+
+    def failing(tx: Transaction) -> None:
+        emit(tx, "test", actor="sam")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await store.write(failing)
+    assert len(seen) == 1
+    assert seen[0] >= 1
+
+
+def next_page(cursor: str, tx: Transaction) -> Page[Experiment]:
+    return tx.experiments.list(only=None, after=cursor, limit=10)
+
+
+def test_pages_hold_each_row_once_while_the_list_grows(store: Store) -> None:
+    def create(tx: Transaction) -> None:
+        tx.instruments.create(instrument())
+        for number in range(25):
+            tx.experiments.create("sim-mx", f"Experiment {number}", "ada")
+
+    store.write_sync(create)
+    seen: list[str] = []
+    page = store.read_sync(lambda tx: tx.experiments.list(only=None, after=None, limit=10))
+    seen += [experiment.id for experiment in page.items]
+    while cursor := page.next:
+        store.write_sync(lambda tx: tx.experiments.create("sim-mx", "newer", "ada"))
+        page = store.read_sync(partial(next_page, cursor))
+        seen += [experiment.id for experiment in page.items]
+    year = datetime.now(UTC).year
+    assert seen == [f"sim-mx-{year}-{number:05d}" for number in range(25, 0, -1)]
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "%%%", "e30", "WzFd", "WyIyMDI2LTAxLTAxIiwgImEiXQ", "é", "W251bGwsbnVsbF0"]
+)
+def test_a_cursor_that_no_page_gave_is_refused(store: Store, cursor: str) -> None:
+    with pytest.raises(Invalid):
+        store.read_sync(lambda tx: tx.experiments.list(only=None, after=cursor, limit=10))
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001])
+def test_a_page_has_its_bounds(store: Store, limit: int) -> None:
+    with pytest.raises(Invalid):
+        store.read_sync(lambda tx: tx.instruments.list(only=None, after=None, limit=limit))
+
+
+def test_experiments_are_numbered_by_instrument_and_year(store: Store) -> None:
+    def work(tx: Transaction) -> list[str]:
+        tx.instruments.create(instrument("mx"))
+        tx.instruments.create(instrument("mx-2026"))  # its ids begin like those of mx
+        return [tx.experiments.create(id_, "t", "ada") for id_ in ("mx-2026", "mx", "mx", "mx-2026")]
+
+    year = datetime.now(UTC).year
+    expected = [f"mx-2026-{year}-00001", f"mx-{year}-00001", f"mx-{year}-00002", f"mx-2026-{year}-00002"]
+    assert store.write_sync(work) == expected
+
+
+def test_an_agent_is_connected_while_it_beats(store: Store) -> None:
+    store.write_sync(lambda tx: tx.instruments.create(instrument()))
+    store.write_sync(lambda tx: tx.instruments.beat("sim-mx", Heartbeat(host="det", version="1")))
+    found = store.read_sync(lambda tx: tx.instruments.get("sim-mx"))
+    assert found
+    assert found.agent
+    assert found.agent.connected
+    old = datetime.now(UTC) - timedelta(seconds=16)
+    store.write_sync(lambda tx: tx.instruments.change("sim-mx", heartbeat_at=old))
+    found = store.read_sync(lambda tx: tx.instruments.get("sim-mx"))
+    assert found
+    assert found.agent
+    assert not found.agent.connected
+    assert found.agent.last_seen == old
+
+
+def test_a_repeated_request_gets_the_first_answer(store: Store) -> None:
+    def claim(tx: Transaction) -> Any:
+        return tx.idempotency.claim("ada", "key", "digest")
+
+    assert store.write_sync(claim) is None
+    assert store.write_sync(claim).status is None  # still being answered
+    store.write_sync(lambda tx: tx.idempotency.settle("ada", "key", 201, "{}"))
+    answer = store.write_sync(claim)
+    assert (answer.request_digest, answer.status, answer.body) == ("digest", 201, "{}")
+    assert store.write_sync(lambda tx: tx.idempotency.claim("ben", "key", "digest")) is None  # another's key
+    store.write_sync(lambda tx: tx.idempotency.forget_unanswered())  # ben's
+    assert store.write_sync(lambda tx: tx.idempotency.claim("ben", "key", "digest")) is None
+    store.write_sync(lambda tx: tx.idempotency.expire(datetime.now(UTC) + timedelta(seconds=1)))
+    assert store.write_sync(claim) is None
+
+
+def test_times_are_utc_or_refused(store: Store) -> None:
+    store.write_sync(lambda tx: tx.instruments.create(instrument()))
+    found = store.read_sync(lambda tx: tx.instruments.get("sim-mx"))
+    assert found
+    assert found.created.utcoffset() == timedelta(0)
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001
+    with pytest.raises(Exception, match="without a time zone"):
+        store.write_sync(lambda tx: tx.instruments.change("sim-mx", heartbeat_at=naive))
+
+
+def test_postgresql_runs_as_somebody_else_than_root(postgresql_server: str) -> None:
+    folder = Path(postgresql_server.partition("host=")[2])
+    assert (folder / "data").stat().st_uid != 0
+    assert os.access(folder, os.W_OK)
