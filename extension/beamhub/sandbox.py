@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt")
-# in /etc, and readable by the account that the service runs under when that is root
+# in /etc, and readable by the account that the service runs under when that is root, or by everybody
 SECRETS = (
     "/etc/shadow",
     "/etc/gshadow",
@@ -25,9 +25,11 @@ SECRETS = (
     "/etc/ssh",
     "/etc/ssl/private",
     "/etc/beamhub",
+    "/etc/jupyterhub",
 )
 PACKAGES = ("beamhub", "beamhub_hub", "beamhub_spawners", "beamhub_notebooks", "beamhub_cockpit")
-TMP_SIZE = 2 * 1024**3  # bytes; /tmp is in memory
+MEMORY = ("/tmp", "/dev/shm")  # noqa: S108 (private folders, in memory)
+MEMORY_SIZE = 2 * 1024**3  # bytes of each
 
 
 def command(
@@ -75,7 +77,9 @@ def command(
             line += ["--symlink", str(path.readlink()), name]
         elif path.is_dir():
             line += ["--ro-bind", name, name]
-    line += ["--dev", "/dev", "--proc", "/proc", "--size", str(TMP_SIZE), "--tmpfs", "/tmp"]  # noqa: S108
+    line += ["--dev", "/dev", "--proc", "/proc"]
+    for name in MEMORY:
+        line += ["--size", str(MEMORY_SIZE), "--tmpfs", name]
 
     doors: dict[Path, list[str]] = {}
     resolver = [Path("/etc/resolv.conf").resolve()] if network else []  # often a link to a file below /run
@@ -83,16 +87,18 @@ def command(
         doors[path] = ["--ro-bind", str(path), str(path)]
     for path in read_write:
         doors[path] = ["--bind", str(path), str(path)]
-    for path in (*map(Path, SECRETS), *hide):
-        if path.exists():
-            empty = ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
-            doors[path] = empty
+    hidden = [path for path in (*map(Path, SECRETS), *hide) if path.exists()]
+    for path in hidden:
+        doors[path] = ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
     for path in sorted(doors, key=lambda path: len(path.parts)):
         if not path.is_absolute():
             raise ValueError(f"a sandbox takes absolute paths, not {path}")
         line += doors[path]
 
-    line += ["--remount-ro", "/", "--chdir", str(cwd or "/tmp")]  # noqa: S108
+    for path in (Path("/"), *hidden):
+        if path.is_dir():
+            line += ["--remount-ro", str(path)]
+    line += ["--chdir", str(cwd or "/tmp")]  # noqa: S108
     if env is not None:
         line += ["--clearenv"]
         for name, value in env.items():
