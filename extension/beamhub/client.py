@@ -95,7 +95,7 @@ class Unreachable(Exception):  # noqa: N818 (reads as what happened)
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the live feed. Stored events have an `id`; progress and the like, never stored, have none."""
+    """One message of the live feed. Stored events have an `id`; progress and the like, never kept, have none."""
 
     id: int | None
     kind: str
@@ -189,8 +189,14 @@ class Client:
         """A new token for the instrument's agent. Older ones stop working at once."""
         return self._send(InstrumentToken, "POST", f"instruments/{_part(instrument)}/token")
 
-    def heartbeat(self, instrument: str, heartbeat: Heartbeat) -> Instrument:
-        return self._send(Instrument, "PUT", f"instruments/{_part(instrument)}/heartbeat", heartbeat)
+    def heartbeat(self, instrument: str, heartbeat: Heartbeat) -> None:
+        """What an instrument's agent tells every few seconds."""
+        self._call(
+            "PUT",
+            f"instruments/{_part(instrument)}/heartbeat",
+            content=heartbeat.model_dump_json().encode(),
+            headers={"Content-Type": "application/json"},
+        )
 
     def triggers(self, instrument: str) -> list[Trigger]:
         return self._list(Trigger, f"instruments/{_part(instrument)}/triggers")
@@ -544,9 +550,7 @@ class Client:
                 break
             except httpx.TransportError as error:
                 if not repeatable or attempt == 3 or isinstance(error, httpx.ConnectError):
-                    raise Unreachable(
-                        f"No answer from {self.url}: {error or type(error).__name__}."
-                    ) from error
+                    raise self._no_answer(error) from error
         if answer.is_error or answer.is_redirect:
             raise _refusal(answer)
         return answer

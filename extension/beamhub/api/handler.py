@@ -1,0 +1,547 @@
+"""The Tornado handler of all routes: who asks, what exactly, and how the answer or the refusal is written."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from jupyter_server.auth import User
+from jupyter_server.auth.decorator import allow_unauthenticated
+from jupyter_server.base.handlers import JupyterHandler
+from pydantic import BaseModel, ValidationError
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, stream_request_body
+
+from beamhub.access import Principal
+from beamhub.api.files import SAFE_INLINE, Source, span_of
+from beamhub.api.identity import bearer_token, principal_of
+from beamhub.api.routes import Call, Content, Download, EventStream, Reply, Route
+from beamhub.api.service import Service
+from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge
+from beamhub.schemas import Problem
+
+BODY_LIMIT = 2**20  # bytes of a JSON body
+STREAM_LIMIT = 2**50  # bytes of a streamed one; the domain knows the true limit
+BLOCK = 256 * 2**10  # bytes handed on at once: fewer hops between loop and threads than Tornado's own 64 KiB
+PATIENCE = 30.0  # seconds until a client that takes nothing is given up
+KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class Refusal(BeamhubError):  # noqa: N818 (named like the others)
+    """An error of HTTP itself, rather than of the domain."""
+
+    def __init__(self, status: int, detail: str, remedy: str = "", **headers: str) -> None:
+        super().__init__(detail, remedy)
+        self.status = status  # type: ignore[misc] # here it differs from one to the next
+        self.title = HTTPStatus(status).phrase  # type: ignore[misc]
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@stream_request_body
+class Handler(JupyterHandler):
+    """One path of the API. Each request body is read here, with a limit, after its sender is known."""
+
+    def initialize(self, service: Service, routes: Mapping[str, Route]) -> None:
+        self._service = service
+        self._routes = routes
+        self._route: Route | None = None
+        self._principal: Principal | None = None
+        self._preparing = False
+        self._refused: Exception | None = None
+        self._body = bytearray()
+        self._inflow: _Inflow | None = None
+        self._streamed: asyncio.Task[Any] | None = None
+
+    # --- before the body ---------------------------------------------------------------------------
+
+    async def prepare(self, **_: Any) -> None:
+        """Authenticate, choose the route, and make ready for the body."""
+        self._preparing = True
+        try:
+            override = self.request.headers.get("X-HTTP-Method-Override")
+            if self.request.method == "POST" and override in ("PATCH", "DELETE"):  # tus 1.0 asks for it
+                self.request.method = override
+            method = self.request.method or ""
+            self._route = self._routes.get(method) or (self._routes.get("GET") if method == "HEAD" else None)
+            if self._route is None or not self._route.public:
+                self._principal = await self._authenticate()
+            if self._finished:  # redirected to the login
+                return
+            if self._route is None:
+                raise self._no_such_method()
+            self._limit_body(STREAM_LIMIT if self._route.streams_body else BODY_LIMIT)
+            if self._route.streams_body:
+                self._inflow = _Inflow()
+                self._streamed = asyncio.create_task(self._run(self._route))
+                self._streamed.add_done_callback(self._inflow.abandon)
+        except Exception as error:
+            # told after the body has been taken in: whoever is still sending often never reads the answer
+            self._refused = error
+            self._limit_body(BODY_LIMIT, refuse=False)
+
+    def _limit_body(self, limit: int, *, refuse: bool = True) -> None:
+        length = self.request.headers.get("Content-Length", "0")
+        self.request.connection.set_max_body_size(  # type: ignore[union-attr]
+            max(limit, int(length) if length.isdigit() else 0)
+        )
+        if length.isdigit() and int(length) > limit:
+            error = TooLarge(
+                f"The request's body has {length} bytes; this route takes {limit}.",
+                "Send less; large files go through /uploads.",
+            )
+            # too much to wait for: answered at once, which also ends the connection
+            self._write_problem(error if refuse else (self._refused or error))
+
+    async def _authenticate(self) -> Principal:
+        """The instrument's agent, or whom the server's identity provider knows."""
+        token = bearer_token(self.request.headers.get("Authorization"))
+        principal = await self._service.experiments.instrument_by_token(token) if token else None
+        if principal is not None:
+            if not self.check_host():
+                raise Refusal(403, f"This server does not answer for {self.request.host}.")
+            self._token_authenticated = True
+            self.current_user = self._jupyter_current_user = User(username=principal.name)
+            return principal
+        await super().prepare()
+        if self.current_user is not None:
+            return principal_of(self.current_user)
+        if self._navigates():
+            self.redirect(self.get_login_url())
+            return Principal(name="", kind="user")
+        raise Refusal(
+            401,
+            "This request carries no valid credentials.",
+            "Send `Authorization: token <a token from the hub's page Token>`, or sign in at the hub.",
+            WWW_Authenticate="token",
+        )
+
+    def _navigates(self) -> bool:
+        """Is this a person's browser opening a page, rather than a program calling?"""
+        headers = self.request.headers
+        return (
+            self.request.method == "GET"
+            and "Authorization" not in headers
+            and "text/html" in headers.get("Accept", "")
+            and headers.get("Sec-Fetch-Mode", "navigate") == "navigate"
+        )
+
+    def check_xsrf_cookie(self) -> None:
+        """Tornado asks before it is known who sends: a token needs no XSRF check, a cookie does."""
+        if self._preparing and not getattr(self, "_token_authenticated", False):
+            super().check_xsrf_cookie()
+
+    def _no_such_method(self) -> Refusal:
+        allowed = ", ".join(sorted({*self._routes, "OPTIONS", *({"HEAD"} if "GET" in self._routes else ())}))
+        if not self._routes:
+            return Refusal(
+                404, f"There is nothing at {self.request.path}.", "See openapi.json for what there is."
+            )
+        if self.request.method == "OPTIONS":
+            return Refusal(204, "", Allow=allowed)
+        return Refusal(
+            405,
+            f"{self.request.path} does not take {self.request.method}.",
+            f"It takes {allowed}.",
+            Allow=allowed,
+        )
+
+    # --- the body ------------------------------------------------------------------------------------
+
+    async def data_received(self, chunk: bytes) -> None:
+        if self._finished:
+            return
+        if self._inflow is not None and self._streamed is not None:
+            await self._inflow.put(chunk)
+            if self._streamed.done() and self._streamed.exception() is not None:
+                # the rest would be for nothing: answered at once, which also ends the connection
+                self._write_problem(self._streamed.exception())
+        elif self._refused is None:
+            self._body += chunk
+            if len(self._body) > BODY_LIMIT:
+                self._write_problem(
+                    TooLarge(f"This route takes bodies of up to {BODY_LIMIT} bytes.", "Send less.")
+                )
+
+    def on_connection_close(self) -> None:
+        if self._inflow is not None and self._streamed is not None:
+            self._inflow.end()  # what has arrived is kept
+            self._streamed.add_done_callback(_unheard)
+        super().on_connection_close()
+
+    # --- the answer ------------------------------------------------------------------------------------
+
+    @allow_unauthenticated  # decided in prepare()
+    async def _answer(self, **_: str) -> None:
+        try:
+            if self._refused is not None:
+                raise self._refused
+            if self._route is None:
+                raise self._no_such_method()
+            if self._inflow is not None and self._streamed is not None:
+                self._inflow.end()
+                answer = await self._streamed
+            elif (
+                self._principal
+                and self.request.method == "POST"
+                and "Idempotency-Key" in self.request.headers
+            ):
+                await self._once(self._route, self._principal, self.request.headers["Idempotency-Key"])
+                return
+            else:
+                answer = await self._run(self._route)
+            await self._write(self._route, answer)
+        except StreamClosedError:
+            pass  # the client has gone
+        except Exception as error:
+            self._write_problem(error)
+
+    get = head = post = put = patch = delete = options = _answer
+
+    async def _run(self, route: Route) -> Any:
+        """Validate, and call the route's function."""
+        arguments: dict[str, Any] = {}
+        for name, adapter in route.parameters.items():
+            try:
+                arguments[name] = adapter.validate_python(self.path_kwargs[name])
+            except ValidationError as error:
+                raise NotFound(
+                    f"There is nothing at {self.request.path}.", "Check the ids in the address."
+                ) from error
+        if route.query is not None:
+            arguments["query"] = _validate(route.query, self._query(), "query parameters")
+        elif self._query():
+            raise Invalid(f"{self.request.path} takes no query parameters.", "Leave them out.")
+        if route.body is not None:
+            arguments["body"] = _validate(route.body, self._json(), "request body")
+        call = Call(
+            service=self._service,
+            principal=self._principal or Principal(name="", kind="user"),
+            path=self.request.path,
+            headers=self.request.headers,
+            chunks=self._inflow.chunks() if self._inflow else _nothing(),
+        )
+        return await route.run(call, **arguments)
+
+    def _query(self) -> dict[str, str]:
+        given: dict[str, str] = {}
+        for name, values in self.request.query_arguments.items():
+            if name == "_xsrf":
+                continue
+            if len(values) > 1:
+                raise Invalid(f"The query parameter {name!r} is given {len(values)} times.", "Give it once.")
+            try:
+                given[name] = values[0].decode()
+            except UnicodeDecodeError as error:
+                raise Invalid(f"The query parameter {name!r} is not UTF-8.", "Encode it.") from error
+        return given
+
+    def _json(self) -> Any:
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if not self._body and not kind:
+            return {}
+        if kind != "application/json":
+            raise Refusal(
+                415,
+                f"The body is {kind or 'of no stated type'}, not JSON.",
+                "Send Content-Type: application/json.",
+            )
+        try:
+            return json.loads(self._body, parse_constant=_no_constant) if self._body else {}
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, f"The body is not JSON: {error}.", "Send a JSON object.") from error
+
+    async def _once(self, route: Route, principal: Principal, key: str) -> None:
+        """Answer a request with an Idempotency-Key: the first as usual, repetitions with its answer."""
+        if not KEY.fullmatch(key):
+            raise Invalid("The Idempotency-Key has to be 1 to 255 visible ASCII characters.", "Send another.")
+        actor = f"{principal.kind}:{principal.name}"
+        what = [
+            self.request.uri,
+            self.request.headers.get("Upload-Length"),
+            self.request.headers.get("Upload-Metadata"),
+        ]
+        digest = hashlib.sha256(json.dumps(what).encode() + self._body).hexdigest()
+        store = self._service.store
+        first = await store.write(lambda tx: tx.idempotency.claim(actor, key, digest))
+        if first is None:
+            try:
+                status, headers, body = _serialise(route, await self._run(route))
+            except Exception:
+                # it came to nothing, so the key is free again
+                await store.write(lambda tx: tx.idempotency.forget(actor, key))
+                raise
+            kept = json.dumps({"headers": headers, "body": body.decode()})
+            await store.write(lambda tx: tx.idempotency.settle(actor, key, status, kept))
+        elif first.request_digest != digest:
+            raise Invalid(
+                f"The Idempotency-Key {key!r} has been used for another request.",
+                "Use a new key for each request.",
+            )
+        elif first.status is None or first.body is None:
+            raise Conflict(
+                f"The first request with the Idempotency-Key {key!r} has not been answered yet.",
+                "Try again in a moment. If it stays so, the service stopped while it answered: look whether "
+                "the request has taken effect, and use a new key if it has not.",
+            )
+        else:
+            kept = json.loads(first.body)
+            status, headers, body = first.status, kept["headers"], kept["body"].encode()
+        self._begin(status, headers)
+        if body:
+            self.write(body)
+        self.finish()
+
+    async def _write(self, route: Route, answer: Any) -> None:
+        if isinstance(answer, Download):
+            await self._write_file(answer)
+        elif isinstance(answer, EventStream):
+            await self._write_stream(answer)
+        elif isinstance(answer, Content):
+            self._begin(
+                200,
+                {
+                    **answer.headers,
+                    "Content-Type": answer.media_type,
+                    "Content-Length": str(len(answer.body)),
+                },
+            )
+            # in blocks: one write of a whole frame would copy it several times over on the loop
+            view = memoryview(answer.body)
+            for start in range(0, len(view), BLOCK) if self.request.method != "HEAD" else ():
+                await self._send(bytes(view[start : start + BLOCK]))
+            await self.finish()
+        else:
+            status, headers, body = _serialise(route, answer)
+            self._begin(status, headers)
+            if body:
+                self.write(body)
+            await self.finish()
+
+    def _begin(self, status: int, headers: Mapping[str, str]) -> None:
+        self.set_status(status, HTTPStatus(status).phrase if status in _KNOWN else "Checksum Mismatch")
+        if status == 204:
+            self.clear_header("Content-Type")
+        for name, value in headers.items():
+            self.set_header(name, value)
+
+    async def _send(self, block: bytes) -> None:
+        """Write, and wait until it is on its way; a client that takes nothing loses the connection."""
+        self.write(block)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.flush()
+        except TimeoutError as error:
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+            raise StreamClosedError from error
+
+    async def _write_file(self, download: Download) -> None:
+        with download.file:
+            source = Source.of(download.file, download.name)
+            span = span_of(self.request.headers.get("Range"), source.size)
+            shown = source.media_type in SAFE_INLINE
+            headers = {
+                "Content-Type": source.media_type if shown else "application/octet-stream",
+                "Content-Length": str(span.length),
+                "Content-Disposition": f"{'inline' if shown else 'attachment'}; {_filename(download.name)}",
+                "Content-Security-Policy": "default-src 'none'; sandbox",
+                "Accept-Ranges": "bytes",
+                "Last-Modified": source.modified,
+                "Cache-Control": "private, no-cache",
+            }
+            if span.partial:
+                last = span.start + span.length - 1
+                headers["Content-Range"] = f"bytes {span.start}-{last}/{source.size}"
+            self._begin(206 if span.partial else 200, headers)
+            if self.request.method != "HEAD":
+                async for block in source.blocks(span):
+                    await self._send(block)
+        await self.finish()
+
+    async def _write_stream(self, stream: EventStream) -> None:
+        self._begin(
+            200,
+            {
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",  # nginx would collect it
+            },
+        )
+        try:
+            async with aclosing(stream.blocks):
+                async for block in stream.blocks:
+                    await self._send(block.encode())
+        except BeamhubError:
+            pass  # what it showed may not be seen any longer: the client learns that when it asks again
+        await self.finish()
+
+    # --- refusals ----------------------------------------------------------------------------------------
+
+    def _write_problem(self, error: BaseException | None) -> None:
+        if self._finished:
+            return
+        if self._headers_written:
+            # too late for words: a connection that ends early tells that something is missing
+            self.log.error("failed while answering %s", self.request.path, exc_info=error)
+            self.request.connection.stream.close()  # type: ignore[union-attr]
+            return
+        problem, headers = _problem(error)
+        if problem.status >= 500 and not isinstance(error, BeamhubError):
+            self.log.error("failed to answer %s %s", self.request.method, self.request.path, exc_info=error)
+        if problem.status == 204:
+            self._begin(204, headers)
+            self.finish()
+            return
+        self._begin(problem.status, {"Content-Type": "application/problem+json", **headers})
+        self.finish(problem.model_dump_json())
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """What Tornado itself refuses."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        self._write_problem(error or Refusal(status_code, ""))
+
+    def compute_etag(self) -> str | None:
+        return None
+
+    @property
+    def content_security_policy(self) -> str:
+        return "default-src 'none'; frame-ancestors 'none'"
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Referrer-Policy", "same-origin")
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.set_header("Tus-Resumable", "1.0.0")
+
+
+class _Inflow:
+    """A streamed body on its way to the function that reads it; the sender waits while much is pending."""
+
+    def __init__(self) -> None:
+        self._pending: deque[bytes] = deque()
+        self._size = 0
+        self._ended = self._abandoned = False
+        self._more, self._room = asyncio.Event(), asyncio.Event()
+
+    async def put(self, chunk: bytes) -> None:
+        if self._abandoned:
+            return
+        self._pending.append(chunk)
+        self._size += len(chunk)
+        self._more.set()
+        if self._size > BLOCK:
+            self._room.clear()
+            await self._room.wait()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._ended = True
+        self._more.set()
+
+    def abandon(self, _: object = None) -> None:
+        """Nobody reads any longer."""
+        self._abandoned = True
+        self._room.set()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            await self._more.wait()
+            while self._pending:
+                chunk = self._pending.popleft()
+                self._size -= len(chunk)
+                self._room.set()
+                yield chunk
+            if self._ended:
+                return
+            self._more.clear()
+
+
+_KNOWN = {status.value for status in HTTPStatus}
+
+
+def _serialise(route: Route, answer: Any) -> tuple[int, dict[str, str], bytes]:
+    status, headers = route.status, {}
+    if isinstance(answer, Reply):
+        status, headers, answer = answer.status or status, dict(answer.headers), answer.value
+    if answer is None:
+        return status, headers, b""
+    if not isinstance(answer, BaseModel):
+        raise TypeError(f"{route.name} answered with {type(answer).__name__}")
+    return status, {"Content-Type": "application/json", **headers}, answer.model_dump_json().encode()
+
+
+def _validate(model: type[BaseModel], value: Any, where: str) -> BaseModel:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _invalid(error, where) from error
+
+
+def _invalid(error: ValidationError, where: str) -> Invalid:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    fields = [".".join(map(str, e["loc"])) or e["msg"] for e in found]
+    return Invalid(
+        f"What is wrong with the {where}: {', '.join(fields)}.",
+        "Correct what `errors` names; openapi.json describes what is expected.",
+        errors=[{"field": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in found],
+    )
+
+
+def _problem(error: BaseException | None) -> tuple[Problem, dict[str, str]]:
+    match error:
+        case Refusal():
+            return _described(error), error.headers
+        case BeamhubError():
+            return _described(error), {}
+        case HTTPError():  # of Tornado, Jupyter Server or the hub's identity provider
+            status = error.status_code
+            title = HTTPStatus(status).phrase if status in _KNOWN else "Error"
+            if status in (500, 502):
+                return Problem(
+                    title="Hub not reachable",
+                    status=503,
+                    detail="The hub could not be asked who sends this request.",
+                    remedy="Try again in a moment; if it stays, tell the facility's operators.",
+                ), {"Retry-After": "2"}
+            return Problem(title=title, status=status, detail=error.log_message or title), {}
+    return Problem(
+        title="Internal error",
+        status=500,
+        detail="The service failed to answer this; its log tells the operators why.",
+        remedy="Try again; if it fails again, tell the facility's operators what you did and when.",
+    ), {}
+
+
+def _described(error: BeamhubError) -> Problem:
+    return Problem(
+        title=error.title, status=error.status, detail=error.detail, remedy=error.remedy, errors=error.errors
+    )
+
+
+def _filename(name: str) -> str:
+    """RFC 6266: plain ASCII for old clients, the true name in UTF-8 for the others."""
+    plain = re.sub(r'[^\w .()+-]|["\\]', "_", name, flags=re.ASCII)
+    return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unheard(task: asyncio.Task[Any]) -> None:
+    """Nobody is left to be told of what the task raised."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""  # makes this a generator

@@ -1,0 +1,117 @@
+"""Routes of jobs and of what they make."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import Field
+
+from beamhub.api import notebook
+from beamhub.api.routes import Call, Content, Download, Paging, route
+from beamhub.schemas import (
+    BigInt,
+    File,
+    Job,
+    JobCancel,
+    JobCreate,
+    JobRerun,
+    JobState,
+    Page,
+    Request,
+    SeriesPage,
+)
+
+
+class ExperimentJobQuery(Paging):
+    dataset: BigInt | None = None
+    state: JobState | None = None
+
+
+class JobQuery(ExperimentJobQuery):
+    experiment: str | None = None
+
+
+class PositionQuery(Request):
+    after: int = Field(0, ge=0, le=2**62, description="where to go on: `next` of the answer before")
+
+
+class NotebookQuery(Request):
+    format: Literal["html", "ipynb"] = "ipynb"
+
+
+@route("GET", "jobs")
+async def list_jobs(call: Call, query: JobQuery) -> Page[Job]:
+    """The jobs that the caller may see, newest first."""
+    return await call.service.jobs.list(call.principal, **query.model_dump())
+
+
+@route("GET", "experiments/{experiment}/jobs")
+async def list_experiment_jobs(call: Call, experiment: str, query: ExperimentJobQuery) -> Page[Job]:
+    """An experiment's jobs, newest first."""
+    return await call.service.jobs.list(call.principal, experiment=experiment, **query.model_dump())
+
+
+@route("POST", "experiments/{experiment}/jobs")
+async def submit_job(call: Call, experiment: str, body: JobCreate) -> Job:
+    """Run a template on a dataset of the experiment."""
+    return await call.service.jobs.submit(call.principal, experiment, body)
+
+
+@route("GET", "jobs/{job}")
+async def get_job(call: Call, job: BigInt) -> Job:
+    """A job: state, parameters, progress, metrics, what it made and what it cost."""
+    return await call.service.jobs.get(call.principal, job)
+
+
+@route("POST", "jobs/{job}/rerun")
+async def rerun_job(call: Call, job: BigInt, body: JobRerun) -> Job:
+    """Run a job again, with whatever is to be different."""
+    return await call.service.jobs.rerun(call.principal, job, body)
+
+
+@route("POST", "jobs/{job}/cancel", status=200)
+async def cancel_job(call: Call, job: BigInt, body: JobCancel) -> Job:
+    """Stop a job; what it used is charged."""
+    return await call.service.jobs.cancel(call.principal, job, body)
+
+
+@route("GET", "jobs/{job}/log", media=("text/plain",))
+async def get_log(call: Call, job: BigInt, query: PositionQuery) -> Content:
+    """A job's log from byte `after` on; the header X-Next says where to go on."""
+    text, position = await call.service.jobs.log(call.principal, job, query.after)
+    return Content(text.encode(), "text/plain; charset=utf-8", {"X-Next": str(position)})
+
+
+@route("GET", "jobs/{job}/series/{name}")
+async def get_series(call: Call, job: BigInt, name: str, query: PositionQuery) -> SeriesPage:
+    """Rows that a job has written of one of its series, from row `after` on, with the columns' units."""
+    return await call.service.jobs.series(call.principal, job, name, query.after)
+
+
+@route("GET", "jobs/{job}/notebook", media=("application/x-ipynb+json", "text/html"))
+async def get_notebook(call: Call, job: BigInt, query: NotebookQuery) -> Download | Content:
+    """The notebook that a job is, as it has been executed so far: as a file, or as a page without scripts."""
+    file = await call.service.jobs.open_notebook(call.principal, job)
+    if query.format == "ipynb":
+        return Download(file, f"job-{job}.ipynb")
+    with file:
+        page = await asyncio.to_thread(notebook.page, file, f"Job {job}")
+    return Content(page, "text/html; charset=utf-8", {"Content-Security-Policy": notebook.POLICY})
+
+
+@route("GET", "jobs/{job}/files")
+async def list_job_files(call: Call, job: BigInt, query: Paging) -> Page[File]:
+    """The files in a job's folder."""
+    found = sorted(await call.service.jobs.files(call.principal, job), key=lambda file: file.path)
+    left = [file for file in found if query.after is None or file.path > query.after]
+    page = left[: query.limit]
+    return Page[File](items=page, next=page[-1].path if len(left) > len(page) else None)
+
+
+@route("GET", "jobs/{job}/files/{path:path}", media=("application/octet-stream",))
+async def get_job_file(call: Call, job: BigInt, path: str) -> Download:
+    """A file of a job, or with a Range header a part of it."""
+    file = await call.service.jobs.open_file(call.principal, job, path)
+    return Download(file, PurePosixPath(path).name)

@@ -1,0 +1,31 @@
+"""What the API stands in front of: the domain, wired together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from beamhub.credits import Licences
+from beamhub.datasets import Datasets
+from beamhub.events import Feed, Live
+from beamhub.experiments import Experiments
+from beamhub.jobs import Jobs
+from beamhub.rules import Rules
+from beamhub.schemas import Profile
+from beamhub.store import Store
+from beamhub.templates import Catalogue
+from beamhub.uploads import Uploads
+
+
+@dataclass(frozen=True)
+class Service:
+    store: Store
+    feed: Feed
+    live: Live
+    experiments: Experiments
+    uploads: Uploads
+    datasets: Datasets
+    catalogue: Catalogue
+    profiles: tuple[Profile, ...]
+    rules: Rules
+    licences: Licences
+    jobs: Jobs

@@ -1,0 +1,78 @@
+"""Routes of templates, of profiles, and of the trigger rules that use both."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from pydantic import Field
+
+from beamhub.api.routes import Call, Paging, route
+from beamhub.schemas import BigInt, Page, Profile, Request, Template, Trigger, TriggerChange, TriggerCreate
+
+
+class TemplateQuery(Request):
+    experiment: str | None = Field(None, description="also the templates that its members keep there")
+    # templates and profiles are few: their lists are one page, and take what other lists take
+    after: str | None = None
+    limit: int = Field(1000, ge=1, le=1000)
+
+
+class ProfileQuery(Request):
+    after: str | None = None
+    limit: int = Field(1000, ge=1, le=1000)
+
+
+@route("GET", "templates")
+async def list_templates(call: Call, query: TemplateQuery) -> Page[Template]:
+    """The templates that jobs can be made from, by name."""
+    folder = await _folder(call, query.experiment)
+    found = await asyncio.to_thread(call.service.catalogue.list, folder)
+    items = [template for template in found if query.after is None or template.name > query.after]
+    page = items[: query.limit]
+    return Page[Template](items=page, next=page[-1].name if len(items) > len(page) else None)
+
+
+@route("GET", "templates/{name}")
+async def get_template(call: Call, name: str, query: TemplateQuery) -> Template:
+    """A template: its parameters as JSON Schema, its metrics, what it needs."""
+    folder = await _folder(call, query.experiment)
+    return (await asyncio.to_thread(call.service.catalogue.get, name, folder)).template
+
+
+async def _folder(call: Call, experiment: str | None) -> Path | None:
+    if experiment is None:
+        return None
+    return Path((await call.service.experiments.get(call.principal, experiment)).folder)
+
+
+@route("GET", "profiles")
+async def list_profiles(call: Call, query: ProfileQuery) -> Page[Profile]:
+    """What a job may ask for: CPUs, memory in bytes, wall-clock time in seconds."""
+    items = [p for p in call.service.profiles if query.after is None or p.name > query.after]
+    page = items[: query.limit]
+    return Page[Profile](items=page, next=page[-1].name if len(items) > len(page) else None)
+
+
+@route("GET", "instruments/{instrument}/triggers")
+async def list_triggers(call: Call, instrument: str, query: Paging) -> Page[Trigger]:
+    """An instrument's trigger rules."""
+    return await call.service.rules.list(call.principal, instrument, **query.model_dump())
+
+
+@route("POST", "instruments/{instrument}/triggers")
+async def create_trigger(call: Call, instrument: str, body: TriggerCreate) -> Trigger:
+    """Add a trigger rule to an instrument (staff)."""
+    return await call.service.rules.create(call.principal, instrument, body)
+
+
+@route("PATCH", "triggers/{trigger}")
+async def change_trigger(call: Call, trigger: BigInt, body: TriggerChange) -> Trigger:
+    """Change a trigger rule, which makes it a new version (staff)."""
+    return await call.service.rules.change(call.principal, trigger, body)
+
+
+@route("DELETE", "triggers/{trigger}")
+async def delete_trigger(call: Call, trigger: BigInt) -> None:
+    """Remove a trigger rule; jobs that it started stay (staff)."""
+    await call.service.rules.delete(call.principal, trigger)

@@ -1,0 +1,179 @@
+"""Routes of uploads: the tus 1.0 protocol, and JSON about uploads beside it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from beamhub.api.handler import Refusal
+from beamhub.api.routes import Call, Paging, Reply, route
+from beamhub.errors import Invalid
+from beamhub.schemas import Page, Sha256, Upload, UploadState
+from beamhub.uploads import CHECKSUMS, EXPIRES, MAX_SIZE
+
+DIGESTS = {"sha1": 20, "sha256": 32, "md5": 16}  # bytes of each
+assert set(DIGESTS) == set(CHECKSUMS)  # noqa: S101
+TUS: dict[str, dict[str, Any]] = {"Tus-Resumable": {"const": "1.0.0"}}
+OFFSET: dict[str, dict[str, Any]] = {"Upload-Offset": {"type": "integer", "minimum": 0}}
+ANNOUNCED: dict[str, dict[str, Any]] = {
+    "Upload-Length": {"type": "integer", "minimum": 0, "maximum": MAX_SIZE},
+    "Upload-Metadata": {"type": "string", "description": "`key base64, key base64, …`"},
+}
+CHECKSUM: dict[str, dict[str, Any]] = {
+    "Upload-Checksum": {"type": "string", "description": "`algorithm base64`"}
+}
+_SIZE = re.compile(r"[0-9]{1,18}")
+_SHA256: TypeAdapter[str] = TypeAdapter(Sha256)
+
+
+class UploadQuery(Paging):
+    experiment: str | None = Field(None, description="needed from users; an agent sees its instrument's")
+    state: UploadState | None = None
+
+
+@route("OPTIONS", "uploads", public=True)
+async def describe_tus(call: Call) -> Reply[None]:
+    """What this service can do of tus."""
+    headers = {
+        "Tus-Version": "1.0.0",
+        "Tus-Extension": "creation,termination,checksum,expiration",
+        "Tus-Checksum-Algorithm": ",".join(DIGESTS),
+    }
+    return Reply(None, 204, headers)
+
+
+@route("GET", "uploads")
+async def list_uploads(call: Call, query: UploadQuery) -> Page[Upload]:
+    """An experiment's uploads, newest first."""
+    return await call.service.uploads.list(call.principal, **query.model_dump())
+
+
+@route("POST", "uploads", headers=TUS | ANNOUNCED)
+async def create_upload(call: Call) -> Reply[Upload]:
+    """Announce a file that is to be sent.
+
+    `Upload-Metadata` has its `filename` (a path, which may have folders), its `sha256` (hexadecimal, of the
+    whole file) and, from users, the `experiment`. An instrument's agent sends into the experiment that is
+    active now (its `raw/`), a user into the `shared/` of an experiment. A file that is there already, with
+    the same digest, is complete at once.
+    """
+    _require_tus(call)
+    size = _number(call, "Upload-Length")
+    metadata = _metadata(call.headers.get("Upload-Metadata", ""))
+    try:
+        digest = _SHA256.validate_python(metadata.get("sha256", "").lower())
+    except ValidationError as error:
+        raise Invalid(
+            "Upload-Metadata has no valid sha256.", "Send the whole file's digest as 64 hexadecimal digits."
+        ) from error
+    upload = await call.service.uploads.create(
+        call.principal, metadata.get("filename", ""), size, digest, metadata.get("experiment")
+    )
+    return Reply(upload, headers={**_progress(upload), "Location": f"{call.path.rstrip('/')}/{upload.id}"})
+
+
+@route("GET", "uploads/{upload}")
+async def get_upload(call: Call, upload: str) -> Upload:
+    """How far an upload is, and whether it has been verified and published."""
+    return await call.service.uploads.get(call.principal, upload)
+
+
+@route("HEAD", "uploads/{upload}", headers=TUS)
+async def head_upload(call: Call, upload: str) -> Reply[None]:
+    """How many bytes have arrived (`Upload-Offset`)."""
+    _require_tus(call)
+    found = await call.service.uploads.get(call.principal, upload)
+    headers = _progress(found)
+    headers.pop("Upload-Expires", None)  # counted from the last byte, whose time is not known here
+    return Reply(None, 200, headers)
+
+
+@route(
+    "PATCH",
+    "uploads/{upload}",
+    streams_body="application/offset+octet-stream",
+    headers=TUS | OFFSET | CHECKSUM,
+)
+async def append_to_upload(call: Call, upload: str) -> Reply[None]:
+    """Send the bytes from `Upload-Offset` on.
+
+    The last ones are answered once the file has been verified and published. With `Upload-Checksum`, bytes
+    that were damaged on their way are refused (460) and forgotten."""
+    _require_tus(call)
+    if call.headers.get("Content-Type") != "application/offset+octet-stream":
+        raise Refusal(
+            415, "The body's type is not application/offset+octet-stream.", "Send it with this type."
+        )
+    offset = _number(call, "Upload-Offset")
+    checksum = _checksum(call.headers.get("Upload-Checksum"))
+    found = await call.service.uploads.append(call.principal, upload, offset, call.chunks, checksum)
+    return Reply(None, 204, _progress(found))
+
+
+@route("DELETE", "uploads/{upload}", headers=TUS)
+async def terminate_upload(call: Call, upload: str) -> None:
+    """Stop an upload that is on its way and forget what has arrived. A published file stays."""
+    _require_tus(call)
+    await call.service.uploads.terminate(call.principal, upload)
+
+
+def _require_tus(call: Call) -> None:
+    if call.headers.get("Tus-Resumable") != "1.0.0":
+        raise Refusal(
+            412,
+            "The header Tus-Resumable is missing or not 1.0.0.",
+            "Use a tus 1.0 client.",
+            Tus_Version="1.0.0",
+        )
+
+
+def _progress(upload: Upload) -> dict[str, str]:
+    headers = {"Upload-Offset": str(upload.offset), "Upload-Length": str(upload.size)}
+    if upload.state is UploadState.RECEIVING:
+        headers["Upload-Expires"] = format_datetime(datetime.now(UTC) + EXPIRES, usegmt=True)
+    return headers
+
+
+def _number(call: Call, header: str) -> int:
+    text = call.headers.get(header, "")
+    if not _SIZE.fullmatch(text):
+        raise Refusal(400, f"The header {header} is missing or not a number of bytes.", "Send it.")
+    return int(text)
+
+
+def _metadata(header: str) -> dict[str, str]:
+    """`key base64, key base64, …` as tus has it."""
+    metadata: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in header.split(","))):
+        key, _, value = pair.partition(" ")
+        try:
+            metadata[key] = base64.b64decode(value, validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise Refusal(
+                400, f"Upload-Metadata has a value for {key!r} that is not UTF-8 in base64.", "Encode it."
+            ) from error
+    return metadata
+
+
+def _checksum(header: str | None) -> tuple[str, bytes] | None:
+    """`algorithm base64`."""
+    if header is None:
+        return None
+    algorithm, _, value = header.partition(" ")
+    try:
+        digest = base64.b64decode(value, validate=True)
+    except binascii.Error:
+        digest = b""
+    if DIGESTS.get(algorithm) != len(digest) or not digest:
+        raise Refusal(
+            400,
+            f"The checksum {header[:60]!r} is none that this service knows.",
+            f"Use {' or '.join(DIGESTS)}.",
+        )
+    return algorithm, digest

@@ -1,0 +1,226 @@
+"""The service as an extension of Jupyter Server: its settings, and how its parts are wired together.
+
+A server without a data directory is not the service: there, such as in every JupyterLab session of the same
+installation, the extension does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from jupyter_server.auth import Authorizer
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.serverapp import ServerApp
+from jupyter_server.utils import url_path_join
+from tornado.web import RequestHandler
+from traitlets import Float, Integer, List, TraitError, Unicode, default, validate
+
+from beamhub import api
+from beamhub.api.handler import Handler
+from beamhub.credits import Licences
+from beamhub.datasets import Datasets
+from beamhub.engine import Engine
+from beamhub.errors import BeamhubError
+from beamhub.events import Feed, Live
+from beamhub.experiments import Experiments
+from beamhub.frames.inspect import Inspector
+from beamhub.jobs import Jobs, profiles
+from beamhub.rules import Rules
+from beamhub.runners.local import LocalRunner
+from beamhub.store import Store
+from beamhub.templates import Catalogue, shipped
+from beamhub.uploads import Uploads
+
+HOUSEKEEPING = 10.0  # seconds between looks for what has stopped or expired
+ANSWERS_KEPT = timedelta(days=1)  # of requests with an Idempotency-Key
+# what the identity provider needs of the server's own addresses; nothing else of it is reachable
+LOGIN = "oauth_callback|login|logout"
+
+
+class BeamhubApp(ExtensionApp):
+    """The beamhub service."""
+
+    name = "beamhub"
+    load_other_extensions = False
+    extension_url = "/"
+
+    data_dir = Unicode(help="Folder of all experiments' data. Default: $BEAMHUB_DATA_DIR").tag(config=True)
+    state_dir = Unicode(
+        help="Folder of the service's own. Default: $BEAMHUB_STATE_DIR, or .beamhub in data_dir"
+    ).tag(config=True)
+    database_url = Unicode(
+        help="sqlite:////path or postgresql+psycopg://… Default: $BEAMHUB_DATABASE_URL, or in state_dir"
+    ).tag(config=True)
+    cpus = Integer(0, help="CPUs for all jobs together; 0: all that this machine has").tag(config=True)
+    stall = Float(300.0, help="Seconds without a new file after which a dataset counts as stopped early").tag(
+        config=True
+    )
+    templates = List(Unicode(), help="The facility's own folders of template notebooks").tag(config=True)
+    landing = Unicode(help="Where a browser is sent that opens the service itself. Default: the Cockpit").tag(
+        config=True
+    )
+
+    @default("data_dir")
+    def _data_dir_default(self) -> str:
+        return os.environ.get("BEAMHUB_DATA_DIR", "")
+
+    @default("state_dir")
+    def _state_dir_default(self) -> str:
+        return os.environ.get("BEAMHUB_STATE_DIR") or str(Path(self.data_dir) / ".beamhub")
+
+    @default("database_url")
+    def _database_url_default(self) -> str:
+        return os.environ.get("BEAMHUB_DATABASE_URL") or f"sqlite:///{self.state_dir}/beamhub.sqlite"
+
+    @default("landing")
+    def _landing_default(self) -> str:
+        return url_path_join(os.environ.get("JUPYTERHUB_BASE_URL", "/"), "services/cockpit/")
+
+    @validate("data_dir", "state_dir")
+    def _absolute(self, proposal: Any) -> str:
+        return str(Path(proposal.value).absolute()) if proposal.value else ""
+
+    @validate("cpus")
+    def _possible(self, proposal: Any) -> int:
+        if proposal.value < 0:
+            raise TraitError(f"BeamhubApp.cpus is {proposal.value}; it has to be 0 (all) or more.")
+        return int(proposal.value)
+
+    # --- start ---------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """As the server calls it. Without its routes the service would be an open Jupyter Server: any failure
+        ends the process."""
+        try:
+            super().initialize()
+        except Exception as error:
+            if isinstance(error, BeamhubError):
+                self.log.critical("beamhub can't start: %s", error)
+            else:
+                self.log.critical("beamhub can't start", exc_info=True)
+            self.exit(1)
+
+    def initialize_handlers(self) -> None:
+        if not self.data_dir:
+            self.log.debug("beamhub: no data directory is configured, so this server is not the service")
+            return
+        self._tasks: list[asyncio.Task[None]] = []
+        data_dir, state_dir = Path(self.data_dir), Path(self.state_dir)
+        for folder in (data_dir, state_dir):
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._lock = _alone(state_dir)
+        self.service = self._wire(data_dir, state_dir)
+        assert isinstance(self.serverapp, ServerApp)  # noqa: S101
+        self.handlers.extend(api.handlers(self.service))
+        # The server's own API (kernels, contents, terminals) would run code with the service's rights for
+        # everybody who may sign in: of all its addresses only the identity provider's stay reachable.
+        self.handlers.append((r"/?", Landing, {"url": self.landing}))
+        self.handlers.append((rf"/(?!(?:{LOGIN})$).*", Handler, {"service": self.service, "routes": {}}))
+
+    def _wire(self, data_dir: Path, state_dir: Path) -> api.Service:
+        store = Store(self.database_url)
+        store.migrate()
+        feed, live = Feed(store), Live()
+        self._inspector = Inspector()
+        runner = LocalRunner(self.cpus or os.cpu_count() or 1, state_dir, data_dir)
+        catalogue = Catalogue([*(Path(folder) for folder in self.templates), shipped()])
+        offered = profiles(runner.cpus)
+        datasets = Datasets(store, data_dir, self._inspector, stall=timedelta(seconds=self.stall))
+        jobs = Jobs(store, catalogue, offered, data_dir)
+        self._engine = Engine(store, live, jobs, runner, data_dir)
+        return api.Service(
+            store=store,
+            feed=feed,
+            live=live,
+            experiments=Experiments(store, live, data_dir),
+            uploads=Uploads(store, live, data_dir, datasets.examine),
+            datasets=datasets,
+            catalogue=catalogue,
+            profiles=tuple(offered),
+            rules=Rules(store, catalogue, offered),
+            licences=Licences(store),
+            jobs=jobs,
+        )
+
+    async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:  # noqa: ARG002 (what Jupyter Server calls)
+        if self.data_dir:
+            await self.service.uploads.recover()
+            self._run(self._engine.run_forever(), "the job engine")
+            self._run(self._keep_house(), "housekeeping")
+            self.log.info("beamhub: experiments in %s", self.data_dir)
+
+    def _run(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Run a part of the service for as long as it lives. Without it the service would only seem to work:
+        if it fails, the server ends, and whoever watches it (the hub) starts it again."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                self.log.critical(
+                    "beamhub: %s has ended, and so does the service", what, exc_info=task.exception()
+                )
+                assert self.serverapp is not None  # noqa: S101
+                self.serverapp.stop()
+
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(ended)
+        self._tasks.append(task)
+
+    async def _keep_house(self) -> None:
+        while True:
+            now = datetime.now(UTC)
+            for work in (self.service.uploads.expire(now), self.service.datasets.expire(now)):
+                await work
+            await self.service.store.write(lambda tx: tx.idempotency.expire(datetime.now(UTC) - ANSWERS_KEPT))
+            await asyncio.sleep(HOUSEKEEPING)
+
+    # --- stop ----------------------------------------------------------------------------------------
+
+    async def stop_extension(self) -> None:
+        if not self.data_dir:
+            return
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.service.uploads.close()
+        await self._inspector.close()
+        await asyncio.to_thread(self.service.store.close)
+        self._lock.close()
+
+
+class Closed(Authorizer):
+    """Nobody may use what is the server's own: not even if something of it should be reachable after all."""
+
+    def is_authorized(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
+class Landing(RequestHandler):
+    """The service has no pages of its own."""
+
+    def initialize(self, url: str) -> None:
+        self._url = url
+
+    def get(self) -> None:
+        self.redirect(self._url)
+
+    get.__allow_unauthenticated = True  # type: ignore[attr-defined]
+
+
+def _alone(state_dir: Path) -> TextIO:
+    """A lock that is held as long as the returned file is open: two services on one store would both run its
+    jobs. A kill releases it."""
+    lock = (state_dir / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise BeamhubError(
+            f"Another beamhub service is running on {state_dir}.", "Stop it first, or use another data_dir."
+        ) from error
+    return lock
