@@ -1,0 +1,272 @@
+"""What stands beside the jobs: instrument and agent, people, datasets, licences, automation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from beamhub.schemas import AgentStatus, Dataset, Experiment, Instrument, Licence, Member, Role, Trigger
+
+from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate, size
+from beamhub_cockpit.html import Child, Element, el
+from beamhub_cockpit.links import Links
+from beamhub_cockpit.parts import ROLES, ago, bar, button, can, card, facts, person, state
+
+
+def agent_state(agent: AgentStatus | None) -> Element:
+    """Is the agent there?"""
+    word = "no agent yet" if agent is None else "connected" if agent.connected else "not connected"
+    return state(word, "bh-agent-state")
+
+
+def instrument(seen: Instrument, experiment: Experiment | None) -> Element:
+    """The instrument, its agent, and what is being uploaded just now."""
+    agent = seen.agent
+    here = experiment is not None and seen.active_experiment == experiment.id
+    elsewhere = (
+        ""
+        if here
+        else (
+            "Files go to another experiment now."
+            if seen.active_experiment
+            else "No experiment is active: files wait at the instrument."
+        )
+    )
+    lines: list[Child] = []
+    if agent is None:
+        lines.append(
+            el(
+                "p.bh-hint",
+                "The sync agent has never reported. Start it beside the detector with “beamhub sync”.",
+            )
+        )
+    else:
+        lines.append(
+            facts(
+                [
+                    ("Host", agent.host),
+                    ("Last heartbeat", ago(agent.last_seen)),
+                    ("Free disk", size(agent.free_disk) if agent.free_disk is not None else ""),
+                ]
+            )
+        )
+        if not agent.connected:
+            lines.append(
+                el(
+                    "p.bh-hint.bh-warn",
+                    "No heartbeat: check that the agent runs and that its network is up. Nothing is lost meanwhile; it resumes where it stopped.",
+                )
+            )
+        lines.append(_uploads(agent))
+        lines += [el("p.bh-error.bh-agent-error", error) for error in agent.errors[:3]]
+    return card(
+        seen.title,
+        el("p.bh-hint.bh-warn", elsewhere) if elsewhere else None,
+        el("p.bh-hint.bh-warn", "Automation is paused: data start no jobs.") if not seen.automation else None,
+        *lines,
+        aside=agent_state(agent),
+        css="bh-instrument",
+    )
+
+
+def _uploads(agent: AgentStatus) -> Element:
+    waiting = (
+        f"{plural(agent.queued_files, 'file')} ({size(agent.queued_bytes)}) waiting"
+        if agent.queued_files
+        else ""
+    )
+    if not agent.current:
+        return el("p.bh-uploads-idle.bh-hint", waiting or "Nothing is being uploaded.")
+    return el(
+        "div.bh-uploads",
+        el("p.bh-uploads-head", el("strong", "Uploading"), el("span.bh-upload-rate", rate(agent.rate))),
+        [
+            el(
+                "div.bh-upload",
+                el("span.bh-upload-name", file.name.rsplit("/", 1)[-1], title=file.name),
+                el("span.bh-upload-bytes", f"{size(file.sent)} of {size(file.size)}"),
+                bar(file.sent / file.size if file.size else 1.0, file.name, "live"),
+                key=file.name,
+            )
+            for file in agent.current[:4]
+        ],
+        el("p.bh-hint", f"and {len(agent.current) - 4} more") if len(agent.current) > 4 else None,
+        el("p.bh-hint", waiting) if waiting else None,
+    )
+
+
+def team(experiment: Experiment, members: list[Member], me: str, problem: str = "") -> Element:
+    """PI and collaborators, and for those who may the way to invite."""
+    may = can(experiment, "members.manage")
+    order = {Role.PI: 0, Role.COLLABORATOR: 1, Role.VIEWER: 2}
+    return card(
+        "Team",
+        el(
+            "ul.bh-members",
+            [
+                el(
+                    "li.bh-member",
+                    person(m.user, me),
+                    el("span.bh-role", ROLES.get(m.role, str(m.role))),
+                    button(
+                        "×",
+                        ["member.remove", m.user],
+                        css="bh-icon-button bh-member-remove",
+                        title=f"Remove {m.user} from this experiment",
+                    )
+                    if may and m.user != me and m.role is not Role.PI
+                    else None,
+                    key=m.user,
+                    data_user=m.user,
+                )
+                for m in sorted(members, key=lambda m: (order.get(m.role, 3), m.user))
+            ],
+        ),
+        el(
+            "form.bh-invite",
+            el("label.bh-unseen", "User name to invite", for_="invite-user"),
+            el(
+                "input",
+                id="invite-user",
+                name="user",
+                type="text",
+                placeholder="User name",
+                autocomplete="off",
+                spellcheck="false",
+                required=True,
+                aria_describedby="invite-error" if problem else None,
+            ),
+            el("label.bh-unseen", "Role", for_="invite-role"),
+            el(
+                "select",
+                [el("option", ROLES[r], value=r.value) for r in (Role.COLLABORATOR, Role.VIEWER, Role.PI)],
+                id="invite-role",
+                name="role",
+                value="collaborator",
+            ),
+            el("button.bh-button", "Invite", type="submit"),
+            el("p.bh-error", problem, id="invite-error", role="alert") if problem else None,
+            on={"submit": ["member.invite"]},
+            key=f"invite-{len(members)}",  # a fresh form once somebody has joined
+        )
+        if may
+        else None,
+        aside=el("span.bh-count", plural(len(members), "person", "people")),
+        css="bh-team",
+    )
+
+
+def datasets(found: Iterable[Dataset], shown: int | None, links: Links, *, may_run: bool) -> Element:
+    """All datasets, newest first."""
+    ordered = sorted(found, key=lambda d: d.id, reverse=True)
+    return card(
+        "Datasets",
+        el(
+            "ul.bh-datasets",
+            [
+                el(
+                    "li.bh-dataset" + (".bh-dataset-shown" if d.id == shown else ""),
+                    el(
+                        "button.bh-dataset-pick",
+                        el("span.bh-dataset-title", d.name),
+                        type="button",
+                        title="Show above",
+                        aria_pressed="true" if d.id == shown else "false",
+                        on={"click": ["dataset.show", d.id]},
+                    ),
+                    state(str(d.state)),
+                    el(
+                        "span.bh-dataset-line",
+                        f"{number(d.frames_readable)}/{number(d.frames_announced)} · {d.kind} · ",
+                        ago(d.created),
+                    ),
+                    el(
+                        "span.bh-dataset-tools",
+                        el("a.bh-link", "View", href=links.frame(d.id)),
+                        el(
+                            "button.bh-text-button.bh-dataset-run",
+                            "Run …",
+                            type="button",
+                            on={"click": ["launch.new", d.id]},
+                        )
+                        if may_run
+                        else None,
+                    ),
+                    key=d.id,
+                    data_dataset=str(d.id),
+                )
+                for d in ordered
+            ],
+        )
+        if ordered
+        else el("p.bh-empty", "None yet."),
+        aside=el("span.bh-count", number(len(ordered))) if ordered else None,
+        css="bh-datasets-card",
+    )
+
+
+def licences(found: Iterable[Licence], title: str = "Licences") -> Element:
+    """What is left of each licence."""
+    return card(
+        title,
+        el("ul.bh-licences", [licence(item) for item in found]) if found else el("p.bh-empty", "None."),
+        css="bh-licences-card",
+    )
+
+
+def licence(item: Licence) -> Element:
+    """One licence: what is left, as a number and as a bar."""
+    left = item.available / item.granted if item.granted else 0.0
+    tone = "good" if left > 0.25 else "warn" if left > 0.05 else "bad"
+    held = f", {cpu_hours(item.held)} held by running jobs" if item.held else ""
+    until = f" · until {day(item.valid_until)}" if item.valid_until else ""
+    return el(
+        "li.bh-licence",
+        el("span.bh-licence-title", item.title, title=item.id),
+        el("span.bh-licence-left", f"{cpu_hours(item.available)} left"),
+        bar(left, f"{item.title}: CPU-hours left", tone),
+        el(
+            "span.bh-licence-line",
+            f"of {cpu_hours(item.granted)}; {cpu_hours(item.charged)} used{held}{until}",
+        ),
+        key=item.id,
+        data_licence=item.id,
+    )
+
+
+def automation(
+    seen: Instrument, rules: Iterable[Trigger], templates: dict[str, Any], *, may_change: bool
+) -> Element:
+    """Which data start which jobs."""
+    ordered = sorted(rules, key=lambda t: t.id)
+    on = seen.automation
+    return card(
+        "Automation",
+        el(
+            "ul.bh-triggers",
+            [
+                el(
+                    "li.bh-trigger",
+                    el("span.bh-trigger-title", t.title),
+                    state("on" if t.enabled and on else "paused"),
+                    el(
+                        "span.bh-trigger-line",
+                        f"{'start' if str(t.event) == 'dataset.started' else 'end'} of {t.pattern}{NARROW}→{NARROW}",
+                        templates[t.template].title if t.template in templates else t.template,
+                        f" · {t.profile} · paid by {t.sponsor}",
+                    ),
+                    key=t.id,
+                    data_trigger=str(t.id),
+                )
+                for t in ordered
+            ],
+        )
+        if ordered
+        else el("p.bh-empty", "No rules: data start no jobs by themselves."),
+        aside=button(
+            "Pause" if on else "Resume", ["automation.set", 0 if on else 1], css="bh-automation-toggle"
+        )
+        if may_change
+        else None,
+        css="bh-automation",
+    )

@@ -1,0 +1,514 @@
+"""One job in full: results, log, parameters, files; kept current while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from beamhub.client import ApiError, Client
+from beamhub.schemas import Artifact, Dataset, File, Job, Template, Trigger
+
+from beamhub_cockpit.format import NARROW, duration, mark, metric, number, plural, size, unit_name
+from beamhub_cockpit.html import Child, Element, el
+from beamhub_cockpit.links import Links
+from beamhub_cockpit.live import Live
+from beamhub_cockpit.parts import ago, bar, cost, facts, runtime, starter, state
+from beamhub_cockpit.series import Follower
+
+LOG_SHOWN: Final = 200_000  # characters
+PLOT_LIMIT: Final = 8_000_000  # bytes of an image that a page shows
+PLOTS: Final = 12
+EVERY: Final = 2.0  # seconds between two looks at a running job
+PNG: Final = b"\x89PNG\r\n\x1a\n"
+TABS: Final = (("results", "Results"), ("log", "Log"), ("parameters", "Parameters"), ("files", "Files"))
+_SERIES = re.compile(r"^series/([A-Za-z_][A-Za-z0-9_]{0,62})\.jsonl$")
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass
+class Detail:
+    """What has been read of one job beyond the job itself."""
+
+    job: int
+    tab: str = "results"
+    log: str = ""
+    log_next: int = 0
+    files: list[File] = field(default_factory=list)
+    images: dict[str, bytes] = field(default_factory=dict)  # "<job>/<path>" -> PNG
+    followers: dict[str, Follower] = field(default_factory=dict)
+    read: float = 0.0
+    final: bool = False  # read after the job had ended
+    trouble: str = ""
+
+    def refresh(self, job: Job, client: Client, live: Live, *, plot_height: int = 84) -> bool:
+        """Read what is new; False where nothing can be. On the page's worker."""
+        if self.final or time.monotonic() - self.read < EVERY:
+            return False
+        self.read = time.monotonic()
+        if job.started is None:
+            self.final = job.state.ended
+            return False
+        try:
+            self._log(client)
+            self.files = client.job_files(self.job)
+            self._series(client, live, plot_height)
+            self._plots(job, client)
+        except ApiError as error:
+            self.trouble = str(error)
+            self.final = job.state.ended
+            return True
+        self.trouble = ""
+        self.final = job.state.ended
+        return True
+
+    def _log(self, client: Client) -> None:
+        while True:
+            part, after = client.job_log(self.job, self.log_next)
+            if after == self.log_next:
+                return
+            self.log_next = after
+            self.log = (self.log + part)[-LOG_SHOWN:]
+
+    def _series(self, client: Client, live: Live, height: int) -> None:
+        for file in self.files:
+            found = _SERIES.match(file.path)
+            if found and found[1] not in self.followers:
+                self.followers[found[1]] = Follower(self.job, found[1], height=height)
+        for follower in self.followers.values():
+            follower.refresh(client, live)
+
+    def _plots(self, job: Job, client: Client) -> None:
+        sizes = {file.path: file.size for file in self.files}
+        for artifact in plots(job)[:PLOTS]:
+            name = f"{job.id}/{artifact.path}"
+            if name not in self.images and sizes.get(artifact.path, artifact.size) <= PLOT_LIMIT:
+                content = client.job_file(job.id, artifact.path)
+                if content.startswith(PNG):
+                    self.images[name] = content
+
+
+def plots(job: Job) -> list[Artifact]:
+    """The pictures that a job made."""
+    return [a for a in job.artifacts if a.kind == "plot" and a.path.lower().endswith(".png")]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What stands around a job and helps to read it."""
+
+    templates: Mapping[str, Template]
+    triggers: dict[int, Trigger]
+    datasets: Mapping[int, Dataset]
+    jobs: Mapping[int, Job]
+    links: Links
+    experiment: str
+    may_run: bool
+    may_cancel: bool
+    may_open: bool
+
+
+def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Element:
+    """The opened job. With `page` it has a page to itself: everything below one another instead of in tabs."""
+    sections: dict[str, Callable[[], list[Child]]] = {
+        "results": lambda: _results(job, detail, around),
+        "log": lambda: _log(job, detail),
+        "parameters": lambda: _parameters(job, around),
+        "files": lambda: _files(job, detail, around.links),
+    }
+    if page:
+        return el(
+            "div.bh-job-detail.bh-job-page",
+            [
+                el(f"section.bh-card.bh-{name}", el("h2", title), sections[name](), key=name)
+                for name, title in TABS
+            ],
+            key=f"detail-{job.id}",
+        )
+    return el(
+        "div.bh-job-detail",
+        el(
+            "div.bh-tabs",
+            el(
+                "div.bh-tab-list",
+                [
+                    el(
+                        f"button.bh-tab.bh-tab-{name}",
+                        title,
+                        type="button",
+                        role="tab",
+                        aria_selected="true" if detail.tab == name else "false",
+                        on={"click": ["job.tab", job.id, name]},
+                    )
+                    for name, title in TABS
+                ],
+                role="tablist",
+            ),
+            el("div.bh-tab-links", tools(job, around, whole=True)),
+        ),
+        el(
+            "div.bh-tab-panel",
+            sections.get(detail.tab, sections["results"])(),
+            role="tabpanel",
+            key=detail.tab,
+        ),
+        key=f"detail-{job.id}",
+        data_job=str(job.id),
+    )
+
+
+def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
+    """What can be done with a job."""
+    links, found = around.links, []
+    if whole:
+        found.append(el("a.bh-link.bh-job-open", "Full page", href=links.job(job.id)))
+    if job.started is not None:
+        html = links.api("jobs", job.id, "notebook", format="html")
+        found.append(el("a.bh-link.bh-job-notebook", "Notebook", href=html, target="_blank", rel="noopener"))
+        if around.may_open:
+            lab = links.session(around.experiment, f"{job.folder}/notebook.ipynb")
+            found.append(
+                el("a.bh-link.bh-job-lab", "Open in JupyterLab", href=lab, target="_blank", rel="noopener")
+            )
+    if around.may_cancel and not job.state.ended:
+        found.append(
+            el(
+                "button.bh-button.bh-button-danger.bh-job-cancel",
+                "Cancel",
+                type="button",
+                on={"click": ["job.cancel", job.id]},
+            )
+        )
+    if around.may_run:
+        found.append(
+            el(
+                "button.bh-button.bh-button-main.bh-job-rerun",
+                "Rerun …",
+                type="button",
+                on={"click": ["job.rerun", job.id]},
+            )
+        )
+    return found
+
+
+# --- results ---
+
+
+def _results(job: Job, detail: Detail, around: Around) -> list[Child]:
+    if job.started is None:
+        return [el("p.bh-empty", job.reason or "Not started yet.")]
+    drawn = [f.plot for f in detail.followers.values() if f.plot is not None]
+    pictures = [a for a in plots(job) if f"{job.id}/{a.path}" in detail.images]
+    table = metrics_table(job, around.templates.get(job.template))
+    return [
+        problem(job, detail),
+        el(
+            "div.bh-results",
+            el(
+                "div.bh-results-numbers",
+                el("h3", "Metrics"),
+                table
+                if table
+                else el(
+                    "p.bh-empty", "No metrics yet." if not job.state.ended else "This job gave no metrics."
+                ),
+            ),
+            el(
+                "div.bh-results-plots",
+                [el("div.bh-series", widget=plot.ref, key=f"series-{plot.model_id}") for plot in drawn],
+                [
+                    el(
+                        "figure.bh-figure",
+                        el(
+                            "a",
+                            el("img", blob=f"{job.id}/{a.path}", alt=a.title or a.path),
+                            href=around.links.job_file(job.id, a.path),
+                            title="Open the picture by itself",
+                            target="_blank",
+                            rel="noopener",
+                        ),
+                        el("figcaption", a.title or a.path),
+                        key=a.path,
+                    )
+                    for a in pictures
+                ],
+                None
+                if drawn or pictures
+                else el("p.bh-empty", "No plots yet." if not job.state.ended else "No plots."),
+            ),
+        ),
+    ]
+
+
+def problem(job: Job, detail: Detail | None) -> Element | None:
+    """Why a job failed, in words, with the end of its log."""
+    if str(job.state) not in ("failed", "cancelled", "pending") or not job.reason:
+        return None
+    tail = (
+        "\n".join(_ANSI.sub("", detail.log).rstrip().splitlines()[-12:])
+        if detail and str(job.state) == "failed"
+        else ""
+    )
+    return el(
+        f"div.bh-problem.bh-problem-{job.state}",
+        el("p.bh-reason", job.reason),
+        el("pre.bh-log-end", tail) if tail else None,
+    )
+
+
+def metrics_table(job: Job, template: Template | None) -> Element | None:
+    """All metrics, in the template's order, with how good they are."""
+    specs = template.metrics if template else {}
+    names = [n for n in specs if n in job.metrics] + [n for n in job.metrics if n not in specs]
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        spec = specs.get(name)
+        shown, unit = metric(spec, job.metrics[name])
+        how = mark(spec, job.metrics[name])
+        rows.append(
+            el(
+                "tr.bh-metric",
+                el(
+                    "th",
+                    spec.title if spec else name,
+                    scope="row",
+                    title=(spec.description or None) if spec else None,
+                ),
+                el("td.bh-metric-value", shown),
+                el("td.bh-metric-unit", unit),
+                el(
+                    "td",
+                    el(f"span.bh-mark.bh-mark-{how}", how, title=_bounds(job, template, name))
+                    if how
+                    else None,
+                ),
+                key=name,
+                data_metric=name,
+            )
+        )
+    return el("table.bh-metrics", el("tbody", rows))
+
+
+def _bounds(job: Job, template: Template | None, name: str) -> str:
+    spec = template.metrics[name] if template else None
+    if spec is None:
+        return ""
+    sign = "≥" if spec.better == "higher" else "≤"
+    unit = unit_name(job.metrics[name].unit or spec.unit)
+    found = [
+        f"{w} {sign} {number(b, spec.format)} {unit}"
+        for w, b in (("good", spec.good), ("acceptable", spec.acceptable))
+        if b is not None
+    ]
+    return ", ".join(found)
+
+
+def key_metrics(job: Job, template: Template | None, count: int = 4) -> list[Element]:
+    """The first few metrics, as a line."""
+    specs = template.metrics if template else {}
+    names = [n for n in specs if n in job.metrics] or list(job.metrics)
+    found = []
+    for name in names[:count]:
+        spec = specs.get(name)
+        shown, unit = metric(spec, job.metrics[name])
+        how = mark(spec, job.metrics[name])
+        found.append(
+            el(
+                "span.bh-key-metric",
+                el("span.bh-key-name", spec.title if spec else name),
+                el("span.bh-key-value", shown, class_=f"bh-mark-{how}" if how else None),
+                el("span.bh-key-unit", unit) if unit else None,
+                key=name,
+                data_metric=name,
+            )
+        )
+    return found
+
+
+# --- log, parameters, files ---
+
+
+def _log(job: Job, detail: Detail) -> list[Child]:
+    if not detail.log:
+        return [el("p.bh-empty", "The log is empty." if job.state.ended else "The log is empty so far.")]
+    cut = len(detail.log) >= LOG_SHOWN
+    return [
+        el("p.bh-hint", "Only the end is shown; the whole log is among the files.") if cut else None,
+        el("pre.bh-log", _ANSI.sub("", detail.log), tail=True, tabindex="0", aria_label="Log"),
+    ]
+
+
+def _parameters(job: Job, around: Around) -> list[Child]:
+    template = around.templates.get(job.template)
+    specs = template.parameters.get("properties", {}) if template else {}
+    rows = []
+    for name, value in job.parameters.items():
+        spec = specs.get(name) if isinstance(specs, dict) else None
+        spec = spec if isinstance(spec, dict) else {}
+        changed = "default" in spec and spec["default"] != value
+        rows.append(
+            el(
+                "tr",
+                el(
+                    "th",
+                    str(spec.get("title") or name),
+                    scope="row",
+                    title=str(spec.get("description", "")) or None,
+                ),
+                el("td.bh-metric-value", _parameter(value)),
+                el("td.bh-metric-unit", unit_name(str(spec.get("unit", "")))),
+                el("td", el("span.bh-changed", "changed") if changed else None),
+                key=name,
+            )
+        )
+    lineage: list[tuple[str, Child]] = [
+        ("Template", f"{job.title} ({job.template}, version {job.template_version})"),
+        ("Input", [_input(job, around)]),
+        ("Started", [starter(job, around.triggers), " ", ago(job.created)]),
+        ("Rerun of", _ancestor(job, around)),
+        ("Reruns", _descendants(job, around)),
+        (
+            "Profile",
+            f"{job.profile.title} · {plural(job.profile.cpus, 'CPU')} · {size(job.profile.memory)} · up to {duration(job.profile.walltime)}",
+        ),
+        ("Paid by", f"{job.sponsor} ({cost(job)})"),
+        ("Runtime", runtime(job)),
+    ]
+    return [
+        el(
+            "div.bh-parameters",
+            el("table.bh-metrics", el("tbody", rows)) if rows else el("p.bh-empty", "No parameters."),
+            facts(lineage),
+        )
+    ]
+
+
+def _parameter(value: object) -> str:
+    if value is None:
+        return "automatic"
+    if isinstance(value, bool | int | float | str):
+        return number(value)
+    if isinstance(value, list):
+        return ", ".join(_parameter(v) for v in value)
+    return str(value)
+
+
+def _input(job: Job, around: Around) -> Child:
+    found: list[Child] = []
+    for i in job.inputs:
+        name = i.name or f"{i.kind} {i.id}"
+        href = around.links.frame(i.id) if i.kind == "dataset" else around.links.job(i.id)
+        found += [el("a.bh-link", name, href=href), " "]
+    return found
+
+
+def _ancestor(job: Job, around: Around) -> Child:
+    if job.parent is None:
+        return None
+    parent = around.jobs.get(job.parent)
+    return el(
+        "a.bh-link",
+        f"#{job.parent}" + (f" {parent.title}" if parent else ""),
+        href=around.links.job(job.parent),
+    )
+
+
+def _descendants(job: Job, around: Around) -> Child:
+    found = [j for j in around.jobs.values() if j.parent == job.id]
+    return (
+        [[el("a.bh-link", f"#{j.id} ({j.launched_by})", href=around.links.job(j.id)), " "] for j in found]
+        if found
+        else None
+    )
+
+
+def _files(job: Job, detail: Detail, links: Links) -> list[Child]:
+    if not detail.files:
+        return [el("p.bh-empty", "No files yet.")]
+    titles = {a.path: a.title for a in job.artifacts}
+    order = sorted(detail.files, key=lambda f: (f.path not in titles, f.path))
+    return [
+        el(
+            "table.bh-files",
+            el(
+                "thead",
+                el(
+                    "tr",
+                    el("th", "File", scope="col"),
+                    el("th", "What", scope="col"),
+                    el("th.bh-right", "Size", scope="col"),
+                ),
+            ),
+            el(
+                "tbody",
+                [
+                    el(
+                        "tr.bh-file",
+                        el(
+                            "td",
+                            el(
+                                "a.bh-link",
+                                f.path,
+                                href=links.job_file(job.id, f.path),
+                                download=f.path.rsplit("/", 1)[-1],
+                            ),
+                        ),
+                        el("td", titles.get(f.path, "")),
+                        el("td.bh-right", size(f.size)),
+                        key=f.path,
+                    )
+                    for f in order
+                ],
+            ),
+        )
+    ]
+
+
+def summary(job: Job, around: Around) -> Element:
+    """The head of a job's own page."""
+    return el(
+        "div.bh-job-summary",
+        state(str(job.state), "bh-job-state", job.reason),
+        facts(
+            [
+                ("Dataset", _input(job, around)),
+                ("Started", [starter(job, around.triggers), " ", ago(job.created)]),
+                ("Rerun of", _ancestor(job, around)),
+                ("CPUs", number(job.profile.cpus)),
+                ("Runtime", runtime(job)),
+                ("Cost", cost(job)),
+                ("Paid by", job.sponsor),
+            ]
+        ),
+        progress(job),
+    )
+
+
+def progress(job: Job) -> Element | None:
+    """How far a running job is."""
+    if str(job.state) != "running":
+        return None
+    step = job.progress.step or "running"
+    percent = "" if job.progress.fraction is None else f" {job.progress.fraction * 100:.0f}{NARROW}%"
+    return el(
+        "div.bh-job-progress",
+        bar(job.progress.fraction, step, "live"),
+        el("span.bh-job-step", step + percent),
+    )
+
+
+def close(detail: Detail, live: Live) -> None:
+    """Give back the plots of a job that is no longer shown."""
+    drawn = [f.plot for f in detail.followers.values() if f.plot is not None]
+
+    def shut() -> None:
+        for plot in drawn:
+            with contextlib.suppress(Exception):
+                plot.close()
+
+    live.show(shut)

@@ -1,0 +1,242 @@
+"""The facility at a glance, for staff: whose beamtime, is data flowing, what runs, who pays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beamhub.client import Message
+from beamhub.schemas import AgentStatus, Experiment, Instrument, Job, LedgerLine, Licence
+from pydantic import ValidationError
+
+from beamhub_cockpit import aside
+from beamhub_cockpit.details import progress
+from beamhub_cockpit.format import cpu_hours, number, plural, rate, size
+from beamhub_cockpit.html import Child, Element, el
+from beamhub_cockpit.page import Page
+from beamhub_cockpit.parts import ago, card, runtime, starter, state
+from beamhub_cockpit.scene import with_progress
+
+LINES = 12  # of a ledger
+
+
+class Facility(Page):
+    """The page `facility.ipynb`."""
+
+    names = ("instruments", "jobs", "licences", "ledger")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.instruments: list[Instrument] = []
+        self.experiments: dict[str, Experiment] = {}
+        self.jobs: dict[int, Job] = {}
+        self.licences: list[Licence] = []
+        self.ledger: list[LedgerLine] = []
+
+    @property
+    def allowed(self) -> bool:
+        return self.me is not None and (self.me.operator or bool(self.me.staff_of))
+
+    def load(self) -> None:
+        if not self.allowed or self.me is None:
+            return
+        everything = self.client.instruments()
+        self.instruments = [i for i in everything if self.me.operator or i.id in self.me.staff_of]
+        self.experiments = {e.id: e for e in self.client.experiments()}
+        self.jobs = {j.id: j for j in self.client.jobs(limit=100)}
+        self.licences = self.client.licences()
+        lines = [line for licence in self.licences for line in self.client.ledger(licence.id, limit=LINES)]
+        self.ledger = sorted(lines, key=lambda line: line.id, reverse=True)[:LINES]
+
+    def heard(self, message: Message) -> None:
+        if not self.allowed:
+            if message.kind.startswith("instrument."):
+                self.refresh_soon()
+        elif message.kind == "agent.heartbeat":
+            self._agent(message)
+        elif message.kind == "job.progress":
+            number = int(message.subject) if message.subject.isdigit() else 0
+            if number in self.jobs:
+                self.jobs[number] = with_progress(self.jobs[number], message.data)
+        elif (
+            message.kind.startswith(("job.", "licence.", "experiment.", "instrument.", "trigger."))
+            and message.kind != "job.series"
+        ):
+            self.refresh_soon()
+
+    def _agent(self, message: Message) -> None:
+        try:
+            agent = AgentStatus.model_validate(message.data)
+        except ValidationError:
+            self.refresh_soon()
+            return
+        self.instruments = [
+            i.model_copy(update={"agent": agent}) if i.id == message.instrument else i
+            for i in self.instruments
+        ]
+
+    def layout(self) -> Element:
+        return el(
+            "main.bh-facility",
+            self.slot("instruments"),
+            el(
+                "div.bh-columns",
+                el("div.bh-column-main", self.slot("jobs")),
+                el("div.bh-slot-aside", self.slot("licences"), self.slot("ledger")),
+            ),
+        )
+
+    def regions(self) -> Mapping[str, tuple[Element, ...]]:
+        if not self.allowed:
+            no = el(
+                "section.bh-nothing",
+                el("h1", "This page is for the staff of the facility"),
+                el(
+                    "p",
+                    "You have no access to it. Your experiments are in the ",
+                    el("a.bh-link", "Cockpit", href=self.links.cockpit()),
+                    ".",
+                ),
+            )
+            return {"instruments": (no,), "jobs": (), "licences": (), "ledger": ()}
+        return {
+            "instruments": (self._instruments(),),
+            "jobs": (self._jobs(),),
+            "licences": (aside.licences(self.licences),),
+            "ledger": (self._ledger(),),
+        }
+
+    def _instruments(self) -> Element:
+        head = (
+            "Instrument",
+            "Agent",
+            "Uploading",
+            "Waiting",
+            "Free disk",
+            "Active experiment",
+            "PI",
+            "Automation",
+            "Jobs",
+        )
+        return card(
+            "Instruments",
+            el(
+                "table.bh-table",
+                el("thead", el("tr", [el("th", title, scope="col") for title in head])),
+                el("tbody", [self._instrument(i) for i in self.instruments]),
+            )
+            if self.instruments
+            else el("p.bh-empty", "No instruments yet. Create one with “beamhub instrument create”."),
+            aside=el("span.bh-count", number(len(self.instruments))),
+            css="bh-instruments",
+        )
+
+    def _instrument(self, i: Instrument) -> Element:
+        agent = i.agent
+        active = self.experiments.get(i.active_experiment or "")
+        running = sum(1 for j in self.jobs.values() if str(j.state) == "running" and self._on(j, i))
+        waiting = sum(
+            1 for j in self.jobs.values() if str(j.state) in ("queued", "pending") and self._on(j, i)
+        )
+        uploading: Child = None
+        if agent and agent.connected and agent.current:
+            uploading = [f"{plural(len(agent.current), 'file')} · {rate(agent.rate)}"]
+        return el(
+            "tr.bh-instrument-row",
+            el("td", el("strong", i.title), el("span.bh-sub", i.id)),
+            el(
+                "td",
+                aside.agent_state(agent),
+                el("span.bh-sub", agent.host, " · ", ago(agent.last_seen)) if agent else None,
+            ),
+            el("td", uploading or "–"),
+            el(
+                "td",
+                f"{plural(agent.queued_files, 'file')} · {size(agent.queued_bytes)}"
+                if agent and agent.queued_files
+                else "–",
+            ),
+            el("td", size(agent.free_disk) if agent and agent.free_disk is not None else "–"),
+            el(
+                "td",
+                el("a.bh-link", active.title, href=self.links.cockpit(active.id)),
+                el("span.bh-sub", active.id),
+            )
+            if active
+            else el("td", "none"),
+            el("td", active.pi if active else "–"),
+            el("td", state("on" if i.automation else "paused")),
+            el("td", f"{running} running" + (f", {waiting} waiting" if waiting else "")),
+            key=i.id,
+            data_instrument=i.id,
+        )
+
+    def _on(self, job: Job, instrument: Instrument) -> bool:
+        experiment = self.experiments.get(job.experiment)
+        return experiment is not None and experiment.instrument == instrument.id
+
+    def _jobs(self) -> Element:
+        ordered = sorted(self.jobs.values(), key=lambda j: (j.state.ended, -j.id))
+        busy = [j for j in ordered if not j.state.ended]
+        shown = busy + [j for j in ordered if j.state.ended][: max(0, 25 - len(busy))]
+        head = ("State", "Job", "Experiment", "Started", "CPUs", "Time", "Paid by")
+        return card(
+            "Jobs",
+            el(
+                "table.bh-table",
+                el("thead", el("tr", [el("th", title, scope="col") for title in head])),
+                el(
+                    "tbody",
+                    [
+                        el(
+                            "tr.bh-job-line",
+                            el("td", state(str(j.state), "bh-job-state", j.reason)),
+                            el(
+                                "td",
+                                el("a.bh-link", f"#{j.id} {j.title}", href=self.links.job(j.id)),
+                                el("span.bh-sub", j.reason) if j.reason else progress(j),
+                            ),
+                            el("td", j.experiment),
+                            el("td", starter(j, {}), el("span.bh-sub", ago(j.created))),
+                            el("td.bh-right", number(j.profile.cpus)),
+                            el("td.bh-right", runtime(j)),
+                            el("td", j.sponsor),
+                            key=j.id,
+                            data_job=str(j.id),
+                        )
+                        for j in shown
+                    ],
+                ),
+            )
+            if shown
+            else el("p.bh-empty", "No jobs."),
+            aside=el("span.bh-count", f"{len(busy)} running or waiting"),
+            css="bh-facility-jobs",
+        )
+
+    def _ledger(self) -> Element:
+        return card(
+            "Latest bookings",
+            el(
+                "ul.bh-ledger",
+                [
+                    el(
+                        "li.bh-ledger-line",
+                        el("span.bh-ledger-kind", str(line.kind)),
+                        el("span.bh-ledger-amount", cpu_hours(line.cpu_seconds)),
+                        el(
+                            "span.bh-sub",
+                            f"{line.licence} · ",
+                            f"job #{line.job}" if line.job else line.note or line.actor,
+                            " · ",
+                            ago(line.time),
+                        ),
+                        key=line.id,
+                    )
+                    for line in self.ledger
+                ],
+            )
+            if self.ledger
+            else el("p.bh-empty", "None yet."),
+            css="bh-ledger-card",
+        )

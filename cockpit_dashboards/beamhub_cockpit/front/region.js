@@ -1,0 +1,286 @@
+// A region of a page: draws a tree of elements (beamhub_cockpit/html.py) and keeps it up to date.
+//
+// Nothing here parses markup: elements come from createElement (known tags only), text from createTextNode. A new tree
+// is compared with the one shown and only differences touch the document, so focus, selection, scroll positions,
+// opened details and half-typed input survive an update.
+//
+// Attributes beyond the ordinary ones:
+//   key     identity among siblings, so that a row keeps its nodes when rows above it come and go
+//   on      {event: [action, ...arguments]}: what to tell the kernel; forms add their fields, inputs their value
+//   ago     ISO time, shown as "12 s ago" and kept current;  since  ISO time, shown as a running duration
+//   blob    name in the region's blobs: the bytes of an image
+//   widget  another widget of this kernel, drawn inside
+//   modal   a <dialog> that opens as modal; closing it with Esc sends its "cancel" action
+//   tail    a scrolling element that follows its end while the reader is at the end
+//   focus   takes the focus when it appears
+//   vars    CSS custom properties, {"--done": "34%"}
+
+const TAGS = new Set(("a article aside b button caption code dd details dialog div dl dt em fieldset figcaption figure " +
+  "footer form h1 h2 h3 h4 header hr img input label legend li main meter nav ol optgroup option output p pre progress " +
+  "section select small span strong sub summary sup table tbody td textarea th thead time tr ul").split(" "));
+const PLAIN = new Set(("alt autocomplete class colspan disabled download for hidden href id inputmode max maxlength method " +
+  "min name open pattern placeholder readonly rel required role rows scope selected spellcheck step tabindex target title " +
+  "type width height datetime").split(" "));
+const LINK = /^(https?:\/\/|\/(?![\/\\])|#|\?)/;
+const PROPERTIES = new Set(["value", "checked", "selected", "disabled", "readonly", "required", "hidden"]);
+
+// ---- times that keep themselves current ------------------------------------------------------------------------
+
+let skew = 0; // kernel's clock minus the browser's, in ms
+
+export function ago(iso, now = Date.now() + skew) {
+  const then = Date.parse(iso);
+  if (Number.isNaN(then)) return "";
+  const s = Math.max(0, Math.round((now - then) / 1000));
+  if (s < 2) return "just now";
+  if (s < 60) return `${s} s ago`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ago`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ago`;
+  return new Date(then).toLocaleString("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+}
+
+export function elapsed(iso, now = Date.now() + skew) {
+  const s = Math.max(0, Math.round((now - Date.parse(iso)) / 1000));
+  const two = (n) => String(n).padStart(2, "0");
+  return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`;
+}
+
+function tick(root) {
+  for (const node of root.querySelectorAll("[data-ago]")) setText(node, ago(node.dataset.ago));
+  for (const node of root.querySelectorAll("[data-since]")) setText(node, elapsed(node.dataset.since));
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// ---- one element -----------------------------------------------------------------------------------------------
+
+function same(a, b) {
+  return a === b || JSON.stringify(a) === JSON.stringify(b);
+}
+
+function create(tree, context) {
+  if (typeof tree === "string") return document.createTextNode(tree);
+  const [tag, attributes, ...children] = tree;
+  if (!TAGS.has(tag)) throw new Error(`unexpected tag ${tag}`);
+  const node = document.createElement(tag);
+  node._tree = [tag, {}];
+  update(node, tree, context);
+  if (attributes.modal) requestAnimationFrame(() => node.isConnected && !node.open && node.showModal());
+  if (attributes.focus) requestAnimationFrame(() => node.focus());
+  return node;
+}
+
+function update(node, tree, context) {
+  if (typeof tree === "string") {
+    if (node.nodeValue !== tree) node.nodeValue = tree;
+    return;
+  }
+  const [, before] = node._tree;
+  const [, after, ...children] = tree;
+  const atEnd = after.tail && node.scrollHeight - node.scrollTop - node.clientHeight < 24;
+  for (const name of Object.keys(before)) if (!(name in after)) setAttribute(node, name, null, context);
+  // children first: a <select>'s value only takes when its options are there
+  node._tree = tree;
+  if (!after.widget && !("ago" in after) && !("since" in after)) updateChildren(node, children, context);
+  for (const [name, value] of Object.entries(after)) {
+    if (!same(before[name], value)) setAttribute(node, name, value, context);
+    else if (name === "blob") setAttribute(node, name, value, context);
+  }
+  if (atEnd || (after.tail && !before.tail)) requestAnimationFrame(() => { node.scrollTop = node.scrollHeight; });
+}
+
+function setAttribute(node, name, value, context) {
+  if (name === "key" || name === "modal" || name === "tail" || name === "focus") return;
+  if (name === "on") return listen(node, value ?? {}, context);
+  if (name === "ago" || name === "since") {
+    if (value === null) delete node.dataset[name];
+    else {
+      node.dataset[name] = value;
+      if (name === "ago") node.title = new Date(value).toLocaleString("en-GB");
+      setText(node, name === "ago" ? ago(value) : elapsed(value));
+    }
+  } else if (name === "vars") {
+    for (const [property, v] of Object.entries(value ?? {})) if (property.startsWith("--")) node.style.setProperty(property, v);
+  } else if (name === "blob") {
+    const url = value === null ? null : context.blob(value);
+    if (url && node.src !== url) node.src = url;
+  } else if (name === "widget") {
+    context.embed(node, value);
+  } else if (PROPERTIES.has(name)) {
+    if (name === "value") node.value = value ?? "";
+    else node[name === "readonly" ? "readOnly" : name] = value === null ? false : Boolean(value);
+  } else if (name === "open" && node.tagName === "DIALOG") {
+    return;
+  } else if (PLAIN.has(name) || /^(aria|data)-[a-z-]+$/.test(name)) {
+    if (name === "href" && value !== null && !LINK.test(value)) throw new Error("unexpected link");
+    if (value === null) node.removeAttribute(name);
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+}
+
+function listen(node, wanted, context) {
+  node._on = wanted;
+  node._listening ??= new Set();
+  for (const event of Object.keys(wanted)) {
+    if (node._listening.has(event)) continue;
+    node._listening.add(event);
+    node.addEventListener(event, (e) => {
+      const action = node._on[event];
+      if (!action) return;
+      if (event === "click" && node.tagName !== "A" && e.target.closest("a[href]")) return; // a link within a row is a link
+      if (event === "submit" || event === "cancel" || node.tagName === "A") e.preventDefault();
+      if (event === "click") e.stopPropagation();
+      const [name, ...args] = action;
+      const message = { action: name, args };
+      if (event === "submit") message.fields = fields(node);
+      else if (event === "change" || event === "input") {
+        message.value = node.type === "checkbox" ? node.checked : node.value;
+        if (node.form) message.fields = fields(node.form);
+      } else if (event === "toggle") message.value = node.open;
+      context.send(message);
+    });
+  }
+}
+
+function fields(form) {
+  const found = {};
+  for (const input of form.elements) {
+    if (!input.name) continue;
+    if (input.type === "checkbox") found[input.name] = input.checked ? "true" : "false";
+    else if (input.type !== "radio" || input.checked) found[input.name] = input.value;
+  }
+  return found;
+}
+
+// ---- many elements ---------------------------------------------------------------------------------------------
+
+function fits(node, tree) {
+  if (typeof tree === "string") return node.nodeType === Node.TEXT_NODE;
+  return node.nodeType === Node.ELEMENT_NODE && node._tree && node._tree[0] === tree[0] && node._tree[1].key === tree[1].key &&
+    node._tree[1].widget === tree[1].widget;
+}
+
+function updateChildren(parent, trees, context) {
+  const keyed = new Map();
+  for (const node of parent.childNodes) if (node._tree?.[1].key !== undefined) keyed.set(node._tree[1].key, node);
+  let here = parent.firstChild;
+  for (const tree of trees) {
+    const key = typeof tree === "string" ? undefined : tree[1].key;
+    const known = key === undefined ? null : keyed.get(key);
+    if (here && fits(here, tree)) {
+      update(here, tree, context);
+      here = here.nextSibling;
+    } else if (known && fits(known, tree)) {
+      parent.insertBefore(known, here);
+      update(known, tree, context);
+    } else {
+      parent.insertBefore(create(tree, context), here);
+    }
+  }
+  while (here) {
+    const next = here.nextSibling;
+    here.remove();
+    here = next;
+  }
+}
+
+// ---- the widget ------------------------------------------------------------------------------------------------
+
+export default {
+  render({ model, el, host, signal }) {
+    el.classList.add("bh-region");
+    const urls = new Map(); // name -> [bytes, object URL]
+    const context = {
+      send: (message) => model.send(message),
+      blob(name) {
+        const bytes = model.get("blobs")[name];
+        if (!bytes) return null;
+        const old = urls.get(name);
+        if (old && old[0] === bytes) return old[1];
+        if (old) URL.revokeObjectURL(old[1]);
+        const url = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+        urls.set(name, [bytes, url]);
+        return url;
+      },
+      async embed(node, ref) {
+        if (!ref) return;
+        const child = await host.getWidget(ref);
+        if (signal.aborted || node._tree[1].widget !== ref) return;
+        await child.render({ el: node, signal });
+      },
+    };
+    const draw = () => {
+      updateChildren(el, model.get("tree"), context);
+      tick(el);
+    };
+    draw();
+    model.on("change:tree", draw);
+    model.on("change:blobs", draw);
+    const clock = setInterval(() => tick(el), 1000);
+    const stopWatching = model.get("pulse") ? watch(model) : () => {};
+    signal.addEventListener("abort", () => {
+      clearInterval(clock);
+      stopWatching();
+      for (const [, url] of urls.values()) URL.revokeObjectURL(url);
+    });
+  },
+};
+
+// The outermost region watches the way to its kernel: without an answer for a while a banner says so; when the server
+// answers again but this kernel does not, the page is loaded anew (what it shows is all in its address).
+function watch(model) {
+  document.getElementById("loading")?.remove();
+  const EVERY = 4000, LATE = 11000, GIVEN_UP = 25000;
+  let heard = Date.now(), sent = Date.now();
+  const banner = document.createElement("div");
+  banner.className = "bh-banner bh-banner-lost";
+  banner.setAttribute("role", "alert");
+  banner.hidden = true;
+  document.body.prepend(banner);
+
+  const onMessage = (message) => {
+    if (message?.pong === undefined) return;
+    heard = Date.now();
+    const lag = (heard - sent) / 2;
+    skew = message.pong * 1000 + lag - heard;
+    banner.hidden = true;
+  };
+  model.on("msg:custom", onMessage);
+
+  let asking = false;
+  const beat = async () => {
+    sent = Date.now();
+    model.send({ action: "ping", args: [] });
+    const silent = Date.now() - heard;
+    if (silent < LATE) return;
+    banner.textContent = `No connection for ${Math.round(silent / 1000)} s. What you see may be out of date; it resumes by itself.`;
+    banner.hidden = false;
+    if (silent < GIVEN_UP || asking) return;
+    asking = true;
+    try {
+      const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" }).catch(() => null);
+      // HEAD is refused (405) by a living server; 5xx comes from the proxy when the service behind it is down
+      if (answer && answer.status < 500) {
+        const typing = document.querySelector("dialog[open]");
+        if (!typing) location.reload();
+        else banner.textContent = "The connection was lost. Reload the page to go on; what is typed in the open form will be lost.";
+      }
+    } finally {
+      asking = false;
+    }
+  };
+  const timer = setInterval(beat, EVERY);
+  beat();
+  const comeBack = () => document.visibilityState === "visible" && beat();
+  document.addEventListener("visibilitychange", comeBack);
+  const restored = (e) => e.persisted && location.reload();
+  window.addEventListener("pageshow", restored);
+  return () => {
+    clearInterval(timer);
+    document.removeEventListener("visibilitychange", comeBack);
+    window.removeEventListener("pageshow", restored);
+    banner.remove();
+  };
+}

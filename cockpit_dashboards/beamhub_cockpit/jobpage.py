@@ -1,0 +1,117 @@
+"""What the pages that show jobs share: opening them, starting them, stopping them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from beamhub_cockpit import details, rerun
+from beamhub_cockpit.details import Around, Detail
+from beamhub_cockpit.html import Element
+from beamhub_cockpit.page import Page
+from beamhub_cockpit.parts import can
+from beamhub_cockpit.region import Action
+from beamhub_cockpit.rerun import Launch
+from beamhub_cockpit.scene import Scene
+
+
+class JobPage(Page):
+    """A page with jobs on it."""
+
+    scene: Scene | None = None
+    launch: Launch | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.opened: dict[int, Detail] = {}
+        super().__init__(*args, **options)
+
+    def around(self, scene: Scene) -> Around:
+        experiment = scene.experiment
+        return Around(
+            templates=scene.templates,
+            triggers=scene.triggers,
+            datasets=scene.datasets,
+            jobs=scene.jobs,
+            links=self.links,
+            experiment=experiment.id if experiment else "",
+            may_run=can(experiment, "job.run"),
+            may_cancel=can(experiment, "job.cancel"),
+            may_open=can(experiment, "session.open"),
+        )
+
+    def actions(self) -> Mapping[str, Callable[[Action], None]]:
+        return {
+            "job.toggle": self._toggle,
+            "job.tab": self._tab,
+            "job.cancel": self._cancel,
+            "job.rerun": self._rerun,
+            "launch.template": self._template,
+            "launch.keep": self._keep,
+            "launch.send": self._send,
+            "launch.close": self._close,
+        }
+
+    def dialog(self) -> tuple[Element, ...]:
+        """The dialog that starts a job, while it is open."""
+        if self.launch is None or self.scene is None:
+            return ()
+        return (rerun.show(self.launch, self.scene.templates, self.scene.profiles, self.scene.sponsors),)
+
+    def refresh_details(self) -> None:
+        """Read on in every job that is open."""
+        if self.scene is None:
+            return
+        for number, detail in self.opened.items():
+            job = self.scene.jobs.get(number)
+            if job is not None:
+                detail.refresh(job, self.client, self.live)
+
+    def _toggle(self, action: Action) -> None:
+        number = int(action.args[0])
+        if number in self.opened:
+            details.close(self.opened.pop(number), self.live)
+        else:
+            self.opened[number] = Detail(number)
+            self.refresh_details()
+
+    def _tab(self, action: Action) -> None:
+        detail = self.opened.get(int(action.args[0]))
+        if detail is not None:
+            detail.tab = str(action.args[1])
+
+    def _cancel(self, action: Action) -> None:
+        number = int(action.args[0])
+        job = self.client.cancel(number, f"Cancelled by {self.viewer.name} in the Cockpit.")
+        if self.scene is not None:
+            self.scene.jobs[number] = job
+
+    def _rerun(self, action: Action) -> None:
+        job = self.scene.jobs.get(int(action.args[0])) if self.scene else None
+        if job is not None and self.scene is not None:
+            self.launch = Launch.again(job, self.scene)
+
+    def _template(self, action: Action) -> None:
+        if self.launch is not None and self.scene is not None:
+            self.launch.choose(str(action.value), action.fields, self.scene.templates)
+
+    def _keep(self, action: Action) -> None:
+        if self.launch is not None:
+            self.launch.take(action.fields)
+
+    def _send(self, action: Action) -> None:
+        if self.launch is None or self.scene is None:
+            return
+        job = self.launch.send(action.fields, self.client, self.scene.templates)
+        if job is None:
+            return
+        self.scene.jobs[job.id] = job
+        origin = f" from #{job.parent}" if job.parent else ""
+        self.launch = None
+        self.notify(f"Job #{job.id} started{origin}", f"{job.title}: {job.state}.")
+        self.started(job.id)
+
+    def started(self, job: int) -> None:
+        """A job has been started from this page."""
+
+    def _close(self, _action: Action) -> None:
+        self.launch = None

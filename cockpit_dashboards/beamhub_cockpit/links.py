@@ -1,0 +1,52 @@
+"""Where things are, as links in the browser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+
+@dataclass(frozen=True)
+class Links:
+    """Links for one viewer; `base` is the hub's prefix ("/")."""
+
+    base: str
+    user: str
+
+    def page(self, notebook: str, **query: str | int | None) -> str:
+        """A page of the cockpit."""
+        given = {k: v for k, v in query.items() if v is not None}
+        return f"{self.base}services/cockpit/voila/render/{notebook}.ipynb" + (
+            f"?{urlencode(given)}" if given else ""
+        )
+
+    def cockpit(self, experiment: str | None = None) -> str:
+        return self.page("cockpit", experiment=experiment)
+
+    def job(self, job: int) -> str:
+        return self.page("analysis", job=job)
+
+    def frame(self, dataset: int, frame: int | None = None) -> str:
+        return self.page("viewer", dataset=dataset, frame=frame)
+
+    def api(self, *parts: str | int, **query: str) -> str:
+        """A resource of the API, for downloads."""
+        path = "/".join(quote(str(part), safe="/") for part in parts)
+        return f"{self.base}services/beamhub/api/v1/{path}" + (f"?{urlencode(query)}" if query else "")
+
+    def job_file(self, job: int, path: str) -> str:
+        return self.api("jobs", job, "files", path)
+
+    def session(self, experiment: str, path: str = "") -> str:
+        """The experiment's JupyterLab session, started where it does not run, opened at a path in the experiment."""
+        server = f"{quote(self.user, safe='')}/{quote(experiment, safe='')}"
+        lab = f"{self.base}user/{server}/lab" + (f"/tree/{quote(path)}" if path else "")
+        return f"{self.base}hub/spawn/{server}?{urlencode({'next': lab})}"
+
+    @property
+    def home(self) -> str:
+        return f"{self.base}hub/home"
+
+    @property
+    def sign_out(self) -> str:
+        return f"{self.base}hub/logout"

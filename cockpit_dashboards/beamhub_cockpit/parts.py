@@ -1,0 +1,173 @@
+"""Small pieces that many regions share: states, bars, facts, people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+from beamhub.schemas import Dataset, Experiment, Job, JobState, Role, Trigger
+
+from beamhub_cockpit.format import cpu_hours, duration, plural, quantity
+from beamhub_cockpit.html import Child, Element, el
+
+# state -> how it looks (the word itself is always there too)
+TONES: Final = {
+    "pending": "wait", "queued": "wait", "running": "live", "finished": "good", "failed": "bad", "cancelled": "off",
+    "receiving": "live", "complete": "good", "incomplete": "warn",
+    "planned": "off", "processing": "good", "closed": "off",
+    "connected": "good", "not connected": "bad", "no agent yet": "off", "uploading": "live", "idle": "good", "waiting": "warn",
+    "error": "bad", "on": "good", "paused": "warn", "active": "live",
+}  # fmt: skip
+ROLES: Final = {Role.PI: "PI", Role.COLLABORATOR: "collaborator", Role.VIEWER: "viewer", Role.STAFF: "staff"}
+
+
+def state(word: str, extra_class: str = "", title: str = "") -> Element:
+    """A state as a word with a shape and a colour."""
+    tone = TONES.get(word, "off")
+    return el(f"span.bh-state.bh-tone-{tone}", word, class_=extra_class, title=title or None, data_state=word)
+
+
+def bar(done: float | None, title: str, tone: str = "") -> Element:
+    """How far something is, 0 to 1; None: going on, nobody knows how far."""
+    if done is None:
+        return el(
+            "div.bh-progress.bh-progress-unknown",
+            el("div.bh-progress-done"),
+            role="progressbar",
+            aria_label=title,
+        )
+    percent = f"{min(max(done, 0.0), 1.0) * 100:.1f}%"
+    return el(
+        "div.bh-progress",
+        el("div.bh-progress-done", class_=f"bh-tone-{tone}" if tone else None, vars={"--done": percent}),
+        role="progressbar",
+        aria_label=title,
+        aria_valuenow=f"{min(max(done, 0.0), 1.0) * 100:.0f}",
+        aria_valuemin="0",
+        aria_valuemax="100",
+    )
+
+
+def facts(pairs: Iterable[tuple[str, Child]]) -> Element:
+    """Names and values, side by side; those without a value are left out."""
+    return el(
+        "dl.bh-facts",
+        [el("div", el("dt", name), el("dd", value)) for name, value in pairs if value not in (None, "", "–")],
+    )
+
+
+def card(title: str, *content: Child, aside: Child = None, css: str = "", **attributes: str) -> Element:
+    """A titled part of a page."""
+    name = f"section.bh-card{'.' + css if css else ''}"
+    return el(
+        name, el("header.bh-card-head", el("h2", title), aside), *content, aria_label=title, **attributes
+    )
+
+
+def ago(moment: datetime | None) -> Element | None:
+    """A moment as "12 s ago", kept current in the browser."""
+    return None if moment is None else el("time.bh-ago", ago=moment.isoformat())
+
+
+def button(
+    label: str, action: list[str | int], *, css: str = "", title: str = "", disabled: bool = False
+) -> Element:
+    return el(
+        "button.bh-button",
+        label,
+        type="button",
+        class_=css,
+        title=title or None,
+        disabled=disabled or None,
+        on={"click": action},
+    )
+
+
+def person(name: str, me: str) -> Element:
+    """Somebody's name; the viewer's own says so."""
+    return el("span.bh-person", name, el("span.bh-you", " (you)") if name == me else None)
+
+
+def starter(job: Job, triggers: dict[int, Trigger]) -> str:
+    """Who started a job: a person, or the trigger rule by its title."""
+    who = job.launched_by
+    if not who.startswith("trigger:"):
+        return f"by {who}"
+    number = who.removeprefix("trigger:")
+    rule = triggers.get(int(number)) if number.isdigit() else None
+    return f"automatic: {rule.title}" if rule else "automatic"
+
+
+def runtime(job: Job) -> Element | None:
+    """How long a job has run, or is running."""
+    if job.started is None:
+        return None
+    if job.ended is None:
+        return el("time.bh-runtime", since=job.started.isoformat())
+    return el("span.bh-runtime", duration(job.ended - job.started))
+
+
+def cost(job: Job) -> str:
+    """What a job has cost, or may cost at most."""
+    if job.state.ended:
+        return cpu_hours(job.cpu_seconds)
+    return f"at most {cpu_hours(job.profile.cpus * job.profile.walltime)}"
+
+
+def can(experiment: Experiment | None, action: str) -> bool:
+    """May the viewer do this here? (As named in the service's table of permissions.)"""
+    return experiment is not None and action in experiment.actions
+
+
+def rank(job: Job) -> tuple[int, int]:
+    """Newest first, but what is running or waiting stays above what has ended."""
+    order = {JobState.RUNNING: 0, JobState.QUEUED: 1, JobState.PENDING: 1}
+    return order.get(job.state, 2), -job.id
+
+
+def acquisition_facts(dataset: Dataset) -> Element:
+    """What a dataset's master file says of the measurement, the important first."""
+    meta = dataset.metadata
+    oscillation = meta.get("omega_increment")
+    rows, columns = dataset.shape
+    return facts(
+        [
+            ("Kind", str(dataset.kind)),
+            (
+                "Detector",
+                quantity(meta.get("description")) if "description" in meta else f"{columns} × {rows} px",
+            ),
+            ("Wavelength", quantity(meta.get("wavelength"), ".4f")),
+            ("Distance", _millimetres(dataset, "detector_distance")),
+            ("Exposure", quantity(meta.get("count_time") or meta.get("frame_time"))),
+            ("Rotation", f"{quantity(oscillation)} a frame" if oscillation and oscillation.value else ""),
+            ("Grid", _grid(dataset)),
+            ("Beam centre", _centre(dataset)),
+            ("Sample", quantity(meta.get("sample_name"))),
+        ]
+    )
+
+
+def _millimetres(dataset: Dataset, name: str) -> str:
+    q = dataset.metadata.get(name)
+    if q is None or not isinstance(q.value, int | float):
+        return ""
+    return f"{q.value * 1000:.1f}\u202fmm" if q.unit == "m" else quantity(q)
+
+
+def _grid(dataset: Dataset) -> str:
+    rows, columns = (dataset.metadata.get(name) for name in ("grid_rows", "grid_columns"))
+    return f"{quantity(rows)} × {quantity(columns)}" if rows and columns else ""
+
+
+def _centre(dataset: Dataset) -> str:
+    x, y = (dataset.metadata.get(f"beam_center_{axis}") for axis in "xy")
+    if x is None or y is None or not isinstance(x.value, int | float) or not isinstance(y.value, int | float):
+        return ""
+    return f"{x.value:.1f}, {y.value:.1f}\u202fpx"
+
+
+def arrived(dataset: Dataset) -> str:
+    """ "120 of 450 frames" """
+    return f"{dataset.frames_readable} of {plural(dataset.frames_announced, 'frame')}"

@@ -1,0 +1,76 @@
+"""A region of a page in the browser: shows a tree of elements and reports what the reader does there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import anywidget
+import traitlets
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from beamhub_cockpit.html import Element
+
+FRONT: Final = Path(__file__).parent / "front"
+
+
+class Action(BaseModel):
+    """What somebody did: the action's name and arguments as the page gave them, and what was typed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    action: str = Field(max_length=60)
+    args: list[str | int] = Field(default=[], max_length=8)
+    value: str | bool | None = None
+    fields: dict[str, str] = {}
+
+
+class Region(anywidget.AnyWidget):
+    """Shows `tree`; calls `on_action` (on the kernel's loop) for each action in it.
+
+    With `pulse` it is the outermost region of its page: the browser then asks every few seconds whether the kernel
+    is there, and `last_seen` (monotonic seconds) tells when it last did.
+    """
+
+    _esm = (FRONT / "region.js").read_text()
+    tree: Any = traitlets.List().tag(sync=True)
+    blobs = traitlets.Dict().tag(sync=True)
+    pulse = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(self, on_action: Callable[[Action], None] | None = None, *, pulse: bool = False) -> None:
+        super().__init__(pulse=pulse)
+        self._on_action = on_action
+        self.last_seen = time.monotonic()
+        self.on_msg(self._heard)
+
+    def show(self, *nodes: Element, blobs: dict[str, bytes] | None = None) -> None:
+        """Show these elements, and the images they name; sends nothing where nothing has changed."""
+        tree = [node.json() for node in nodes]
+        with self.hold_sync():
+            if blobs is not None and blobs != self.blobs:
+                self.blobs = blobs
+            if tree != self.tree:
+                self.tree = tree
+
+    @property
+    def ref(self) -> str:
+        """How another region names this one in its `widget` attribute."""
+        return reference(self)
+
+    def _heard(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        try:
+            action = Action.model_validate(content)
+        except ValidationError:
+            return  # not from our own page: nobody else may say anything here
+        self.last_seen = time.monotonic()
+        if action.action == "ping":
+            self.send({"pong": time.time()})
+        elif self._on_action is not None:
+            self._on_action(action)
+
+
+def reference(widget: anywidget.AnyWidget) -> str:
+    """How a region's `widget` attribute names a widget."""
+    return f"IPY_MODEL_{widget.model_id}"

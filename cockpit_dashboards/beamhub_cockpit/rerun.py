@@ -1,0 +1,290 @@
+"""The dialog that starts a job: again with other values, or anew on a dataset."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from beamhub.client import ApiError, Client
+from beamhub.schemas import Dataset, Job, Licence, Profile, Template
+from pydantic import JsonValue
+
+from beamhub_cockpit import form
+from beamhub_cockpit.format import cpu_hours, duration, plural
+from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.scene import Scene
+
+PREFIX = "p."  # of the names of parameter inputs, so that no parameter can be taken for the template
+
+
+@dataclass
+class Launch:
+    """What is being filled in. `parent` is the job to run again, or None for a new job on `dataset`."""
+
+    experiment: str
+    dataset: int
+    dataset_name: str
+    parent: Job | None
+    template: str
+    profile: str
+    sponsor: str
+    entered: dict[str, str] = field(default_factory=dict)  # parameter -> text
+    wrong: dict[str, str] = field(default_factory=dict)
+    refused: str = ""
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)  # pressing twice starts one job
+
+    @classmethod
+    def again(cls, job: Job, scene: Scene) -> Launch:
+        """Everything as in `job`; another sponsor only where the viewer can't use that one."""
+        dataset = next((i for i in job.inputs if i.kind == "dataset"), None)
+        return cls(
+            experiment=job.experiment,
+            dataset=dataset.id if dataset else 0,
+            dataset_name=dataset.name if dataset else "",
+            parent=job,
+            template=job.template,
+            profile=job.profile.name,
+            sponsor=_sponsor(job.sponsor, scene.sponsors),
+            entered=_texts(scene.templates.get(job.template), job.parameters),
+        )
+
+    @classmethod
+    def anew(cls, dataset: Dataset, scene: Scene) -> Launch:
+        """A job on a dataset, from the first template that can run."""
+        usable = [t for t in scene.templates.values() if not t.missing and not t.live] or list(
+            scene.templates.values()
+        )
+        template = usable[0]
+        return cls(
+            experiment=dataset.experiment,
+            dataset=dataset.id,
+            dataset_name=dataset.name,
+            parent=None,
+            template=template.name,
+            profile=template.profile,
+            sponsor=_sponsor("", scene.sponsors),
+            entered=_texts(template, {}),
+        )
+
+    def choose(self, template: str, fields: Mapping[str, str], templates: Mapping[str, Template]) -> None:
+        """Another template: what has been typed stays where both know the parameter."""
+        self.take(fields)
+        old, new = templates.get(self.template), templates.get(template)
+        if new is None:
+            return
+        self.template = template
+        if self.parent is None or template != self.parent.template:
+            self.profile = new.profile
+        common = {k: v for k, v in self.entered.items() if k in _texts(old, {})}
+        self.entered = {k: common.get(k, v) for k, v in _texts(new, {}).items()}
+        self.wrong = {}
+        self.refused = ""
+
+    def take(self, fields: Mapping[str, str]) -> None:
+        """What stands in the form now."""
+        self.entered |= {k.removeprefix(PREFIX): v for k, v in fields.items() if k.startswith(PREFIX)}
+        self.profile = fields.get("profile", self.profile)
+        self.sponsor = fields.get("sponsor", self.sponsor)
+
+    def send(
+        self, fields: Mapping[str, str], client: Client, templates: Mapping[str, Template]
+    ) -> Job | None:
+        """Start the job; None where something has to be mended first (the form then says what)."""
+        self.take(fields)
+        template = templates.get(self.template)
+        schema: Mapping[str, Any] = template.parameters if template else {}
+        values, self.wrong = form.read(schema, self.entered)
+        self.refused = ""
+        if self.wrong:
+            return None
+        try:
+            if self.parent is not None:
+                return client.rerun(
+                    self.parent.id,
+                    template=self.template,
+                    parameters=values,
+                    profile=self.profile,
+                    sponsor=self.sponsor,
+                    key=self.key,
+                )
+            return client.submit(
+                self.experiment,
+                self.template,
+                self.dataset,
+                sponsor=self.sponsor,
+                parameters=values,
+                profile=self.profile,
+                key=self.key,
+            )
+        except ApiError as error:
+            self.refused = str(error)
+            self.key = uuid.uuid4().hex
+            return None
+
+
+def show(
+    launch: Launch, templates: Mapping[str, Template], profiles: list[Profile], sponsors: list[Licence]
+) -> Element:
+    """The dialog."""
+    template = templates.get(launch.template)
+    parent = launch.parent
+    title = f"Rerun #{parent.id} {parent.title}" if parent else "New job"
+    found = form.fields(template.parameters, {}) if template else []
+    named = [
+        form.Field(**{**vars(f), "name": PREFIX + f.name, "text": launch.entered.get(f.name, f.text)})
+        for f in found
+    ]
+    wrong = {PREFIX + name: why for name, why in launch.wrong.items()}
+    cannot = _cannot(launch, template, sponsors)
+    return el(
+        "dialog.bh-dialog.bh-rerun",
+        el(
+            "form.bh-form",
+            el(
+                "header.bh-dialog-head",
+                el("div", el("h2", title), el("p.bh-hint", "on ", el("strong", launch.dataset_name))),
+                el(
+                    "button.bh-icon-button",
+                    "×",
+                    type="button",
+                    aria_label="Close",
+                    on={"click": ["launch.close"]},
+                ),
+            ),
+            el(
+                "div.bh-dialog-body",
+                el("div.bh-problem.bh-problem-failed.bh-form-refused", launch.refused, role="alert")
+                if launch.refused
+                else None,
+                el("div.bh-problem.bh-problem-pending", cannot) if cannot else None,
+                el(
+                    "div.bh-fields",
+                    el(
+                        "div.bh-field.bh-field-wide",
+                        el("label", "Template", for_="launch-template"),
+                        el(
+                            "select.bh-form-template",
+                            [_template(t, launch.template) for t in templates.values()],
+                            id="launch-template",
+                            name="template",
+                            value=launch.template,
+                            on={"change": ["launch.template"]},
+                        ),
+                        el("p.bh-hint", template.description) if template and template.description else None,
+                    ),
+                ),
+                form.show(named, wrong, "launch"),
+                el(
+                    "fieldset.bh-fieldset",
+                    el("legend", "Resources"),
+                    el("div.bh-fields", _profile(launch, profiles), _licence(launch, sponsors)),
+                    key="resources",
+                ),
+                key=f"body-{launch.template}",
+            ),
+            el(
+                "footer.bh-dialog-foot",
+                el("p.bh-hint", _hold(launch, profiles)),
+                el("button.bh-button", "Close", type="button", on={"click": ["launch.close"]}),
+                el(
+                    "button.bh-button.bh-button-main.bh-form-submit",
+                    "Start job",
+                    type="submit",
+                    disabled=bool(cannot) or None,
+                ),
+            ),
+            on={"submit": ["launch.send"]},
+        ),
+        modal=True,
+        aria_label=title,
+        on={"cancel": ["launch.close"]},
+        key=f"launch-{launch.parent.id if launch.parent else 'new'}-{launch.dataset}",
+    )
+
+
+def _template(template: Template, chosen: str) -> Element:
+    lacks = f" (not here: {', '.join(template.missing)})" if template.missing else ""
+    return el(
+        "option",
+        template.title + lacks,
+        value=template.name,
+        selected=template.name == chosen or None,
+        disabled=bool(template.missing) or None,
+    )
+
+
+def _profile(launch: Launch, profiles: list[Profile]) -> Element:
+    known = [p.name for p in profiles]
+    missing = [launch.profile] if launch.profile and launch.profile not in known else []
+    return el(
+        "div.bh-field",
+        el("label", "CPUs", for_="launch-profile"),
+        el(
+            "select.bh-form-profile",
+            [
+                el(
+                    "option",
+                    f"{plural(p.cpus, 'CPU')} · {p.memory / 2**30:.0f} GiB · up to {duration(p.walltime)}",
+                    value=p.name,
+                    selected=p.name == launch.profile or None,
+                )
+                for p in profiles
+            ],
+            [el("option", f"{name} (not here)", value=name, disabled=True) for name in missing],
+            id="launch-profile",
+            name="profile",
+            value=launch.profile,
+            on={"change": ["launch.keep"]},
+        ),
+    )
+
+
+def _licence(launch: Launch, sponsors: list[Licence]) -> Element:
+    return el(
+        "div.bh-field",
+        el("label", "Paid by", for_="launch-sponsor"),
+        el(
+            "select.bh-form-sponsor",
+            [
+                el(
+                    "option",
+                    f"{s.title} · {cpu_hours(s.available)} left",
+                    value=s.id,
+                    selected=s.id == launch.sponsor or None,
+                )
+                for s in sponsors
+            ],
+            id="launch-sponsor",
+            name="sponsor",
+            value=launch.sponsor,
+            on={"change": ["launch.keep"]},
+        ),
+    )
+
+
+def _hold(launch: Launch, profiles: list[Profile]) -> str:
+    profile = next((p for p in profiles if p.name == launch.profile), None)
+    if profile is None:
+        return ""
+    return f"Sets aside at most {cpu_hours(profile.cpus * profile.walltime)}; only what it uses is charged."
+
+
+def _cannot(launch: Launch, template: Template | None, sponsors: list[Licence]) -> str:
+    if template is None:
+        return "The template of this job is not available any more. Choose another one."
+    if template.missing:
+        return f"This template needs {', '.join(template.missing)}, which is not installed here. Ask the staff, or choose another template."
+    if not sponsors:
+        return "No licence pays for jobs of yours in this experiment. Ask the PI or the staff of the instrument for CPU-hours."
+    return "" if launch.sponsor else "Choose a licence that pays."
+
+
+def _sponsor(wanted: str, sponsors: list[Licence]) -> str:
+    ids = [s.id for s in sponsors]
+    return wanted if wanted in ids else ids[0] if ids else ""
+
+
+def _texts(template: Template | None, values: Mapping[str, JsonValue]) -> dict[str, str]:
+    return form.typed(form.fields(template.parameters, values)) if template else {}

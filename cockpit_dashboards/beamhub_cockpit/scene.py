@@ -1,0 +1,202 @@
+"""What a page knows of an experiment, kept current by the live feed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from beamhub.client import ApiError, Client, Message
+from beamhub.schemas import (
+    AgentStatus,
+    Dataset,
+    Experiment,
+    Instrument,
+    Job,
+    JobProgress,
+    Licence,
+    Me,
+    Member,
+    Profile,
+    Quantity,
+    Template,
+    Trigger,
+)
+from pydantic import ValidationError
+
+RECENT = 200  # datasets and jobs that a page shows
+
+
+@dataclass
+class Scene:
+    """One experiment with all that the viewer may see of it."""
+
+    client: Client
+    me: Me
+    experiment: Experiment | None = None
+    instrument: Instrument | None = None
+    experiments: list[Experiment] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    datasets: dict[int, Dataset] = field(default_factory=dict)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    sponsors: list[Licence] = field(default_factory=list)
+    licences: list[Licence] = field(default_factory=list)
+    triggers: dict[int, Trigger] = field(default_factory=dict)
+    templates: dict[str, Template] = field(default_factory=dict)
+    profiles: list[Profile] = field(default_factory=list)
+    sending: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # uploads on their way: id -> last progress
+
+    @property
+    def staff(self) -> bool:
+        """Does the viewer look after this instrument?"""
+        return self.me.operator or (self.instrument is not None and self.instrument.id in self.me.staff_of)
+
+    def load(self, wanted: str | None) -> None:
+        """Everything anew. `wanted` is an experiment's id; None: the one to which the viewer most likely came.
+
+        Raises:
+            ApiError: 404 where the viewer may not see the experiment, or there is none.
+        """
+        client = self.client
+        self.experiments = client.experiments(limit=RECENT)
+        chosen = wanted or _likely(self.experiments, self.me)
+        if chosen is None:
+            self.experiment = None
+            return
+        self.experiment = client.experiment(chosen)
+        self.members = client.members(chosen)
+        self.datasets = {d.id: d for d in client.datasets(chosen, limit=RECENT)}
+        self.jobs = {j.id: j for j in client.jobs(chosen, limit=RECENT)}
+        self.sponsors = client.sponsors(chosen)
+        self.templates = {t.name: t for t in client.templates()}
+        self.profiles = client.profiles()
+        self.instrument = client.instrument(self.experiment.instrument)
+        self.triggers = {}
+        with contextlib.suppress(ApiError):  # automation is for staff to see where the service says so
+            self.triggers = {t.id: t for t in client.triggers(self.experiment.instrument)}
+        self.licences = client.licences() if self.staff else []
+
+    def heard(self, message: Message) -> bool:
+        """Take in a message of the live feed; True where it was about this experiment or its instrument."""
+        if self.experiment is None:
+            return message.kind.startswith(("member.", "experiment.", "instrument."))
+        here = message.experiment == self.experiment.id
+        instrument = message.instrument == self.experiment.instrument
+        noun, _, what = message.kind.partition(".")
+        match noun:
+            case "agent" if instrument or here:
+                self._agent(message.data)
+            case "upload" if here and what == "progress":
+                self.sending[message.subject] = message.data
+            case "upload" | "file" if here:
+                self.sending.pop(message.subject, None)
+            case "dataset" if here:
+                self._dataset(message, what)
+            case "job" if here:
+                self._job(message, what)
+            case "member" if here:
+                self.experiment = self.client.experiment(self.experiment.id)
+                self.members = self.client.members(self.experiment.id)
+            case "licence" if self.staff or here:
+                self.sponsors = self.client.sponsors(self.experiment.id)
+                self.licences = self.client.licences() if self.staff else []
+            case "instrument" | "experiment" if here or instrument:
+                self.experiments = self.client.experiments(limit=RECENT)
+                self.experiment = self.client.experiment(self.experiment.id)
+                self.instrument = self.client.instrument(self.experiment.instrument)
+            case "trigger" if instrument:
+                with contextlib.suppress(ApiError):
+                    self.triggers = {t.id: t for t in self.client.triggers(self.experiment.instrument)}
+            case _:
+                return False
+        return True
+
+    def _agent(self, data: dict[str, Any]) -> None:
+        if self.instrument is None:
+            return
+        try:
+            agent = AgentStatus.model_validate(data)
+        except ValidationError:
+            self.instrument = self.client.instrument(self.instrument.id)
+            return
+        self.instrument = self.instrument.model_copy(update={"agent": agent})
+
+    def _dataset(self, message: Message, what: str) -> None:
+        if not message.subject.isdigit():
+            return
+        number = int(message.subject)
+        known = self.datasets.get(number)
+        readable = message.data.get("frames_readable")
+        if what == "frames" and known is not None and isinstance(readable, int):
+            if readable > known.frames_readable:
+                self.datasets[number] = known.model_copy(update={"frames_readable": readable})
+        else:
+            self.datasets[number] = self.client.dataset(number)
+
+    def _job(self, message: Message, what: str) -> None:
+        if not message.subject.isdigit():
+            return
+        number = int(message.subject)
+        known = self.jobs.get(number)
+        if what == "series" and known is not None:
+            return
+        if what == "progress" and known is not None and not known.state.ended:
+            self.jobs[number] = with_progress(known, message.data)
+            return
+        self.jobs[number] = self.client.job(number)
+        if self.jobs[number].state.ended and self.experiment is not None:
+            self.sponsors = self.client.sponsors(self.experiment.id)
+            self.licences = self.client.licences() if self.staff else []
+
+    # --- what follows from it ---
+
+    @property
+    def current(self) -> Dataset | None:
+        """The dataset that is arriving, or else the newest."""
+        by_age = sorted(self.datasets.values(), key=lambda d: d.id, reverse=True)
+        return next((d for d in by_age if d.state == "receiving"), by_age[0] if by_age else None)
+
+    def feedback(self, dataset: Dataset) -> Job | None:
+        """The newest job that follows this dataset frame by frame."""
+        following = [
+            job
+            for job in self.jobs.values()
+            if (t := self.templates.get(job.template)) is not None
+            and t.live
+            and any(i.kind == "dataset" and i.id == dataset.id for i in job.inputs)
+        ]
+        return max(following, key=lambda job: job.id, default=None)
+
+
+def with_progress(job: Job, data: dict[str, Any]) -> Job:
+    """The job with what a `job.progress` message says of it."""
+    change: dict[str, Any] = {}
+    try:
+        if "fraction" in data or "step" in data:
+            change["progress"] = JobProgress.model_validate(data)
+        if isinstance(data.get("progress"), dict):
+            change["progress"] = JobProgress.model_validate(data["progress"])
+        if isinstance(data.get("metrics"), dict):
+            change["metrics"] = job.metrics | {
+                k: Quantity.model_validate(v) for k, v in data["metrics"].items()
+            }
+    except ValidationError:
+        return job
+    return job.model_copy(update=change)
+
+
+def _likely(experiments: list[Experiment], me: Me) -> str | None:
+    """The active experiment of the viewer's own, else an active one they look after, else their newest."""
+    mine = [e for e in experiments if e.role is not None and e.role != "staff"]
+    for found in (
+        [e for e in mine if e.active],
+        [e for e in experiments if e.active and e.instrument in me.staff_of],
+        [e for e in experiments if e.active],
+        mine,
+        experiments,
+    ):
+        if found:
+            return found[0].id
+    return None
