@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -58,8 +57,7 @@ def _folder_below(prefix: str) -> str:
     return "/".join(parts)
 
 
-# strict models want a Path; TOML has only strings
-Location = Annotated[Path, BeforeValidator(Path), AfterValidator(_resolved)]
+Location = Annotated[Path, AfterValidator(_resolved)]
 
 
 class _Table(BaseModel):

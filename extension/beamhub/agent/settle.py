@@ -69,7 +69,7 @@ class Settling:
             return False
         if stamp != candidate.stamp:
             candidate.stamp, candidate.since = stamp, now
-        elif now - candidate.since >= candidate.settle:
+        elif now >= candidate.since + candidate.settle:
             self.drop(path)
             return True
         candidate.check = min(now + candidate.settle / CHECKS, candidate.since + candidate.settle)

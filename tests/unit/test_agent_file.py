@@ -1,0 +1,151 @@
+"""Opening and hashing files that others write."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beamhub.agent.file import (
+    CHUNK,
+    ChangedError,
+    GoneError,
+    Stamp,
+    encodable,
+    look,
+    opened,
+    printable,
+    read,
+    sha256,
+)
+
+
+def stamp_of(path: Path) -> Stamp:
+    stamp = look(str(path))
+    assert stamp is not None
+    return stamp
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1])
+def test_digest(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "a").write_bytes(content)
+    stamp = stamp_of(tmp_path / "a")
+
+    with opened(tmp_path, "a", stamp) as file:
+        assert sha256(file, stamp, threading.Event()) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_changed_since_it_was_seen_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    stamp = stamp_of(tmp_path / "a")
+    (tmp_path / "a").write_bytes(b"22")
+
+    with pytest.raises(ChangedError), opened(tmp_path, "a", stamp):
+        pass
+
+
+def test_growth_overwriting_and_shrinking_are_noticed_while_reading(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1" * 100)
+
+    def grow() -> None:
+        with path.open("ab") as file:
+            file.write(b"2")
+
+    def overwrite() -> None:
+        path.write_bytes(b"3" * 101)
+        os.utime(path, ns=(0, 0))
+
+    def shrink() -> None:
+        os.truncate(path, 5)
+
+    for change in (grow, overwrite, shrink):
+        stamp = stamp_of(path)
+        with opened(tmp_path, "a", stamp) as file:
+            assert read(file, stamp, 10, 0)
+            change()
+            with pytest.raises(ChangedError):
+                read(file, stamp, 10, 0)
+            with pytest.raises(ChangedError):
+                sha256(file, stamp, threading.Event())
+
+
+def test_hashing_stops_when_the_agent_stops(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    stamp = stamp_of(tmp_path / "a")
+    stop = threading.Event()
+    stop.set()
+
+    with opened(tmp_path, "a", stamp) as file, pytest.raises(ChangedError):
+        sha256(file, stamp, stop)
+
+
+def test_no_link_is_followed_anywhere_below_the_watched_directory(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_bytes(b"secret")
+    root = tmp_path / "root"
+    (root / "real").mkdir(parents=True)
+    (root / "folder").symlink_to(secret)
+    (root / "real" / "key").symlink_to(secret / "key")
+    stamp = stamp_of(secret / "key")
+
+    with pytest.raises(GoneError), opened(root, "folder/key", stamp):
+        pass
+    with pytest.raises(OSError, match="symbolic links"), opened(root, "real/key", stamp):
+        pass
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    stamp = stamp_of(tmp_path / "a")
+    (tmp_path / "a").unlink()
+
+    assert look(str(tmp_path / "a")) is None
+    for name in ("a", "folder/a"):
+        with pytest.raises(GoneError), opened(tmp_path, name, stamp):
+            pass
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    stamp = stamp_of(tmp_path / "a")
+    (tmp_path / "a").unlink()
+    os.mkfifo(tmp_path / "a")
+
+    with pytest.raises(ChangedError), opened(tmp_path, "a", stamp):
+        pass
+
+
+def test_descriptors_are_given_back(tmp_path: Path) -> None:
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    (tmp_path / "x" / "y" / "a").touch()
+    stamp = stamp_of(tmp_path / "x" / "y" / "a")
+    before = set(os.listdir("/proc/self/fd"))
+
+    with opened(tmp_path, "x/y/a", stamp):
+        pass
+    with pytest.raises(GoneError), opened(tmp_path, "x/z/a", stamp):
+        pass
+
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@given(st.text())
+def test_what_is_shown_is_one_printable_line(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert text.isprintable() <= (shown == text)
+
+
+def test_names_that_are_not_utf8() -> None:
+    name = os.fsdecode(b"frame\xff.cbf")
+    assert not encodable(name)
+    assert encodable("Å_π.cbf")
+    assert printable(name) == r"frame\udcff.cbf"

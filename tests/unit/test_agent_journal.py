@@ -1,0 +1,150 @@
+"""What the agent remembers."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beamhub.agent.file import Stamp
+from beamhub.agent.journal import Journal, JournalError, Snapshot, State
+
+STAMP = Stamp(inode=2**63 - 1, size=2**40, mtime_ns=1_700_000_000_123_456_789)
+LATER = Stamp(inode=STAMP.inode, size=STAMP.size, mtime_ns=STAMP.mtime_ns + 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "sim-mx.sqlite"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    journal = Journal(path, "sim-mx")
+    yield journal
+    journal.close()
+
+
+def test_a_restart_forgets_nothing(path: Path) -> None:
+    journal = Journal(path, "sim-mx")
+    for name in ("queued", "sending", "arrived", "refused"):
+        journal.queue(name, STAMP)
+    journal.hashed("sending", "ab" * 32)
+    journal.begun("sending", "/uploads/1")
+    journal.arrived("arrived")
+    journal.refused("refused", "its name is not allowed")
+    journal.close()
+
+    journal = Journal(path, "sim-mx")
+    assert {entry.path: entry.state for entry in journal.unfinished()} == {
+        "queued": State.QUEUED,
+        "sending": State.QUEUED,
+        "refused": State.REFUSED,
+    }
+    sending, refused = journal.find("sending"), journal.find("refused")
+    assert sending is not None
+    assert (sending.stamp, sending.digest, sending.upload) == (STAMP, "ab" * 32, "/uploads/1")
+    assert refused is not None
+    assert refused.error == "its name is not allowed"
+    assert journal.settled("arrived", STAMP)
+    assert journal.settled("refused", STAMP)
+    assert not journal.settled("queued", STAMP)
+    assert not journal.settled("unheard of", STAMP)
+    journal.retry_refused()
+    assert not journal.settled("refused", STAMP)
+    journal.close()
+
+
+def test_what_is_known_of_a_file_holds_for_one_state_of_it(journal: Journal) -> None:
+    journal.queue("a", STAMP)
+    journal.hashed("a", "ab" * 32)
+    journal.begun("a", "/uploads/1")
+
+    journal.queue("a", STAMP)
+    entry = journal.find("a")
+    assert entry is not None
+    assert (entry.digest, entry.upload) == ("ab" * 32, "/uploads/1")
+
+    journal.queue("a", LATER)
+    entry = journal.find("a")
+    assert entry is not None
+    assert (entry.stamp, entry.digest, entry.upload) == (LATER, None, None)
+    assert not journal.settled("a", STAMP)
+
+
+def test_an_arrived_file_that_changes_is_no_longer_settled(journal: Journal) -> None:
+    journal.queue("a", STAMP)
+    journal.arrived("a")
+
+    assert journal.settled("a", STAMP)
+    assert not journal.settled("a", LATER)
+
+
+def test_from_the_beginning(journal: Journal) -> None:
+    journal.queue("a", STAMP)
+    journal.hashed("a", "ab" * 32)
+    journal.begun("a", "/uploads/1")
+
+    journal.restart("a")
+
+    entry = journal.find("a")
+    assert entry is not None
+    assert (entry.state, entry.digest, entry.upload) == (State.QUEUED, None, None)
+
+
+@pytest.mark.usefixtures("journal")
+def test_one_agent_at_a_time(path: Path) -> None:
+    with pytest.raises(JournalError, match="another agent already works with the journal"):
+        Journal(path, "sim-mx")
+
+
+def test_one_instrument_only(path: Path) -> None:
+    Journal(path, "sim-mx").close()
+
+    with pytest.raises(JournalError, match="belongs to instrument sim-mx: give instrument other its own"):
+        Journal(path, "other")
+    Journal(path, "sim-mx").close()
+
+
+def test_a_damaged_journal_is_named(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"not a journal" * 1000)
+
+    with pytest.raises(JournalError, match="can't be used .*: move it away"):
+        Journal(path, "sim-mx")
+
+
+def test_a_newer_journal_is_left_alone(path: Path) -> None:
+    Journal(path, "sim-mx").close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 1000")
+    connection.close()
+
+    with pytest.raises(JournalError, match="newer beamhub"):
+        Journal(path, "sim-mx")
+
+
+def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(JournalError, match="can't be written"):
+        Journal(tmp_path / "file" / "journal.sqlite", "sim-mx")
+
+
+def test_looking_at_a_journal_while_an_agent_works_with_it(path: Path, journal: Journal) -> None:
+    journal.queue("a", STAMP)
+    journal.arrived("a")
+
+    snapshot = Snapshot(path)
+    assert snapshot.settled("a", STAMP)
+    assert not snapshot.settled("b", STAMP)
+    snapshot.close()
+
+
+def test_looking_at_no_journal(tmp_path: Path) -> None:
+    snapshot = Snapshot(tmp_path / "none.sqlite")
+    assert not snapshot.settled("a", STAMP)
+    snapshot.close()
+    assert list(tmp_path.iterdir()) == []
