@@ -1,0 +1,162 @@
+"""Following a dataset while its files arrive one by one.
+
+A data file appears under its final name when it is complete, so all there is to watch for is names: every
+`POLL` seconds, that of the one file that comes next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from beamhub.frames.reader import FrameIndex
+
+from beamhub_notebooks.errors import ProcessingError
+from beamhub_notebooks.geometry import Geometry
+from beamhub_notebooks.spots import Frame
+
+T = TypeVar("T")
+
+POLL = 0.1  # seconds
+
+
+class LiveDataset:
+    """A dataset that may still be growing."""
+
+    def __init__(self, master: str | Path) -> None:
+        """Read the master file, which is the first to arrive.
+
+        Raises:
+            FileProblem: (of `beamhub.frames.hdf5`) it is not a master file, or damaged.
+        """
+        self.master = Path(master)
+        self.frames = FrameIndex(self.master)
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.master.name.removesuffix("_master.h5")
+
+    @property
+    def announced(self) -> int:
+        """How many frames there will be."""
+        return len(self.frames)
+
+    @property
+    def readable(self) -> int:
+        """How many frames, from the first one on, can be read now."""
+        return self.frames.readable()
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """True where a pixel must not be used."""
+        return self.frames.mask
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where its pixels lie."""
+        return Geometry.of(self.frames.info.metadata, self.frames.info.shape)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of a raster; None for other datasets."""
+        size = [self.frames.info.metadata.get(name) for name in ("grid_rows", "grid_columns")]
+        rows, columns = (item.value if item is not None else None for item in size)
+        return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+
+    def on_grid(
+        self, frames: Sequence[int], values: Sequence[float]
+    ) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
+        """One value per frame of a raster, by row and column (NaN: not measured), and where it is largest.
+
+        Rows and columns count from 1; frames go along the rows.
+
+        Raises:
+            ValueError: the dataset is no raster.
+        """
+        if self.grid is None:
+            raise ValueError(f"{self.name} is not a raster")
+        laid_out = np.full(self.grid, np.nan)
+        laid_out.flat[np.asarray(frames, np.int64) - 1] = values
+        row, column = np.unravel_index(int(np.nanargmax(laid_out)), laid_out.shape)
+        return laid_out, (int(row) + 1, int(column) + 1)
+
+    def outcome(self, done: int) -> str:
+        """How `map` ended, in a few words.
+
+        Raises:
+            ProcessingError: it ended without a single frame.
+        """
+        if done == 0:
+            raise ProcessingError(
+                f"No frame of {self.name} has arrived: its first data file is missing. Look whether the "
+                "instrument's agent is connected, and run this again when files arrive."
+            )
+        if done < self.announced:
+            return f"stopped early after {done} of {self.announced} frames"
+        return f"all {self.announced} frames"
+
+    def map(
+        self, analyse: Callable[[Frame], T], *, threads: int = 1, stall_timeout: float = 120.0
+    ) -> Iterator[tuple[int, T]]:
+        """`analyse` every frame as it arrives: frame numbers (from 1) and results, in the order of the
+        frames.
+
+        Ends when all announced frames are done, or when no new file has come for `stall_timeout` seconds.
+        Then also what came after the first missing file is analysed.
+
+        Args:
+            analyse: called in several threads at once.
+            threads: how many.
+            stall_timeout: seconds.
+        """
+        done = 0
+        with ThreadPoolExecutor(threads) as pool:
+            while done < self.announced and self._arrives(done, stall_timeout):
+                last = next(
+                    (n for n in range(done, self.announced) if not self.frames.has(n)), self.announced
+                )
+                yield from self._analyse(pool, analyse, range(done, last))
+                done = last
+            later = [number for number in range(done, self.announced) if self.frames.has(number)]
+            yield from self._analyse(pool, analyse, later)
+
+    def _analyse(
+        self, pool: ThreadPoolExecutor, analyse: Callable[[Frame], T], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, T]]:
+        """Frames are numbered from 0 here."""
+
+        def read_and_analyse(number: int) -> T:
+            return analyse(_counts(self.frames.frame(number)))
+
+        for number, result in zip(numbers, pool.map(read_and_analyse, numbers), strict=True):
+            yield number + 1, result
+
+    def _arrives(self, number: int, stall_timeout: float) -> bool:
+        """Wait for a frame (from 0); False if no data file at all has come for `stall_timeout` seconds."""
+        while True:
+            arrived = self._files_arrived()
+            deadline = time.monotonic() + stall_timeout
+            while time.monotonic() < deadline:
+                if self.frames.has(number):
+                    return True
+                time.sleep(POLL)
+            if self._files_arrived() == arrived:
+                return False
+
+    def _files_arrived(self) -> int:
+        return sum((self.master.parent / file.name).exists() for file in self.frames.info.files)
+
+
+def _counts(frame: npt.NDArray[Any]) -> Frame:
+    """A frame as unsigned integers (some detectors write signed ones), masked pixels at the largest value."""
+    if frame.dtype.kind == "u":
+        return frame
+    unsigned = np.dtype(frame.dtype.str.replace("i", "u"))
+    masked = frame == np.iinfo(frame.dtype).max
+    return np.where(masked, np.iinfo(unsigned).max, frame).astype(unsigned)
