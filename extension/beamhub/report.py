@@ -20,11 +20,20 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
+
+
+class Array(Protocol):
+    """What numpy's arrays and scalars can do."""
+
+    def tolist(self) -> Any: ...
+
+
+Value: TypeAlias = float | int | str | bool | Sequence[float] | Array | None
 
 
 def folder() -> Path:
@@ -41,17 +50,15 @@ def progress(fraction: float | None, step: str = "") -> None:
     """How far the work has come, 0 to 1 (None: unknown), and in a few words what is being done."""
     if fraction is not None:
         fraction = min(max(float(fraction), 0.0), 1.0)
-    _tell("progress", fraction=fraction, step=str(step)[:200])
+    _tell("progress", fraction=fraction, step=_text(step)[:200])
 
 
-def metric(name: str, value: float | int | str | bool | list[float] | None, unit: str = "") -> None:
+def metric(name: str, value: Value, unit: str = "") -> None:
     """A result in one number (or text, or list of numbers). Told again, the last value counts."""
-    _tell("metric", name=_checked(name), value=_plain(value), unit=str(unit))
+    _tell("metric", name=_checked(name), value=_plain(value), unit=_text(unit))
 
 
-def series(
-    name: str, *, units: Mapping[str, str] | None = None, **row: float | int | str | bool | None
-) -> None:
+def series(name: str, *, units: Mapping[str, str] | None = None, **row: Value) -> None:
     """Append a row to the table `name`, which the dashboards draw as it grows.
 
     Args:
@@ -64,7 +71,7 @@ def series(
     path = folder() / "series" / f"{_checked(name)}.jsonl"
     if not path.exists():
         columns = dict(units) if units is not None else dict.fromkeys(row, "")
-        header = {"columns": {_checked(column): str(unit) for column, unit in columns.items()}}
+        header = {"columns": {_checked(column): _text(unit) for column, unit in columns.items()}}
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
@@ -79,12 +86,12 @@ def artifact(path: str | Path, title: str = "", kind: Literal["plot", "data", "l
         raise ValueError(f"the artifact {path} does not lie in the job's folder {home}")
     if not whole.is_file():
         raise ValueError(f"the artifact {path} is not a file")
-    _tell("artifact", path=str(whole.relative_to(home)), title=str(title), artifact=str(kind))
+    _tell("artifact", path=str(whole.relative_to(home)), title=_text(title), artifact=str(kind))
 
 
 def software(name: str, version: str) -> None:
     """A program that took part, with its version: it is kept with the result."""
-    _tell("software", name=str(name), version=str(version))
+    _tell("software", name=_text(name), version=_text(version))
 
 
 def _tell(what: str, **content: Any) -> None:
@@ -100,6 +107,11 @@ def _checked(name: str) -> str:
     return name
 
 
+def _text(value: object) -> str:
+    """Text that can be written as UTF-8: names of files may have come with bytes that are none."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy
@@ -108,6 +120,8 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, str):
+        return _text(value)
+    if value is None or isinstance(value, int | float | bool):
         return value
     raise ValueError(f"cannot report a {type(value).__name__}: give a number, a text or a list of numbers")

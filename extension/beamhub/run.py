@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from beamhub.schemas import Artifact, JobResult, JobSpec, Quantity
+from beamhub.text import one_line
 
 # Importing jsonschema (papermill does, by way of nbformat) builds a grammar for the "iri" format with this
 # package, for 1.5 s. Notebooks have no such fields, and jsonschema does without the package where it is
@@ -135,7 +136,7 @@ def _failed(reason: str, cell: int | None) -> JobResult:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(_ANSI.sub("", text).split())[:1800]
+    return one_line(_ANSI.sub("", text), 1800)
 
 
 def _failed_cell() -> tuple[int | None, int | None]:

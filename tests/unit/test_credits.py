@@ -1,0 +1,302 @@
+"""Credits: the ledger adds up, and no interleaving overdraws a licence."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from beamhub.access import Principal
+from beamhub.credits import Licences, grant, hold, hours, require_usable, settle, shortage, usable
+from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
+from beamhub.schemas import (
+    DatasetKind,
+    Grant,
+    InstrumentCreate,
+    Job,
+    LedgerKind,
+    LedgerLine,
+    Licence,
+    LicenceCreate,
+    Profile,
+)
+from beamhub.store import Store, Transaction
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ADA = Principal("ada", "user")
+SAM = Principal("sam", "user")
+EVE = Principal("eve", "user")
+OPERATOR = Principal("root", "user", operator=True)
+SECOND = Profile(name="cpu-1", title="1 CPU", cpus=1, memory=1, walltime=1)
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture
+def dataset(store: Store) -> int:
+    """Of an experiment of ada's on sim-mx, whose staff is sam."""
+
+    def work(tx: Transaction) -> int:
+        tx.instruments.create(InstrumentCreate(id="sim-mx", title="MX", staff=["sam"]))
+        experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
+        dataset = tx.datasets.create(
+            experiment=experiment,
+            name="x",
+            path="raw/x_master.h5",
+            kind=DatasetKind.ROTATION,
+            frames_announced=1,
+            shape=(1, 1),
+            metadata={},
+            files=[],
+        )
+        return dataset.id
+
+    return store.write_sync(work)
+
+
+def licence(tx: Transaction, amount: int, **values: object) -> str:
+    """A lab licence with so many CPU-seconds."""
+    request = LicenceCreate.model_validate(
+        {"id": f"lab-{next(numbers)}", "title": "Lab", "kind": "lab", "instruments": ["sim-mx"], **values}
+    )
+    tx.licences.create(request)
+    if amount:
+        grant(tx, request.id, amount, actor="root")
+    return request.id
+
+
+def job(tx: Transaction, dataset: int, sponsor: str, profile: Profile = SECOND) -> Job:
+    found = tx.datasets.get(dataset)
+    assert found
+    return tx.jobs.create(
+        experiment=found.experiment,
+        template="t",
+        template_version="v",
+        title="T",
+        parameters={},
+        dataset=dataset,
+        dataset_name="x",
+        profile=profile,
+        sponsor=sponsor,
+        launched_by="ada",
+        parent=None,
+        trigger_key=None,
+    )
+
+
+def ledger(tx: Transaction, sponsor: str) -> list[LedgerLine]:
+    page = tx.licences.ledger(sponsor, after=None, limit=1000)
+    assert page.next is None
+    return page.items
+
+
+def assert_adds_up(tx: Transaction, sponsor: str) -> Licence:
+    """The licence's columns are the sums of its ledger's lines, and it is not overdrawn."""
+    found = tx.licences.get(sponsor)
+    assert found
+    total = {
+        kind: sum(line.cpu_seconds for line in ledger(tx, sponsor) if line.kind is kind)
+        for kind in LedgerKind
+    }
+    assert found.granted == total[LedgerKind.GRANT]
+    assert found.charged == total[LedgerKind.CHARGE]
+    assert found.held == total[LedgerKind.HOLD] - total[LedgerKind.CHARGE] - total[LedgerKind.RELEASE]
+    assert found.available == found.granted - found.charged - found.held >= 0
+    return found
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("grant"), st.integers(1, 100), st.just(0)),
+        st.tuples(st.just("hold"), st.integers(0, 3), st.integers(1, 80)),
+        st.tuples(st.just("settle"), st.integers(0, 3), st.integers(-5, 120)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS)
+def test_whatever_is_done_the_ledger_adds_up(
+    store: Store, dataset: int, operations: list[tuple[str, int, int]]
+) -> None:
+    def work(tx: Transaction) -> None:
+        sponsor = licence(tx, 0)
+        jobs: dict[int, Job] = {}
+        charged_before: dict[int, int] = {}
+        for what, which, amount in operations:
+            before = assert_adds_up(tx, sponsor)
+            if what == "grant":
+                grant(tx, sponsor, which, actor="root")
+            elif what == "hold" and which not in jobs:
+                jobs[which] = job(tx, dataset, sponsor, SECOND.model_copy(update={"walltime": amount}))
+                assert hold(tx, jobs[which], actor="ada") is (before.available >= amount)
+            elif what == "settle" and which in jobs:
+                task = tx.jobs.task(jobs[which].id)
+                assert task
+                charged = settle(tx, jobs[which].id, amount, actor="ada")
+                assert charged == min(max(amount, 0), task.held)
+                charged_before[which] = charged_before.get(which, 0) + charged
+                assert settle(tx, jobs[which].id, amount, actor="ada") == 0
+            after = assert_adds_up(tx, sponsor)
+            assert after.charged == sum(charged_before.values())
+        for which, one in jobs.items():
+            row = tx.jobs.get(one.id)
+            assert row
+            assert row.cpu_seconds == charged_before.get(which, 0)
+
+    store.write_sync(work)
+
+
+def test_many_threads_hold_exactly_what_there_is(store: Store, dataset: int) -> None:
+    def prepare(tx: Transaction) -> tuple[str, list[Job]]:
+        sponsor = licence(tx, 100)
+        return sponsor, [job(tx, dataset, sponsor) for _ in range(130)]
+
+    sponsor, jobs = store.write_sync(prepare)
+    with ThreadPoolExecutor(8) as threads:
+        held = list(threads.map(lambda one: store.write_sync(lambda tx: hold(tx, one, actor="ada")), jobs))
+    assert held.count(True) == 100
+    assert store.read_sync(lambda tx: assert_adds_up(tx, sponsor)).available == 0
+
+
+HOLD_ALL = """
+import sys
+from beamhub import credits
+from beamhub.store import Store
+store = Store(sys.argv[1])
+jobs = [store.read_sync(lambda tx: tx.jobs.get(int(id_))) for id_ in sys.argv[2:]]
+print("ready", flush=True)
+sys.stdin.readline()
+print(sum(store.write_sync(lambda tx: credits.hold(tx, job, actor="ada")) for job in jobs))
+store.close()
+"""
+
+
+def test_many_processes_hold_exactly_what_there_is(store: Store, dataset: int) -> None:
+    def prepare(tx: Transaction) -> tuple[str, list[Job]]:
+        sponsor = licence(tx, 100)
+        return sponsor, [job(tx, dataset, sponsor) for _ in range(120)]
+
+    sponsor, jobs = store.write_sync(prepare)
+    url = store._write_engine.url.render_as_string(hide_password=False)
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", HOLD_ALL, url, *(str(one.id) for one in jobs[start::3])],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for start in range(3)
+        ]
+        for process in processes:  # all are ready before any begins
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        held = [int(process.communicate()[0]) for process in processes]
+    assert sum(held) == 100
+    assert store.read_sync(lambda tx: assert_adds_up(tx, sponsor)).available == 0
+
+
+def test_an_expired_licence_holds_nothing(store: Store, dataset: int) -> None:
+    def work(tx: Transaction) -> None:
+        sponsor = licence(tx, 100, valid_until=datetime.now(UTC) - timedelta(seconds=1))
+        assert not hold(tx, job(tx, dataset, sponsor), actor="ada")
+        found = assert_adds_up(tx, sponsor)
+        assert "expired" in shortage(found, SECOND)
+        assert sponsor not in [one.id for one in usable(tx, ADA, "sim-mx")]
+
+    store.write_sync(work)
+
+
+def test_a_shortage_says_how_much_is_missing(store: Store, dataset: int) -> None:
+    def work(tx: Transaction) -> str:
+        found = tx.licences.get(licence(tx, 900))
+        assert found
+        return shortage(found, Profile(name="p", title="2 CPUs", cpus=2, memory=1, walltime=3600))
+
+    reason = store.write_sync(work)
+    assert "2 CPU-hours" in reason
+    assert "0.25 left" in reason
+
+
+def test_hours_are_short() -> None:
+    assert [hours(seconds) for seconds in (0, 900, 3600, 36000, 5)] == ["0", "0.25", "1", "10", "0"]
+
+
+async def test_who_sees_and_manages_licences(store: Store, dataset: int) -> None:
+    licences = Licences(store)
+    lab = LicenceCreate(id="lab-mx", title="Lab", kind="lab", instruments=["sim-mx"], cpu_hours=2)
+    own = LicenceCreate(id="ada-own", title="Ada", kind="user", owner="ada")
+    assert (await licences.create(OPERATOR, lab)).granted == 7200
+    await licences.create(OPERATOR, own)
+    with pytest.raises(Forbidden):
+        await licences.create(SAM, own)
+    with pytest.raises(Forbidden):
+        await licences.grant(ADA, "ada-own", Grant(cpu_hours=1))
+    with pytest.raises(Conflict):
+        await licences.create(OPERATOR, own)
+    for wrong in (
+        {"kind": "user", "instruments": ["sim-mx"]},
+        {"kind": "lab", "owner": "ada"},
+        {"kind": "lab"},
+        {"kind": "user", "owner": "ada", "valid_until": datetime(2030, 1, 1)},  # noqa: DTZ001
+    ):
+        with pytest.raises(Invalid):
+            await licences.create(
+                OPERATOR, LicenceCreate.model_validate({"id": "wrong", "title": "Wrong", **wrong})
+            )
+
+    async def seen(principal: Principal) -> list[str]:
+        return [one.id for one in (await licences.list(principal)).items]
+
+    assert await seen(OPERATOR) == ["ada-own", "lab-mx"]
+    assert await seen(ADA) == ["ada-own"]
+    assert await seen(SAM) == ["lab-mx"]
+    assert await seen(EVE) == []
+    with pytest.raises(NotFound):
+        await licences.get(EVE, "lab-mx")
+    with pytest.raises(NotFound):
+        await licences.ledger(ADA, "lab-mx")
+
+    granted = await licences.grant(OPERATOR, "lab-mx", Grant(cpu_hours=0.5, note="beam lost"))
+    assert granted.granted == 9000
+    lines = (await licences.ledger(SAM, "lab-mx")).items
+    assert [(line.kind, line.cpu_seconds, line.note) for line in lines] == [
+        ("grant", 1800, "beam lost"),
+        ("grant", 7200, "first grant"),
+    ]
+
+    experiment = store.read_sync(lambda tx: tx.datasets.get(dataset))
+    assert experiment
+    assert [one.id for one in await licences.sponsors(SAM, experiment.experiment)] == ["lab-mx"]
+    with pytest.raises(NotFound):
+        await licences.sponsors(EVE, experiment.experiment)
+
+
+def test_only_own_and_lab_licences_pay(store: Store, dataset: int) -> None:
+    def work(tx: Transaction) -> None:
+        tx.instruments.create(InstrumentCreate(id="other", title="O"))
+        licence(tx, 1, id="lab-mx")
+        licence(tx, 1, id="lab-other", instruments=["other"])
+        for name in ("ada", "eve"):
+            licence(tx, 1, id=f"{name}-own", kind="user", owner=name, instruments=[])
+        assert {one.id for one in usable(tx, ADA, "sim-mx")} == {"ada-own", "lab-mx"}
+        require_usable(tx, ADA, "sim-mx", "lab-mx")
+        for foreign in ("eve-own", "lab-other", "none"):
+            with pytest.raises(Invalid) as error:
+                require_usable(tx, ADA, "sim-mx", foreign)
+            assert "ada-own, lab-mx" in error.value.remedy
+
+    store.write_sync(work)
