@@ -120,18 +120,20 @@ def _agent_token(client: Client, state: Path) -> str:
 
 
 def user_tokens(site: Site, operator: str, credentials: Credentials) -> Credentials:
-    """The credentials with a working API token for everybody."""
+    """The credentials with a working API token for everybody; raises httpx.HTTPError if the hub refuses
+    one.
+    """
     with httpx.Client(base_url=f"{site.hub_api}/", timeout=30) as hub:
         users = {}
         for name, account in credentials.users.items():
-            works = hub.get("user", headers={"Authorization": f"token {account.token}"}).is_success
-            if account.token and works:
-                users[name] = account
-                continue
-            answer = hub.post(
-                f"users/{name}/tokens",
-                headers={"Authorization": f"token {operator}"},
-                json={"note": "beamhub demo: credentials.json"},
-            )
-            users[name] = account.model_copy(update={"token": answer.raise_for_status().json()["token"]})
+            token = account.token
+            if not token or not hub.get("user", headers=_bearing(token)).is_success:
+                note = {"note": "beamhub demo: credentials.json"}
+                answer = hub.post(f"users/{name}/tokens", headers=_bearing(operator), json=note)
+                token = answer.raise_for_status().json()["token"]
+            users[name] = account.model_copy(update={"token": token})
     return credentials.model_copy(update={"users": users})
+
+
+def _bearing(token: str) -> dict[str, str]:
+    return {"Authorization": f"token {token}"}

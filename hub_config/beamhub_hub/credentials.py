@@ -40,7 +40,7 @@ class Credentials(BaseModel):
         path = cls.path(state)
         if path.exists():
             return cls.model_validate_json(path.read_text()).model_copy(update={"url": url})
-        return cls(url=url, users={name: Account(password=secrets.token_urlsafe(9)) for name in PEOPLE})
+        return cls(url=url, users={name: Account(password=_password()) for name in PEOPLE})
 
     @staticmethod
     def path(state: Path) -> Path:
@@ -48,3 +48,10 @@ class Credentials(BaseModel):
 
     def save(self, state: Path) -> None:
         write_private(self.path(state), self.model_dump_json(indent=2) + "\n")
+
+
+def _password() -> str:
+    """Easily read aloud and typed; 59 bits."""
+    return "-".join(
+        "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(4)) for _ in range(3)
+    )

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import httpx
 from beamhub.client import ApiError, Client, Unreachable
 from rich.console import Console
 
@@ -30,7 +31,7 @@ from beamhub_hub.processes import Ended, Program, Programs, end_stale
 from beamhub_hub.site import Secrets, Site, write_private
 
 BEAMHUB = [sys.executable, "-c", "from beamhub.cli import main; main()"]
-PATIENCE = 90.0  # seconds that hub and services have to answer
+PATIENCE = 180.0  # seconds that hub and services have to answer
 REFRESH = 1.0  # seconds between looks at what is happening
 
 
@@ -105,7 +106,7 @@ def demo(
         console.print("\nEnded. `make demo` or `beamhub demo` goes on from here.")
     except OSError as error:
         raise click.ClickException(f"{error.strerror or error}: {error.filename or state}") from error
-    except (proxy.ProxyMissing, Ended, Unreachable, ApiError) as error:
+    except (proxy.ProxyMissing, Ended, Unreachable, ApiError, httpx.HTTPError) as error:
         raise click.ClickException(str(error)) from error
 
 

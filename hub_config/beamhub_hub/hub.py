@@ -37,7 +37,6 @@ def configure(c: Config, site: Site) -> None:
 
     # one JupyterLab session per experiment: a named server; the Cockpit has a link to each
     c.JupyterHub.allow_named_servers = True
-    c.JupyterHub.implicit_spawn_seconds = 0.1  # a link to a notebook starts the session that shows it
     c.JupyterHub.spawner_class = "beamhub_spawners.LocalSandboxSpawner"
     c.LocalSandboxSpawner.service_url = site.url
     c.LocalSandboxSpawner.homes = str(state / "homes")

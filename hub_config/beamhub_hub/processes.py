@@ -15,7 +15,7 @@ from pathlib import Path
 from beamhub_hub import guard
 
 MARK = "BEAMHUB_DEMO"  # in the environment of all that belongs to one state folder, with that folder as value
-GRACE = 7.0  # seconds that a program has for ending by itself
+GRACE = 5.0  # seconds that a program has for ending by itself
 
 
 class Ended(Exception):  # noqa: N818 (reads as what happened)

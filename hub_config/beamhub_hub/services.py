@@ -26,6 +26,7 @@ def services(site: Site, secrets: Secrets) -> list[dict[str, Any]]:
 def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
     environment = {
         "BEAMHUB_DATA_DIR": str(site.data.resolve()),
+        "BEAMHUB_STATE_DIR": str(site.state.resolve() / "service"),
         "BEAMHUB_DATABASE_URL": site.database,
         **({"BEAMHUB_CPUS": str(site.cpus)} if site.cpus else {}),
     }
@@ -35,7 +36,7 @@ def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
         "url": f"http://127.0.0.1:{site.service_port}",
         "command": [sys.executable, "-m", "jupyter_server", f"--config={config}"],
         "api_token": secrets.service,
-        "timeout": 60,
+        "timeout": 120,
         "oauth_no_confirm": True,
         "display": False,
         **_home(site, "service", environment),
@@ -51,7 +52,7 @@ def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:
         # machine's memory
         "command": ["prlimit", f"--as={COCKPIT_MEMORY}", sys.executable, "-m", "beamhub_cockpit"],
         "api_token": secrets.cockpit,
-        "timeout": 60,
+        "timeout": 120,
         "oauth_no_confirm": True,
         # the token that a browser gets for the Cockpit is good for the service too: the dashboards act
         # there as the viewer, and see what the viewer may see

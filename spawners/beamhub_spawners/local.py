@@ -49,6 +49,10 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
     def _default_url(self) -> str:
         return "/lab"
 
+    @default("http_timeout")
+    def _http_timeout(self) -> int:
+        return 90  # a busy machine takes its time to import JupyterLab; the hub's own default gives up after 30 s
+
     @default("poll_interval")
     def _poll_interval(self) -> int:
         return 10

@@ -20,13 +20,11 @@ c.ServerApp.trust_xheaders = True
 c.ServerApp.terminals_enabled = False
 c.ServerApp.jpserver_extensions = {"beamhub": True}
 c.ServerApp.identity_provider_class = "jupyterhub.singleuser.extension.JupyterHubIdentityProvider"
-c.ServerApp.authorizer_class = "jupyterhub.singleuser.extension.JupyterHubAuthorizer"
+c.ServerApp.authorizer_class = "beamhub.app.Closed"  # the server's own API is for nobody
 # Tornado would look for the XSRF cookie before anybody is authenticated, and refuse every POST that comes
 # with a token; Jupyter Server looks for it itself, after authentication, where a cookie was used
 c.ServerApp.tornado_settings = {"xsrf_cookies": False}
 c.HubOAuth.cache_max_age = 5  # seconds; who loses access loses it soon, and who gains it needn't wait
 
-c.BeamhubApp.data_dir = os.environ["BEAMHUB_DATA_DIR"]
-c.BeamhubApp.database_url = os.environ["BEAMHUB_DATABASE_URL"]
-if "BEAMHUB_CPUS" in os.environ:
-    c.BeamhubApp.cpus = int(os.environ["BEAMHUB_CPUS"])
+# the extension finds its folders and its database in the environment by itself
+c.BeamhubApp.cpus = int(os.environ.get("BEAMHUB_CPUS", "0"))
