@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-
 from beamhub.agent.config import Config, ConfigError, Watch, file_system, load
 
 GOOD = """
@@ -112,7 +111,7 @@ def test_an_inline_token_makes_the_configuration_a_secret(folder: Path) -> None:
     path = folder / "sync.toml"
     path.write_text(GOOD.replace('token_file = "token"', 'token = "inline-token"'))
     path.chmod(0o644)
-    with pytest.raises(ConfigError, match="holds the token, .* may be read by others"):
+    with pytest.raises(ConfigError, match=r"holds the token, .* may be read by others"):
         load(path)
     path.chmod(0o600)
 
@@ -193,4 +192,3 @@ def test_network_file_systems_are_polled(folder: Path) -> None:
     assert watch.polls is False
     assert watch.pause == 600
     assert Watch.model_validate({"path": "data", "polling": True}, context=folder).pause == 5
-

@@ -8,9 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from beamhub.agent.file import (
     CHUNK,
     ChangedError,
@@ -23,6 +20,12 @@ from beamhub.agent.file import (
     read,
     sha256,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir(f"/proc/{os.getpid()}/fd"))  # noqa: PTH208
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -127,14 +130,14 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
     (tmp_path / "x" / "y").mkdir(parents=True)
     (tmp_path / "x" / "y" / "a").touch()
     stamp = stamp_of(tmp_path / "x" / "y" / "a")
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
 
     with opened(tmp_path, "x/y/a", stamp):
         pass
     with pytest.raises(GoneError), opened(tmp_path, "x/z/a", stamp):
         pass
 
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @given(st.text())

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from beamhub.agent.file import Stamp
 from beamhub.agent.journal import Journal, JournalError, Snapshot, State
 
@@ -32,7 +31,7 @@ def test_a_restart_forgets_nothing(path: Path) -> None:
     for name in ("queued", "sending", "arrived", "refused"):
         journal.queue(name, STAMP)
     journal.hashed("sending", "ab" * 32)
-    journal.begun("sending", "/uploads/1")
+    journal.begun("sending", "/uploads/1", "sim-mx-2026-00001")
     journal.arrived("arrived")
     journal.refused("refused", "its name is not allowed")
     journal.close()
@@ -60,7 +59,7 @@ def test_a_restart_forgets_nothing(path: Path) -> None:
 def test_what_is_known_of_a_file_holds_for_one_state_of_it(journal: Journal) -> None:
     journal.queue("a", STAMP)
     journal.hashed("a", "ab" * 32)
-    journal.begun("a", "/uploads/1")
+    journal.begun("a", "/uploads/1", "sim-mx-2026-00001")
 
     journal.queue("a", STAMP)
     entry = journal.find("a")
@@ -70,7 +69,7 @@ def test_what_is_known_of_a_file_holds_for_one_state_of_it(journal: Journal) -> 
     journal.queue("a", LATER)
     entry = journal.find("a")
     assert entry is not None
-    assert (entry.stamp, entry.digest, entry.upload) == (LATER, None, None)
+    assert (entry.stamp, entry.digest, entry.upload, entry.experiment) == (LATER, None, None, None)
     assert not journal.settled("a", STAMP)
 
 
@@ -85,13 +84,14 @@ def test_an_arrived_file_that_changes_is_no_longer_settled(journal: Journal) -> 
 def test_from_the_beginning(journal: Journal) -> None:
     journal.queue("a", STAMP)
     journal.hashed("a", "ab" * 32)
-    journal.begun("a", "/uploads/1")
+    journal.begun("a", "/uploads/1", "sim-mx-2026-00001")
 
     journal.restart("a")
 
     entry = journal.find("a")
     assert entry is not None
     assert (entry.state, entry.digest, entry.upload) == (State.QUEUED, None, None)
+    assert entry.experiment == "sim-mx-2026-00001", "the file would go to another experiment"
 
 
 @pytest.mark.usefixtures("journal")
@@ -112,7 +112,7 @@ def test_a_damaged_journal_is_named(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"not a journal" * 1000)
 
-    with pytest.raises(JournalError, match="can't be used .*: move it away"):
+    with pytest.raises(JournalError, match=r"can't be used .*: move it away"):
         Journal(path, "sim-mx")
 
 

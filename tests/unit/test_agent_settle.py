@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+import itertools
 
 from beamhub.agent.file import Stamp
 from beamhub.agent.settle import CHECKS, Settling
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def stamp(size: int) -> Stamp:
@@ -40,7 +41,7 @@ def test_ready_after_exactly_one_quiet_period(settle: float, pauses: list[float]
     slack = 1e-6 * (1 + abs(ready))
     before = [change for change in [start, *changes] if change <= ready]
     assert ready - before[-1] >= settle - slack, "it had changed a moment ago"
-    for earlier, later in zip(before, before[1:], strict=False):
+    for earlier, later in itertools.pairwise(before):
         # a longer pause would have made it ready then
         assert later - earlier <= settle * (1 + 1 / CHECKS) + slack
     assert ready - before[-1] <= settle * (1 + 1 / CHECKS) + slack

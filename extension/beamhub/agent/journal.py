@@ -34,6 +34,7 @@ class Entry:
     state: State
     digest: str | None  # sha256, once it has been read
     upload: str | None  # the path of the upload's URL, once the service has begun one
+    experiment: str | None  # that the upload was begun for: no other may get the file in this state
     error: str
 
 
@@ -110,10 +111,11 @@ class Journal(Snapshot):
     def queue(self, path: str, stamp: Stamp) -> None:
         """The file is ready. What is known of this very state of it stays known."""
         self._connection.execute(
-            "INSERT INTO files VALUES (?1, ?2, ?3, ?4, 'queued', NULL, NULL, '')"
+            "INSERT INTO files VALUES (?1, ?2, ?3, ?4, 'queued', NULL, NULL, NULL, '')"
             " ON CONFLICT (path) DO UPDATE SET"
             " digest = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN digest END,"
             " upload = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN upload END,"
+            " experiment = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN experiment END,"
             " inode = ?2, size = ?3, mtime_ns = ?4, state = 'queued', error = ''",
             (path, stamp.inode, stamp.size, stamp.mtime_ns),
         )
@@ -121,8 +123,10 @@ class Journal(Snapshot):
     def hashed(self, path: str, digest: str) -> None:
         self._connection.execute("UPDATE files SET digest = ? WHERE path = ?", (digest, path))
 
-    def begun(self, path: str, upload: str) -> None:
-        self._connection.execute("UPDATE files SET upload = ? WHERE path = ?", (upload, path))
+    def begun(self, path: str, upload: str, experiment: str) -> None:
+        self._connection.execute(
+            "UPDATE files SET upload = ?, experiment = ? WHERE path = ?", (upload, experiment, path)
+        )
 
     def restart(self, path: str) -> None:
         """Neither digest nor upload are to be relied on: the file is read and sent from its beginning."""
@@ -150,15 +154,15 @@ class Journal(Snapshot):
 
 _FILES = (
     "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, inode INTEGER NOT NULL, size INTEGER NOT NULL,"
-    " mtime_ns INTEGER NOT NULL, state TEXT NOT NULL, digest TEXT, upload TEXT, error TEXT NOT NULL)"
-    " WITHOUT ROWID"
+    " mtime_ns INTEGER NOT NULL, state TEXT NOT NULL, digest TEXT, upload TEXT, experiment TEXT,"
+    " error TEXT NOT NULL) WITHOUT ROWID"
 )
-_SELECT = "SELECT path, inode, size, mtime_ns, state, digest, upload, error FROM files"
+_SELECT = "SELECT path, inode, size, mtime_ns, state, digest, upload, experiment, error FROM files"
 
 
-def _entry(row: tuple[str, int, int, int, str, str | None, str | None, str]) -> Entry:
-    path, inode, size, mtime_ns, state, digest, upload, error = row
-    return Entry(path, Stamp(inode, size, mtime_ns), State(state), digest, upload, error)
+def _entry(row: tuple[str, int, int, int, str, str | None, str | None, str | None, str]) -> Entry:
+    path, inode, size, mtime_ns, state, digest, upload, experiment, error = row
+    return Entry(path, Stamp(inode, size, mtime_ns), State(state), digest, upload, experiment, error)
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -11,9 +11,9 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from beamhub.schemas import Heartbeat, Instrument, Problem, Upload
+from beamhub.text import one_line
 
 from .config import Config, ConfigError
-from .file import printable
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -81,43 +81,43 @@ class Service:
         )
         self._raise_unless_success(response)
 
-    async def create(self, name: str, size: int, digest: str) -> tuple[str, int]:
-        """Announces a file; the answer is its upload and how many bytes of it are there already.
+    async def create(self, name: str, size: int, digest: str, experiment: str | None) -> tuple[str, Upload]:
+        """Announces a file.
 
         Args:
             name: of the file, below the experiment's raw/.
             digest: hexadecimal sha256 of the whole file.
+            experiment: that it has to go to; None: the one that is active now.
+
+        Returns:
+            the path of the upload's URL, and the upload; it is complete if the service has the file already.
 
         Raises:
             RefusedError
         """
-        announced = {"filename": name, "sha256": digest}
+        announced = {"filename": name, "sha256": digest} | ({"experiment": experiment} if experiment else {})
         metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
         response = await self._send(
-            "POST",
-            "uploads",
-            headers={**_TUS, "Upload-Length": str(size), "Upload-Metadata": metadata, "Content-Length": "0"},
+            "POST", "uploads", {**_TUS, "Upload-Length": str(size), "Upload-Metadata": metadata}
         )
-        if response.status_code == 409:
+        if response.status_code == 409 and not experiment:
             raise UnavailableError(_reason(response), expected=True)
-        if response.status_code in (400, 403, 413, 422):
+        if response.status_code in (400, 403, 409, 413, 422):
             raise RefusedError(_reason(response))
         self._raise_unless_success(response)
         # only its path: behind a proxy the service may not know its own outer address, and the token
         # must not go to any other host
-        upload = response.url.join(response.headers.get("Location", "")).raw_path.decode()
-        return upload, _offset(response, size, absent=0)
+        location = response.url.join(response.headers.get("Location", "")).raw_path.decode()
+        return location, self._read(Upload, response)
 
     async def offset(self, upload: str, size: int) -> int:
         """How many bytes of the upload the service has.
 
         Raises:
-            RestartError: it knows nothing of it any more.
+            RestartError, RefusedError
         """
         response = await self._send("HEAD", upload, headers=_TUS)
-        if response.status_code in (403, 404, 410):
-            raise RestartError
-        self._raise_unless_success(response)
+        self._raise_if_lost(response)
         return _offset(response, size)
 
     async def append(
@@ -161,12 +161,10 @@ class Service:
         """All about an upload, for when the answer to its last bytes was lost.
 
         Raises:
-            RestartError: the service knows nothing of it any more.
+            RestartError, RefusedError
         """
         response = await self._send("GET", upload)
-        if response.status_code in (403, 404, 410):
-            raise RestartError
-        self._raise_unless_success(response)
+        self._raise_if_lost(response)
         return self._read(Upload, response)
 
     # -------------------------------------------------------------------------------------------------------
@@ -188,7 +186,7 @@ class Service:
                 method, url, headers={**identity, **(headers or {})}, content=content
             )
         except httpx.HTTPError as error:
-            reason = printable(str(error)) or type(error).__name__
+            reason = one_line(str(error), LONGEST_REASON) or type(error).__name__
             raise UnavailableError(f"{self._config.service.url} can't be reached ({reason})") from error
         if response.status_code == 401:
             self._reread_token()
@@ -214,6 +212,14 @@ class Service:
             reason = _reason(response)
         raise UnavailableError(reason)
 
+    def _raise_if_lost(self, response: httpx.Response) -> None:
+        match response.status_code:
+            case 404 | 410:
+                raise RestartError("the service no longer knows of its upload")
+            case 403:
+                raise RefusedError(_reason(response))
+        self._raise_unless_success(response)
+
     def _read(self, model: type[M], response: httpx.Response) -> M:
         try:
             return model.model_validate_json(response.content)
@@ -223,11 +229,9 @@ class Service:
             ) from error
 
 
-def _offset(response: httpx.Response, size: int, absent: int | None = None) -> int:
+def _offset(response: httpx.Response, size: int) -> int:
     """The Upload-Offset of an answer, which is not trusted to be a number in the file."""
     text = response.headers.get("Upload-Offset")
-    if text is None and absent is not None:
-        return absent
     if text is None or not re.fullmatch("[0-9]{1,19}", text) or int(text) > size:
         raise UnavailableError(f"{response.url.host} does not answer like beamhub: Upload-Offset is {text!r}")
     return int(text)
@@ -238,8 +242,7 @@ def _reason(response: httpx.Response) -> str:
     try:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
-        return (
-            f"{response.url.host} answers {response.status_code} {printable(response.reason_phrase)}".rstrip()
-        )
-    parts = [printable(problem.detail or problem.title), printable(problem.remedy)]
-    return ": ".join(part.rstrip(".:") for part in parts if part)[:LONGEST_REASON]
+        answer = f"{response.status_code} {response.reason_phrase}"
+        return one_line(f"{response.url.host} answers {answer}", LONGEST_REASON)
+    parts = [part.rstrip(". ") for part in (problem.detail or problem.title, problem.remedy) if part]
+    return one_line(": ".join(parts), LONGEST_REASON)

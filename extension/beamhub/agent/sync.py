@@ -225,39 +225,49 @@ class Agent:
             log.info("%s has arrived: %.2f MB in %.2f s", printable(path), item.stamp.size / 1e6, seconds)
 
     async def _transfer(self, item: Item) -> None:
+        """Sends a file, or what is missing of it; returns when the service has verified and published it."""
         path, size = item.path, item.stamp.size
-        entry = self._journal.find(path)
-        digest, upload = (entry.digest, entry.upload) if entry and entry.stamp == item.stamp else (None, None)
         with opened(item.watch.path, item.name, item.stamp) as file:
+            entry = self._journal.find(path)
+            assert entry  # noqa: S101 (it has been ready)
+            digest = entry.digest
             if digest is None:
                 digest = await asyncio.to_thread(sha256, file, item.stamp, self._stop_reading)
                 self._journal.hashed(path, digest)
-            if upload is None:
-                upload, offset = await self._service.create(item.watch.destination(item.name), size, digest)
-                self._journal.begun(path, upload)
+            if entry.upload:
+                location, offset = entry.upload, await self._service.offset(entry.upload, size)
             else:
-                offset = await self._service.offset(upload, size)
-            verified = False
-            surprises = 0
-            while not verified:
-                item.sent = offset
-                if offset == size and await self._is_complete(upload):
+                destination = item.watch.destination(item.name)
+                location, upload = await self._service.create(destination, size, digest, entry.experiment)
+                self._journal.begun(path, location, upload.experiment)
+                if upload.state is not UploadState.RECEIVING:
                     return
-                length = min(PART, size - offset)
-                body = self._body(file, item, offset, length)
-                try:
-                    offset = await self._service.append(upload, size, offset, length, body)
-                    self._pause.end()
-                    verified = offset == size
-                except OffsetError as error:
-                    surprises += 1
-                    if surprises == ATTEMPTS:
-                        raise UnavailableError(str(error)) from error
-                    offset = await self._service.offset(upload, size)
+                offset = upload.offset
+            if offset == size and await self._published(location):
+                return
+            await self._send_rest(file, item, location, offset)
 
-    async def _is_complete(self, upload: str) -> bool:
-        """When nothing is left to send: has the service verified and published the file?"""
-        state = (await self._service.state(upload)).state
+    async def _send_rest(self, file: int, item: Item, location: str, offset: int) -> None:
+        size = item.stamp.size
+        surprises = 0
+        published = False
+        while not published:
+            item.sent = offset
+            length = min(PART, size - offset)
+            body = self._body(file, item, offset, length)
+            try:
+                offset = await self._service.append(location, size, offset, length, body)
+                published = offset == size
+                self._pause.end()
+            except OffsetError as error:
+                surprises += 1
+                if surprises == ATTEMPTS:
+                    raise UnavailableError(str(error)) from error
+                offset = await self._service.offset(location, size)
+
+    async def _published(self, location: str) -> bool:
+        """When nothing is left to send, has the service verified and published the file?"""
+        state = (await self._service.state(location)).state
         if state is UploadState.FAILED:
             raise RestartError("the service could not verify it")
         return state is not UploadState.RECEIVING
