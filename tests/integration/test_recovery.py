@@ -1,0 +1,129 @@
+"""kill -9 at each step of an upload: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from beamhub.access import Principal
+from beamhub.datasets import Datasets
+from beamhub.events import Live
+from beamhub.frames.inspect import Inspector
+from beamhub.schemas import UploadState
+from beamhub.store import Store
+from beamhub.uploads import WRITE, Uploads
+
+AGENT = Principal("instrument:mx", "instrument", instrument="mx")
+CONTENT = bytes(range(256)) * 4096  # several writes
+HALF = len(CONTENT) // 2
+
+# A service that takes one file in and kills itself at the step it is told.
+VICTIM = """
+import asyncio, hashlib, os, signal, sys
+from pathlib import Path
+from beamhub.access import Principal
+from beamhub.events import Live
+from beamhub.experiments import Experiments
+from beamhub.schemas import *
+from beamhub.store import Store
+from beamhub.uploads import Uploads
+
+folder, step, content = Path(sys.argv[1]), sys.argv[2], bytes(range(256)) * 4096
+agent = Principal("instrument:mx", "instrument", instrument="mx")
+operator = Principal("root", "user", operator=True)
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def examine(upload):
+    if step == "between publishing and committing":
+        kill()
+    return kill if step == "inside the transaction" else lambda tx: None
+
+def committed():
+    if step == "between committing and cleaning up":
+        if store.read_sync(lambda tx: tx.events.latest(experiment, upload.id, ["file.complete"])):
+            kill()
+
+async def chunks():
+    yield content[: len(content) // 2]
+    yield content[len(content) // 2 :]
+    if step == "before the last byte was acknowledged":
+        kill()
+
+async def main():
+    global store, experiment, upload
+    store, live = Store(f"sqlite:///{folder}/beamhub.db"), Live()
+    store.migrate()
+    experiments = Experiments(store, live, folder / "data")
+    uploads = Uploads(store, live, folder / "data", examine)
+    await experiments.create_instrument(operator, InstrumentCreate(id="mx", title="MX"))
+    request = ExperimentCreate(instrument="mx", title="t", pi="ada")
+    experiment = (await experiments.create(operator, request)).id
+    await experiments.change_instrument(operator, "mx", InstrumentChange(active_experiment=experiment))
+    upload = await uploads.create(agent, "run/a.bin", len(content), hashlib.sha256(content).hexdigest())
+    print(experiment, upload.id, flush=True)
+    if step == "half-way":
+        async def half():
+            yield content[: len(content) // 2]
+        await uploads.append(agent, upload.id, 0, half())
+        kill()
+    store.on_commit(committed)
+    await uploads.append(agent, upload.id, 0, chunks())
+
+asyncio.run(main())
+"""
+STEPS = [
+    "half-way",
+    "before the last byte was acknowledged",
+    "between publishing and committing",
+    "inside the transaction",
+    "between committing and cleaning up",
+]
+
+
+async def rest(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, step: str) -> None:
+    (tmp_path / "data").mkdir()
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", VICTIM, tmp_path, step, stdout=subprocess.PIPE
+    )
+    told, _ = await victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+    experiment, upload_id = told.decode().split()
+    root = tmp_path / "data" / experiment
+    orphan = root / ".incoming" / "0123456789abcdef"  # as from a kill before its row was written
+    orphan.touch()
+
+    store, inspector = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Inspector()
+    store.migrate()
+    uploads = Uploads(store, Live(), tmp_path / "data", Datasets(store, tmp_path / "data", inspector).examine)
+    await uploads.recover()
+    await uploads.recover()  # and again, as after a kill while recovering
+    upload = await uploads.get(AGENT, upload_id)
+    if upload.state is UploadState.RECEIVING:
+        assert step in ("half-way", "before the last byte was acknowledged")
+        assert upload.offset in (HALF, len(CONTENT)) or upload.offset % WRITE == 0
+        upload = await uploads.append(AGENT, upload_id, upload.offset, rest(CONTENT[upload.offset :]))
+
+    assert upload.state is UploadState.COMPLETE
+    assert [str(path.relative_to(root)) for path in root.rglob("*.bin")] == ["raw/run/a.bin"]
+    assert hashlib.sha256((root / upload.path).read_bytes()).hexdigest() == upload.digest
+    assert (root / upload.path).stat().st_nlink == 1
+    assert os.listdir(root / ".incoming") == []  # noqa: PTH208
+    events = store.read_sync(lambda tx: tx.events.after(0, limit=100))
+    assert [event.subject for event in events if event.kind == "file.complete"] == [upload_id]
+    await uploads.close()
+    await inspector.close()
+    store.close()

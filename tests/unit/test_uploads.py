@@ -1,0 +1,472 @@
+"""Uploads by the rules of tus: whatever arrives, in whatever order, damaged, twice, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from beamhub.access import Principal
+from beamhub.datasets import Datasets
+from beamhub.errors import (
+    BeamhubError,
+    ChecksumMismatch,
+    Conflict,
+    DiskFull,
+    Gone,
+    Invalid,
+    NotFound,
+    TooLarge,
+)
+from beamhub.events import Live
+from beamhub.experiments import Experiments
+from beamhub.frames.inspect import Inspector
+from beamhub.schemas import (
+    Event,
+    ExperimentChange,
+    ExperimentCreate,
+    ExperimentState,
+    InstrumentChange,
+    InstrumentCreate,
+    Upload,
+    UploadState,
+)
+from beamhub.store import Store
+from beamhub.uploads import EXPIRES, MAX_SIZE, WRITE, Uploads
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+OPERATOR = Principal("root", "user", operator=True)
+SAM, ADA, BEN, EVE = (Principal(name, "user") for name in ("sam", "ada", "ben", "eve"))
+AGENT = Principal("instrument:mx", "instrument", instrument="mx")
+OTHER_AGENT = Principal("instrument:other", "instrument", instrument="other")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+async def parts(content: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), size):
+        yield content[start : start + size]
+
+
+async def broken(content: bytes) -> AsyncIterator[bytes]:
+    """A connection that breaks after these bytes."""
+    yield content
+    raise ConnectionResetError("the peer has gone")
+
+
+@dataclass
+class Site:
+    store: Store
+    live: Live
+    folder: Path
+    experiments: Experiments
+    uploads: Uploads
+    experiment: str
+
+    async def announce(self, name: str, content: bytes, who: Principal = AGENT) -> Upload:
+        experiment = None if who.instrument else self.experiment
+        return await self.uploads.create(who, name, len(content), sha256(content), experiment)
+
+    async def send(self, name: str, content: bytes, who: Principal = AGENT) -> Upload:
+        upload = await self.announce(name, content, who)
+        if upload.state is not UploadState.RECEIVING:
+            return upload
+        return await self.uploads.append(who, upload.id, 0, parts(content))
+
+    def content(self, path: str) -> bytes:
+        return (self.folder / self.experiment / path).read_bytes()
+
+    def published(self) -> set[str]:
+        root = self.folder / self.experiment
+        found = (path for area in ("raw", "shared") for path in (root / area).rglob("*") if path.is_file())
+        return {str(path.relative_to(root)) for path in found}
+
+    def incoming(self) -> list[str]:
+        return os.listdir(self.folder / self.experiment / ".incoming")  # noqa: PTH208
+
+    def events(self, *kinds: str) -> list[Event]:
+        events = self.store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+        return [event for event in events if event.kind in kinds]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """One instrument `mx` with its active experiment of Ada's."""
+    store, live, folder = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Live(), tmp_path / "data"
+    store.migrate()
+    folder.mkdir()
+    experiments = Experiments(store, live, folder)
+    await experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
+    await experiments.create_instrument(OPERATOR, InstrumentCreate(id="other", title="Other"))
+    experiment = await experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ada"))
+    await experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=experiment.id))
+    inspector = Inspector()
+    datasets = Datasets(store, folder, inspector)
+    uploads = Uploads(store, live, folder, datasets.examine)
+    yield Site(store, live, folder, experiments, uploads, experiment.id)
+    await uploads.close()
+    await inspector.close()
+    store.close()
+
+
+async def test_a_file_arrives(site: Site) -> None:
+    content = os.urandom(3 * WRITE + 17)
+    upload = await site.announce("run/lyso.bin", content)
+    assert (upload.state, upload.offset, upload.path) == (UploadState.RECEIVING, 0, "raw/run/lyso.bin")
+    assert site.published() == set()
+    done = await site.uploads.append(AGENT, upload.id, 0, parts(content, 70_000))
+    assert (done.state, done.offset, done.version) == (UploadState.COMPLETE, len(content), 1)
+    assert done.ended
+    assert site.content("raw/run/lyso.bin") == content
+    assert site.incoming() == []
+    (event,) = site.events("file.complete")
+    assert (event.subject, event.data) == (upload.id, {"path": "raw/run/lyso.bin", "size": len(content)})
+    assert (event.experiment, event.instrument, event.actor) == (site.experiment, "mx", AGENT.name)
+    assert await site.uploads.get(ADA, upload.id) == done
+    mode = stat.S_IMODE((site.folder / site.experiment / "raw/run/lyso.bin").stat().st_mode)
+    assert mode == 0o440  # what has been measured is never changed
+
+
+async def test_a_user_sends_into_shared(site: Site) -> None:
+    done = await site.send("notes/a.txt", b"hello", ADA)
+    assert (done.path, done.instrument) == ("shared/notes/a.txt", None)
+    assert site.content("shared/notes/a.txt") == b"hello"
+
+
+async def test_an_empty_file_is_complete_at_once(site: Site) -> None:
+    upload = await site.announce("empty.txt", b"")
+    assert upload.state is UploadState.COMPLETE
+    assert site.content("raw/empty.txt") == b""
+
+
+async def test_a_broken_connection_keeps_what_has_come(site: Site) -> None:
+    content = os.urandom(10_000)
+    upload = await site.announce("a.bin", content)
+    with pytest.raises(ConnectionResetError):
+        await site.uploads.append(AGENT, upload.id, 0, broken(content[:4000]))
+    assert (await site.uploads.get(AGENT, upload.id)).offset == 4000
+    done = await site.uploads.append(AGENT, upload.id, 4000, parts(content[4000:]))
+    assert done.state is UploadState.COMPLETE
+    assert site.content("raw/a.bin") == content
+
+
+@pytest.mark.parametrize("offset", [0, 1, 499, 501, 1000, 10**12, -1])
+async def test_a_wrong_offset_changes_nothing(site: Site, offset: int) -> None:
+    content = os.urandom(1000)
+    upload = await site.announce("a.bin", content)
+    await site.uploads.append(AGENT, upload.id, 0, parts(content[:500]))
+    with pytest.raises(Conflict):
+        await site.uploads.append(AGENT, upload.id, offset, parts(content[500:]))
+    assert (await site.uploads.get(AGENT, upload.id)).offset == 500
+    assert (
+        await site.uploads.append(AGENT, upload.id, 500, parts(content[500:]))
+    ).state is UploadState.COMPLETE
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
+async def test_a_damaged_part_is_discarded(site: Site, algorithm: str) -> None:
+    content = os.urandom(2 * WRITE)
+    upload = await site.announce("a.bin", content)
+    half = len(content) // 2
+    good = hashlib.new(algorithm, content[:half]).digest()
+    await site.uploads.append(AGENT, upload.id, 0, parts(content[:half]), (algorithm, good))
+    with pytest.raises(ChecksumMismatch):
+        await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), (algorithm, good))
+    assert (await site.uploads.get(AGENT, upload.id)).offset == half
+    with pytest.raises(ConnectionResetError):  # half a part has nothing that vouches for it
+        await site.uploads.append(AGENT, upload.id, half, broken(content[half:-5]), (algorithm, good))
+    assert (await site.uploads.get(AGENT, upload.id)).offset == half
+    with pytest.raises(Invalid):
+        await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), ("crc7", good))
+    right = hashlib.new(algorithm, content[half:]).digest()
+    done = await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), (algorithm, right))
+    assert done.state is UploadState.COMPLETE
+
+
+async def test_another_content_than_announced_is_never_published(site: Site) -> None:
+    upload = await site.uploads.create(AGENT, "a.bin", 5, sha256(b"right"))
+    with pytest.raises(ChecksumMismatch):
+        await site.uploads.append(AGENT, upload.id, 0, parts(b"wrong"))
+    failed = await site.uploads.get(AGENT, upload.id)
+    assert failed.state is UploadState.FAILED
+    assert failed.error
+    assert site.published() == set()
+    assert site.incoming() == []
+    assert [event.subject for event in site.events("upload.failed", "file.complete")] == [upload.id]
+    with pytest.raises(Gone):
+        await site.uploads.append(AGENT, upload.id, 0, parts(b"right"))
+    assert (await site.send("a.bin", b"right")).state is UploadState.COMPLETE
+
+
+async def test_more_than_announced_is_too_large(site: Site) -> None:
+    upload = await site.announce("a.bin", b"12345")
+    with pytest.raises(TooLarge):
+        await site.uploads.append(AGENT, upload.id, 0, parts(b"123456", 4))
+    assert (await site.uploads.get(AGENT, upload.id)).offset <= 5
+    assert site.published() == set()
+
+
+async def test_the_same_again_is_no_work_and_another_content_a_version(site: Site) -> None:
+    first = await site.send("run/a.bin", b"one")
+    assert (await site.announce("run/a.bin", b"one")).id == first.id
+    second = await site.send("run/a.bin", b"two")
+    assert (second.path, second.version) == ("raw/run/version-2/a.bin", 2)
+    third = await site.send("run/a.bin", b"three")
+    assert (third.path, third.version) == ("raw/run/version-3/a.bin", 3)
+    assert site.content("raw/run/a.bin") == b"one"
+    assert site.content("raw/run/version-2/a.bin") == b"two"
+    states = {u.id: u.state for u in (await site.uploads.list(ADA, site.experiment)).items}
+    assert states == {
+        first.id: UploadState.SUPERSEDED,
+        second.id: UploadState.SUPERSEDED,
+        third.id: UploadState.COMPLETE,
+    }
+    again = await site.announce("run/a.bin", b"two")
+    assert (again.id, again.offset, again.state) == (second.id, 3, UploadState.SUPERSEDED)
+    assert len(site.events("file.complete")) == 3
+
+
+async def test_the_same_file_sent_by_many_at_once_is_published_once(site: Site) -> None:
+    content = os.urandom(5000)
+    announced = [await site.announce("a.bin", content) for _ in range(6)]
+    done = await asyncio.gather(
+        *(site.uploads.append(AGENT, upload.id, 0, parts(content)) for upload in announced)
+    )
+    assert site.published() == {"raw/a.bin"}
+    assert {upload.path for upload in done} == {"raw/a.bin"}
+    assert all(upload.offset == len(content) for upload in done)
+    assert len(site.events("file.complete")) == 1
+    assert site.incoming() == []
+
+
+async def test_different_files_of_one_name_sent_at_once_all_stay(site: Site) -> None:
+    contents = [os.urandom(100) for _ in range(6)]
+    done = await asyncio.gather(*(site.send("a.bin", content) for content in contents))
+    assert sorted(upload.version for upload in done) == [1, 2, 3, 4, 5, 6]
+    assert {site.content(upload.path) for upload in done} == set(contents)
+    states = [u.state for u in (await site.uploads.list(ADA, site.experiment)).items]
+    assert states.count(UploadState.COMPLETE) == 1
+
+
+async def test_a_shared_file_that_was_changed_is_sent_again(site: Site) -> None:
+    await site.send("a.txt", b"one", ADA)
+    path = site.folder / site.experiment / "shared" / "a.txt"
+    path.chmod(0o600)
+    path.write_bytes(b"new")
+    assert (await site.send("a.txt", b"one", ADA)).path == "shared/version-2/a.txt"
+    path.unlink()
+    assert (await site.send("a.txt", b"three", ADA)).path == "shared/a.txt"
+
+
+async def test_only_one_request_at_a_time_adds_to_an_upload(site: Site) -> None:
+    upload = await site.announce("a.bin", b"12345678")
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"1234"
+        started.set()
+        await go.wait()
+        yield b"5678"
+
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, slow()))
+    await started.wait()
+    with pytest.raises(Conflict):
+        await site.uploads.append(AGENT, upload.id, 0, parts(b"12345678"))
+    go.set()
+    assert (await first).state is UploadState.COMPLETE
+    assert site.content("raw/a.bin") == b"12345678"
+
+
+async def test_a_sender_who_leaves_after_the_last_byte_stops_nothing(site: Site) -> None:
+    content = os.urandom(4 * WRITE)
+    upload = await site.announce("a.bin", content)
+    with site.live.subscribe() as queue:
+        task = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, parts(content)))
+        while (await queue.get()).data["offset"] < len(content):
+            pass
+        task.cancel()
+        await asyncio.wait({task})
+    assert task.cancelled()
+    await site.uploads.close()  # waits for what is being published
+    assert site.content("raw/a.bin") == content
+    assert [event.subject for event in site.events("file.complete")] == [upload.id]
+
+
+async def test_the_answer_to_the_last_byte_may_be_asked_again(site: Site) -> None:
+    upload = await site.announce("a.bin", b"123")
+    first = await site.uploads.append(AGENT, upload.id, 0, parts(b"123"))
+    assert await site.uploads.append(AGENT, upload.id, 3, parts(b"")) == first
+    with pytest.raises(Conflict):
+        await site.uploads.append(AGENT, upload.id, 0, parts(b"123"))
+
+
+async def test_progress_is_shown_live(site: Site) -> None:
+    content = os.urandom(WRITE)
+    upload = await site.announce("a.bin", content)
+    with site.live.subscribe() as queue:
+        await site.uploads.append(AGENT, upload.id, 0, parts(content))
+        message = await asyncio.wait_for(queue.get(), 30)
+    assert message.kind == "upload.progress"
+    assert (message.subject, message.data["size"]) == (upload.id, WRITE)
+    assert (message.experiment, message.instrument) == (site.experiment, "mx")
+
+
+async def test_terminating_forgets_the_bytes_but_never_a_published_file(site: Site) -> None:
+    upload = await site.announce("a.bin", b"12345")
+    await site.uploads.append(AGENT, upload.id, 0, parts(b"123"))
+    await site.uploads.terminate(AGENT, upload.id)
+    assert site.incoming() == []
+    assert (await site.uploads.get(AGENT, upload.id)).state is UploadState.FAILED
+    with pytest.raises(Gone):
+        await site.uploads.append(AGENT, upload.id, 3, parts(b"45"))
+    with pytest.raises(Conflict):
+        await site.uploads.terminate(AGENT, upload.id)
+    done = await site.send("a.bin", b"12345")
+    with pytest.raises(Conflict):
+        await site.uploads.terminate(AGENT, done.id)
+    assert site.content("raw/a.bin") == b"12345"
+
+
+async def test_what_is_not_continued_expires(site: Site) -> None:
+    upload = await site.announce("a.bin", b"12345")
+    await site.uploads.expire(datetime.now(UTC) + EXPIRES - timedelta(minutes=1))
+    assert (await site.uploads.get(AGENT, upload.id)).state is UploadState.RECEIVING
+    await site.uploads.expire(datetime.now(UTC) + EXPIRES + timedelta(minutes=1))
+    assert (await site.uploads.get(AGENT, upload.id)).state is UploadState.FAILED
+    assert site.incoming() == []
+
+
+# --- who may ---
+
+
+async def test_strangers_neither_send_nor_see(site: Site) -> None:
+    done = await site.send("a.bin", b"12345")
+    going = await site.announce("b.bin", b"12345")
+    for stranger in (EVE, OTHER_AGENT):
+        for upload in (done, going):
+            with pytest.raises(NotFound):
+                await site.uploads.get(stranger, upload.id)
+            with pytest.raises(NotFound):
+                await site.uploads.append(stranger, upload.id, 0, parts(b"12345"))
+            with pytest.raises(NotFound):
+                await site.uploads.terminate(stranger, upload.id)
+    with pytest.raises(NotFound):
+        await site.uploads.create(EVE, "a.bin", 5, sha256(b"12345"), site.experiment)
+    with pytest.raises(NotFound):
+        await site.uploads.list(EVE, site.experiment)
+    assert (await site.uploads.list(OTHER_AGENT)).items == []
+    assert len((await site.uploads.list(AGENT)).items) == 2
+
+
+async def test_a_member_sees_an_upload_but_does_not_touch_anothers(site: Site) -> None:
+    going = await site.announce("b.bin", b"12345")
+    assert (await site.uploads.get(ADA, going.id)).offset == 0
+    for member in (ADA, SAM):
+        with pytest.raises(NotFound):
+            await site.uploads.append(member, going.id, 0, parts(b"12345"))
+
+
+async def test_without_an_active_experiment_an_instrument_waits(site: Site) -> None:
+    going = await site.announce("a.bin", b"12345")
+    await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=None))
+    with pytest.raises(Conflict):
+        await site.announce("b.bin", b"12345")
+    # what was begun belongs to the experiment it was begun for
+    assert (await site.uploads.append(AGENT, going.id, 0, parts(b"12345"))).experiment == site.experiment
+
+
+async def test_an_instrument_can_not_choose_the_experiment(site: Site) -> None:
+    elsewhere = await site.experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ben"))
+    with pytest.raises(Conflict):
+        await site.uploads.create(AGENT, "a.bin", 5, sha256(b"12345"), elsewhere.id)
+
+
+async def test_a_closed_experiment_takes_nothing(site: Site) -> None:
+    going = await site.announce("a.txt", b"12345", ADA)
+    closed = ExperimentChange(state=ExperimentState.CLOSED)
+    await site.experiments.change(ADA, site.experiment, closed)
+    for attempt in (
+        site.announce("b.txt", b"12345", ADA),
+        site.announce("b.bin", b"12345"),
+        site.uploads.append(ADA, going.id, 0, parts(b"12345")),
+    ):
+        with pytest.raises(BeamhubError):
+            await attempt
+    assert site.published() == set()
+
+
+# --- hostile input ---
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "A" * 64, "0" * 63, "0" * 65, "g" * 64, "../" + "0" * 61])
+async def test_a_digest_is_a_digest(site: Site, digest: str) -> None:
+    with pytest.raises(Invalid):
+        await site.uploads.create(AGENT, "a", 1, digest)
+
+
+@pytest.mark.parametrize("size", [-1, MAX_SIZE + 1])
+async def test_a_size_is_a_size(site: Site, size: int) -> None:
+    with pytest.raises(Invalid):
+        await site.uploads.create(AGENT, "a", size, "0" * 64)
+
+
+async def test_what_can_not_fit_on_the_disk_is_refused_at_once(site: Site) -> None:
+    with pytest.raises(DiskFull):
+        await site.uploads.create(AGENT, "a", MAX_SIZE, "0" * 64)
+    assert site.incoming() == []
+    assert (await site.uploads.list(AGENT)).items == []
+
+
+async def test_no_name_leaves_its_folder(site: Site) -> None:
+    names = (
+        st.text(max_size=40)
+        | st.text(alphabet="./ab", max_size=12)
+        | st.sampled_from(
+            ["../../x", "/etc/passwd", "raw/../../x", ".incoming/x", "a/\0", "x" * 256, "version-2/x"]
+        )
+    )
+    before = {path for path in site.folder.rglob("*") if "shared" not in path.parts}
+    loop = asyncio.get_running_loop()
+
+    @settings(deadline=None, max_examples=100)
+    @given(names)
+    def attempt(name: str) -> None:
+        try:
+            done = asyncio.run_coroutine_threadsafe(
+                site.send(name, name.encode(errors="replace"), ADA), loop
+            ).result()
+        except (Invalid, Conflict):  # Conflict: the name needs a folder where a file is
+            return
+        assert done.state is UploadState.COMPLETE
+        assert done.path.startswith("shared/")
+        assert site.content(done.path) == name.encode()
+
+    await asyncio.to_thread(attempt)
+    assert {path for path in site.folder.rglob("*") if "shared" not in path.parts} == before
+
+
+async def test_links_in_shared_are_not_followed(site: Site, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shared = site.folder / site.experiment / "shared"
+    (shared / "folder").symlink_to(outside)
+    (shared / "dangling").symlink_to(outside / "new.txt")
+    with pytest.raises(Conflict):
+        await site.send("folder/a.txt", b"x", ADA)
+    assert (await site.send("dangling", b"x", ADA)).path == "shared/version-2/dangling"
+    assert list(outside.iterdir()) == []
+    (shared / "version-2").rename(shared / "moved")
+    (shared / "version-2").symlink_to(outside)
+    with pytest.raises(Conflict):
+        await site.send("dangling", b"y", ADA)
+    assert list(outside.iterdir()) == []
+    assert site.incoming() == []
