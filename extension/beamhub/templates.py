@@ -234,8 +234,8 @@ def _schema_complaints(schema: Mapping[str, Any]) -> list[str]:
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict):
         return ['The parameters must be a JSON Schema of type "object" with properties.']
-    unknown = set(schema) - {"type", "properties", "additionalProperties", "title", "description"}
-    complaints = [f"The parameters' schema cannot have {key!r}." for key in sorted(unknown)]
+    strange = set(schema) - {"type", "properties", "additionalProperties", "title", "description"}
+    complaints = [f"The parameters' schema cannot have {key!r}." for key in sorted(strange)]
     if schema.get("additionalProperties") is not False:
         complaints.append('The parameters\' schema must say "additionalProperties": false.')
     for name, spec in properties.items():
@@ -246,7 +246,9 @@ def _schema_complaints(schema: Mapping[str, Any]) -> list[str]:
             complaints.append(f"{where} needs a description of its own.")
             continue
         complaints += [f"{where} needs a {key}." for key in ("title", "description") if not spec.get(key)]
-        complaints += [f"{where} cannot have {key!r}." for key in _unknown_keywords(spec)]
+        if unknown := _unknown_keywords(spec):  # nor are they looked at: a reference would be followed
+            complaints += [f"{where} cannot have {key!r}." for key in unknown]
+            continue
         if "default" not in spec:
             complaints.append(f"{where} needs a default.")
             continue

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from beamhub.text import one_line
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
+@settings(deadline=None)
 @given(st.text(st.characters()), st.integers(1, 50))
 def test_a_line_is_printable_and_bounded(text: str, limit: int) -> None:
     line = one_line(text, limit)

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from beamhub.schemas import Dataset, DatasetKind, DatasetState, Event, Trigger, TriggerEvent
 from beamhub.triggers import decide
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -62,6 +62,7 @@ EVENTS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(EVENTS, DATASETS, RULES)
 def test_a_rule_applies_exactly_when_all_of_it_fits(
     event: Event, dataset: Dataset, rules: list[Trigger]
@@ -86,6 +87,7 @@ def test_a_rule_applies_exactly_when_all_of_it_fits(
     assert asked == expected
 
 
+@settings(deadline=None)
 @given(EVENTS, DATASETS, RULES)
 def test_the_same_occasion_has_the_same_key_whenever_it_is_told(
     event: Event, dataset: Dataset, rules: list[Trigger]
@@ -94,6 +96,7 @@ def test_the_same_occasion_has_the_same_key_whenever_it_is_told(
     assert decide(event, dataset, rules) == decide(again, dataset, rules)
 
 
+@settings(deadline=None)
 @given(EVENTS, DATASETS, RULES)
 def test_rules_do_not_influence_one_another(event: Event, dataset: Dataset, rules: list[Trigger]) -> None:
     one_by_one = [request for rule in rules for request in decide(event, dataset, [rule])]
