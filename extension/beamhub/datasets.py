@@ -7,22 +7,28 @@ that is missing.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from numpy.typing import NDArray
+
 from beamhub import access, folders
 from beamhub.access import SYSTEM, Action, Principal
-from beamhub.errors import NotFound
+from beamhub.errors import Gone, Invalid, NotFound
 from beamhub.events import emit
+from beamhub.frames import picture, reader
 from beamhub.frames.hdf5 import FileProblem
 from beamhub.frames.inspect import Inspector, MasterInfo
 from beamhub.schemas import Dataset, DatasetState, Page, Upload
 from beamhub.store import Store, Transaction
 
 MASTER = re.compile(r"(?P<name>.+)_master\.h5")
+READERS = 4  # frames decoded at the same time
 GROWTH = ("dataset.started", "dataset.frames")  # what shows that a dataset is still being received
 
 
@@ -41,6 +47,7 @@ class Datasets:
         self._data_dir = data_dir
         self._inspector = inspector
         self._stall = stall
+        self._threads = ThreadPoolExecutor(READERS, "beamhub-frames")
 
     async def list(
         self,
@@ -66,6 +73,49 @@ class Datasets:
         """The absolute path of the master file. Only uploads write to raw/: no link can be in its way."""
         dataset = await self.get(principal, id_)
         return self._data_dir / dataset.experiment / dataset.path
+
+    async def frame(
+        self,
+        principal: Principal,
+        id_: int,
+        number: int,
+        *,
+        bin: int = 1,  # noqa: A002 (its name in the API)
+        region: tuple[int, int, int, int] | None = None,
+    ) -> NDArray[Any]:
+        """Frame `number` (from 1) as counts, rows by columns; masked pixels have the type's largest value.
+
+        `region` (x0, y0, x1, y1, in pixels, ends not included) is cut out first; then each block of `bin` x
+        `bin` pixels becomes its largest one. Raises NotFound while the frame has not arrived, Invalid for a
+        region beyond it, Gone if its file is damaged.
+        """
+        dataset = await self.get(principal, id_)
+        if not 1 <= number <= dataset.frames_readable:
+            raise NotFound(
+                f"{dataset.name} has no frame {number} to read: frames 1 to {dataset.frames_readable} of"
+                f" {dataset.frames_announced} have arrived.",
+                "Wait for it, or ask for another.",
+            )
+        master = self._data_dir / dataset.experiment / dataset.path
+        root = self._data_dir / dataset.experiment / folders.RAW
+
+        def read() -> NDArray[Any]:
+            image = reader.dataset(master, root).frame(number - 1)
+            return picture.bin_max(picture.cut(image, region) if region else image, bin)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+        except picture.RegionError as error:
+            raise Invalid(f"Frame {number} of {dataset.name}: {error}.", "Ask for a part of it.") from error
+        except (FileProblem, FileNotFoundError, reader.MissingFrameError) as error:
+            raise Gone(
+                f"Frame {number} of {dataset.name} can't be read: {error}.",
+                "Ask the operators to look after it.",
+            ) from error
+
+    def close(self) -> None:
+        """Waits for the frames that are being read."""
+        self._threads.shutdown()
 
     # --- arriving files ---
 
@@ -117,20 +167,25 @@ class Datasets:
 
     async def expire(self, now: datetime) -> None:
         """Marks as incomplete what has stopped early: no new file for long, and none on its way."""
+        if await self._store.read(lambda tx: self._stalled(tx, now)):
+            await self._store.write(lambda tx: self._give_up(tx, now))
 
-        def work(tx: Transaction) -> None:
-            coming = {(upload.experiment, upload.path) for upload in tx.uploads.receiving()}
-            for dataset in tx.datasets.receiving():
-                grown = tx.events.latest(dataset.experiment, str(dataset.id), GROWTH) or dataset.created
-                files = tx.datasets.files(dataset.id)
-                if now - grown < self._stall or any((dataset.experiment, f.path) in coming for f in files):
-                    continue
-                tx.datasets.change(dataset.id, state=DatasetState.INCOMPLETE, ended=now)
-                experiment = tx.experiments.get(dataset.experiment)
-                instrument = experiment.instrument if experiment else None
-                _emit(tx, dataset, "dataset.incomplete", instrument, SYSTEM.name)
+    def _stalled(self, tx: Transaction, now: datetime) -> Sequence[Dataset]:
+        coming = {(upload.experiment, upload.path) for upload in tx.uploads.receiving()}
+        stalled = []
+        for dataset in tx.datasets.receiving():
+            grown = tx.events.latest(dataset.experiment, str(dataset.id), GROWTH) or dataset.created
+            files = tx.datasets.files(dataset.id)
+            if now - grown >= self._stall and not any((dataset.experiment, f.path) in coming for f in files):
+                stalled.append(dataset)
+        return stalled
 
-        await self._store.write(work)
+    def _give_up(self, tx: Transaction, now: datetime) -> None:
+        for dataset in self._stalled(tx, now):
+            tx.datasets.change(dataset.id, state=DatasetState.INCOMPLETE, ended=now)
+            experiment = tx.experiments.get(dataset.experiment)
+            instrument = experiment.instrument if experiment else None
+            _emit(tx, dataset, "dataset.incomplete", instrument, SYSTEM.name)
 
 
 def _arrived(tx: Transaction, id_: int, path: str, frames: int, upload: Upload) -> None:

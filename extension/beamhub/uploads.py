@@ -189,8 +189,9 @@ class Uploads:
                 upload.id not in self._appending
                 and await self._run(self._incoming.touched, upload) < now - EXPIRES
             ):
-                async with self._lock(upload):
-                    await self._fail(upload, f"not continued for {EXPIRES}", access.SYSTEM.name)
+                with contextlib.suppress(Conflict):  # it has come to its end meanwhile
+                    async with self._lock(upload):
+                        await self._fail(upload, f"not continued for {EXPIRES}", access.SYSTEM.name)
 
     # --- receiving ---
 

@@ -1,0 +1,302 @@
+"""Datasets: files in any order, stopped early, sent again, hostile; and their frames."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from beamhub.access import Principal
+from beamhub.datasets import Datasets
+from beamhub.errors import Gone, Invalid, NotFound
+from beamhub.events import Live
+from beamhub.experiments import Experiments
+from beamhub.frames.inspect import Inspector
+from beamhub.schemas import (
+    Dataset,
+    DatasetKind,
+    DatasetState,
+    ExperimentCreate,
+    InstrumentChange,
+    InstrumentCreate,
+    Upload,
+    UploadState,
+)
+from beamhub.simulation.acquisition import Acquisition, Detector
+from beamhub.simulation.nexus import DataFile, write_master
+from beamhub.store import Store
+from beamhub.uploads import Uploads
+
+OPERATOR = Principal("root", "user", operator=True)
+SAM, ADA, EVE = (Principal(name, "user") for name in ("sam", "ada", "eve"))
+AGENT = Principal("instrument:mx", "instrument", instrument="mx")
+DETECTOR = Detector("tiny", (1, 1), 0.1, module=(64, 48), gap=(0, 0))  # the simulated beam stop is larger
+PER_FILE, FRAMES = 2, 6
+
+
+def frame(number: int, run: int = 0) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """What the detector saw, frames numbered from 1."""
+    return np.arange(DETECTOR.shape[0] * DETECTOR.shape[1], dtype=np.uint16).reshape(DETECTOR.shape) % 100 + (
+        number + 1000 * run
+    )
+
+
+def record(folder: Path, prefix: str = "lyso", run: int = 0, frames: int = FRAMES) -> list[Path]:
+    """A dataset as a filewriter leaves it: its master, then its data files."""
+    folder.mkdir(exist_ok=True)
+    scan = Acquisition(detector=DETECTOR, frames=frames, seed=run + 1)
+    counts = [min(PER_FILE, frames - first) for first in range(0, frames, PER_FILE)]
+    names = [f"{prefix}_data_{number:06d}.h5" for number in range(1, len(counts) + 1)]
+    master = folder / f"{prefix}_master.h5"
+    write_master(master, scan, list(zip(names, counts, strict=True)), 0.1)
+    for index, (name, count) in enumerate(zip(names, counts, strict=True)):
+        with DataFile(folder / name, scan, index * PER_FILE, count) as file:
+            for number in range(count):
+                file.append(frame(index * PER_FILE + number + 1, run))
+    return [master, *(folder / name for name in names)]
+
+
+@dataclass
+class Site:
+    store: Store
+    folder: Path
+    experiments: Experiments
+    uploads: Uploads
+    datasets: Datasets
+    experiment: str
+
+    async def send(self, *files: Path) -> list[Upload]:
+        return [await self._send(file) for file in files]
+
+    async def _send(self, file: Path) -> Upload:
+        content = await asyncio.to_thread(file.read_bytes)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield content
+
+        digest = hashlib.sha256(content).hexdigest()
+        upload = await self.uploads.create(AGENT, file.name, len(content), digest)
+        if upload.state is UploadState.RECEIVING:
+            upload = await self.uploads.append(AGENT, upload.id, 0, chunks())
+        return upload
+
+    async def all(self) -> list[Dataset]:
+        return (await self.datasets.list(ADA, self.experiment)).items
+
+    async def only(self) -> Dataset:
+        (dataset,) = await self.all()
+        return dataset
+
+    def events(self) -> list[str]:
+        found = self.store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+        return [event.kind for event in found if event.kind.startswith("dataset.")]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    store, live, folder = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Live(), tmp_path / "data"
+    store.migrate()
+    folder.mkdir()
+    experiments = Experiments(store, live, folder)
+    await experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
+    experiment = await experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ada"))
+    await experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=experiment.id))
+    inspector = Inspector()
+    datasets = Datasets(store, folder, inspector)
+    uploads = Uploads(store, live, folder, datasets.examine)
+    yield Site(store, folder, experiments, uploads, datasets, experiment.id)
+    await uploads.close()
+    await inspector.close()
+    datasets.close()
+    store.close()
+
+
+async def test_a_dataset_grows_file_by_file(site: Site, tmp_path: Path) -> None:
+    master, *data = record(tmp_path / "run")
+    await site.send(master)
+    dataset = await site.only()
+    assert (dataset.name, dataset.path, dataset.kind) == ("lyso", "raw/lyso_master.h5", DatasetKind.ROTATION)
+    assert (dataset.state, dataset.frames_announced, dataset.frames_readable) == ("receiving", FRAMES, 0)
+    assert dataset.shape == DETECTOR.shape
+    assert dataset.metadata["wavelength"].unit == "angstrom"
+    assert dataset.metadata["wavelength"].value == pytest.approx(0.99987, abs=1e-4)
+    for readable, file in zip((2, 4, 6), data, strict=True):
+        await site.send(file)
+        assert (await site.only()).frames_readable == readable
+    dataset = await site.only()
+    assert dataset.state is DatasetState.COMPLETE
+    assert dataset.ended
+    assert site.events() == ["dataset.started", *["dataset.frames"] * 3, "dataset.complete"]
+    assert await site.datasets.master_path(ADA, dataset.id) == site.folder / site.experiment / dataset.path
+
+
+async def test_files_may_come_in_any_order(site: Site, tmp_path: Path) -> None:
+    for number, order in enumerate(itertools.permutations(range(4))):
+        files = record(tmp_path / "run", f"run{number}")
+        sent: set[int] = set()
+        told = len(site.events())
+        for index in order:
+            await site.send(files[index])
+            sent.add(index)
+            if 0 in sent:
+                leading = next(n for n in range(1, 5) if n not in sent) - 1
+                assert (await site.all())[0].frames_readable == leading * PER_FILE
+        assert (await site.all())[0].state is DatasetState.COMPLETE
+        assert site.events()[told:] == ["dataset.started", *["dataset.frames"] * 3, "dataset.complete"]
+
+
+async def test_files_may_come_all_at_once(site: Site, tmp_path: Path) -> None:
+    files = record(tmp_path / "run")
+    await asyncio.gather(*(site.send(file) for file in reversed(files)))
+    dataset = await site.only()
+    assert (dataset.state, dataset.frames_readable) == (DatasetState.COMPLETE, FRAMES)
+    assert site.events().count("dataset.complete") == 1
+
+
+async def test_two_datasets_do_not_mix(site: Site, tmp_path: Path) -> None:
+    first, second = record(tmp_path / "a", "one"), record(tmp_path / "a", "one_data")
+    await site.send(*second, *first[:2])
+    found = {dataset.name: dataset.frames_readable for dataset in await site.all()}
+    assert found == {"one": 2, "one_data": 6}
+
+
+async def test_what_stops_early_is_incomplete_and_may_still_go_on(site: Site, tmp_path: Path) -> None:
+    master, one, two, three = record(tmp_path / "run")
+    await site.send(master, one)
+    now = datetime.now(UTC)
+    await site.datasets.expire(now + timedelta(minutes=4))
+    assert (await site.only()).state is DatasetState.RECEIVING
+    await site.datasets.expire(now + timedelta(minutes=6))
+    await site.datasets.expire(now + timedelta(minutes=7))
+    dataset = await site.only()
+    assert (dataset.state, dataset.frames_readable) == (DatasetState.INCOMPLETE, 2)
+    assert site.events() == ["dataset.started", "dataset.frames", "dataset.incomplete"]
+    assert (await site.datasets.frame(ADA, dataset.id, 2)).shape == DETECTOR.shape
+    await site.send(two)
+    assert (await site.only()).state is DatasetState.RECEIVING
+    await site.send(three)
+    dataset = await site.only()
+    assert (dataset.state, dataset.frames_readable) == (DatasetState.COMPLETE, FRAMES)
+
+
+async def test_a_slow_network_is_no_stop(site: Site, tmp_path: Path) -> None:
+    master, one, *_ = record(tmp_path / "run")
+    await site.send(master)
+    size = one.stat().st_size
+    going = await site.uploads.create(AGENT, one.name, size, hashlib.sha256(one.read_bytes()).hexdigest())
+    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    assert (await site.only()).state is DatasetState.RECEIVING
+    await site.uploads.terminate(AGENT, going.id)
+    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    assert (await site.only()).state is DatasetState.INCOMPLETE
+
+
+async def test_a_prefix_that_is_used_again_is_another_dataset(site: Site, tmp_path: Path) -> None:
+    """Its files come under the names of the first run's; each master must find its own."""
+    first = record(tmp_path / "one", run=0, frames=4)
+    second = record(tmp_path / "two", run=1, frames=6)
+    await site.send(*first)
+    sent = await site.send(*second)
+    assert [upload.path.split("/")[1] for upload in sent] == ["version-2"] * 4
+    new, old = await site.all()
+    assert (old.name, old.state, old.frames_announced) == ("lyso", DatasetState.COMPLETE, 4)
+    assert (new.name, new.state, new.frames_announced) == ("lyso.v2", DatasetState.COMPLETE, 6)
+    for dataset, run in ((old, 0), (new, 1)):
+        found = await site.datasets.frame(ADA, dataset.id, 3)
+        assert np.median(found - frame(3, run)) == 0
+    again = await site.send(*second, *first)  # as an agent that has lost its journal
+    assert all(upload.offset == upload.size for upload in again)
+    assert len(await site.all()) == 2
+
+
+async def test_frames_are_what_was_measured(site: Site, tmp_path: Path) -> None:
+    master, one, *_ = record(tmp_path / "run")
+    await site.send(master, one)
+    dataset = await site.only()
+    found = await site.datasets.frame(ADA, dataset.id, 2)
+    counting = found != np.iinfo(found.dtype).max
+    assert counting.mean() > 0.9
+    assert np.array_equal(found[counting], frame(2)[counting])
+    cut = await site.datasets.frame(ADA, dataset.id, 2, region=(8, 4, 24, 20))
+    assert np.array_equal(cut, found[4:20, 8:24])
+    small = await site.datasets.frame(ADA, dataset.id, 2, bin=4)
+    assert small.shape == (DETECTOR.shape[0] // 4, DETECTOR.shape[1] // 4)
+    for number in (0, -1, 3, 6, 7, 10**9):
+        with pytest.raises(NotFound):
+            await site.datasets.frame(ADA, dataset.id, number)
+    with pytest.raises(Invalid):
+        await site.datasets.frame(ADA, dataset.id, 1, region=(0, 0, 10_000, 10))
+    many = await asyncio.gather(*(site.datasets.frame(ADA, dataset.id, 1 + n % 2) for n in range(20)))
+    assert all(np.array_equal(image, many[n % 2]) for n, image in enumerate(many))
+
+
+async def test_a_lost_file_is_said_to_be_lost(site: Site, tmp_path: Path) -> None:
+    await site.send(*record(tmp_path / "run"))
+    (site.folder / site.experiment / "raw" / "lyso_data_000002.h5").unlink()
+    dataset = await site.only()
+    with pytest.raises(Gone):
+        await site.datasets.frame(ADA, dataset.id, 3)
+
+
+async def test_strangers_find_nothing(site: Site, tmp_path: Path) -> None:
+    await site.send(*record(tmp_path / "run"))
+    id_ = (await site.only()).id
+    answers = set()
+    for stranger, dataset in itertools.product((EVE, AGENT), (id_, id_ + 1)):
+        for ask in (
+            site.datasets.get(stranger, dataset),
+            site.datasets.frame(stranger, dataset, 1),
+            site.datasets.master_path(stranger, dataset),
+        ):
+            with pytest.raises(NotFound) as error:
+                await ask
+            answers.add(str(error.value).replace(str(dataset), "N"))
+    assert len(answers) == 1  # the same, whether there is such a dataset or not
+    with pytest.raises(NotFound):
+        await site.datasets.list(EVE, site.experiment)
+
+
+async def test_files_that_can_not_be_used_stay_files_and_say_why(site: Site, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["entry/data/data"] = np.zeros((1, 4, 4), np.uint16)
+    with h5py.File(run / "hostile_master.h5", "w") as file:
+        file["entry/instrument/detector/detectorSpecific/nimages"] = 1
+        file["entry/instrument/detector/detectorSpecific/x_pixels_in_detector"] = 4
+        file["entry/instrument/detector/detectorSpecific/y_pixels_in_detector"] = 4
+        file["entry/data/data_000001"] = h5py.ExternalLink(str(secret), "/entry/data/data")
+    (run / "garbage_master.h5").write_bytes(b"not HDF5")
+    (run / "garbage_data_000001.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (run / "log.txt").write_bytes(b"no detector file at all")
+    uploads = await site.send(*sorted(run.iterdir()))
+    assert all(upload.state is UploadState.COMPLETE for upload in uploads)
+    complaints = {upload.path: upload.error for upload in uploads if upload.error}
+    assert set(complaints) == {
+        "raw/hostile_master.h5",
+        "raw/garbage_master.h5",
+        "raw/garbage_data_000001.h5",
+    }
+    assert await site.all() == []
+
+
+async def test_what_people_put_into_shared_is_no_dataset(site: Site, tmp_path: Path) -> None:
+    master, *_ = record(tmp_path / "run")
+    content = master.read_bytes()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content
+
+    digest = hashlib.sha256(content).hexdigest()
+    upload = await site.uploads.create(ADA, master.name, len(content), digest, site.experiment)
+    await site.uploads.append(ADA, upload.id, 0, chunks())
+    assert await site.all() == []
