@@ -94,11 +94,11 @@ class BeamhubApp(ExtensionApp):
 
     # --- start ---------------------------------------------------------------------------------------
 
-    def initialize(self) -> None:
+    def initialize(self, *_: Any) -> None:
         """As the server calls it. Without its routes the service would be an open Jupyter Server: any failure
         ends the process."""
         try:
-            super().initialize()
+            super().initialize()  # type: ignore[no-untyped-call]
         except Exception as error:
             if isinstance(error, BeamhubError):
                 self.log.critical("beamhub can't start: %s", error)

@@ -95,7 +95,8 @@ class Unreachable(Exception):  # noqa: N818 (reads as what happened)
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the live feed. Stored events have an `id`; progress and the like, never kept, have none."""
+    """One message of the live feed. Stored events have an `id`; progress and the like are not kept, and have
+    none."""
 
     id: int | None
     kind: str
@@ -274,12 +275,13 @@ class Client:
     def upload(
         self,
         path: Path,
-        experiment: str,
+        experiment: str | None = None,
         *,
         name: str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Upload:
-        """Send a file into the experiment's `shared/` folder, as `name` (which may have folders).
+        """Send a file into the experiment's `shared/` folder, as `name` (which may have folders). With an
+        instrument's token it goes into `raw/` of the experiment that is active there.
 
         A broken connection resumes where it stopped; a file that is already there with the same content is
         not sent again. `progress(sent, size)` is called as bytes are taken in. Returns the complete upload.
@@ -287,7 +289,7 @@ class Client:
         size = path.stat().st_size
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            metadata = {"filename": name or path.name, "sha256": digest, "experiment": experiment}
+            metadata = _given({"filename": name or path.name, "sha256": digest, "experiment": experiment})
             encoded = ",".join(
                 f"{key} {b64encode(value.encode()).decode()}" for key, value in metadata.items()
             )

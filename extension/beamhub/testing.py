@@ -31,7 +31,7 @@ from tornado.web import RequestHandler
 from traitlets import Dict
 
 from beamhub.client import ApiError, Client, Unreachable
-from beamhub.schemas import Role
+from beamhub.schemas import Dataset, LicenceCreate, Role
 
 pytest_plugins = ("beamhub.testing_stores",)  # postgresql_url, store
 
@@ -45,6 +45,7 @@ PEOPLE: Mapping[str, Mapping[str, Any]] = {
     "eve": {"kind": "user", "admin": False},
     "operator": {"kind": "service", "admin": False},
 }
+TEMPLATE = "echo"  # a template that every service of these tests has
 START = 30.0  # seconds; a healthy service takes two
 
 
@@ -138,6 +139,25 @@ class RunningService:
         token = sam.new_instrument_token(instrument).token
         return Beamtime(instrument, experiment, token)
 
+    def dataset(self, beamtime: Beamtime, *, name: str = "lyso", frames: int = 4) -> Dataset:
+        """A complete rotation dataset of small frames, that the instrument's agent has sent."""
+        folder = self.folder / beamtime.instrument
+        folder.mkdir(exist_ok=True)
+        for path in write_dataset(folder, name, frames=frames):
+            self.agent(beamtime).upload(path)
+        found = self.client("ada").datasets(beamtime.experiment)
+        return next(dataset for dataset in found if dataset.name == name)
+
+    def licence(self, beamtime: Beamtime, cpu_hours: float = 100.0) -> str:
+        """The id of a new lab licence for the beamtime's instrument."""
+        id_ = f"lab-{beamtime.instrument}"
+        self.client("operator").create_licence(
+            LicenceCreate(
+                id=id_, title="Lab", kind="lab", instruments=[beamtime.instrument], cpu_hours=cpu_hours
+            )
+        )
+        return id_
+
     # --- its process ---------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -161,9 +181,16 @@ class RunningService:
             "TokenIdentityProvider": {
                 "users": {self.tokens[name]: {"name": name, **model} for name, model in PEOPLE.items()}
             },
-            "BeamhubApp": {"data_dir": str(self.data_dir), "cpus": self.cpus, **self.settings},
+            "BeamhubApp": {
+                "data_dir": str(self.data_dir),
+                "cpus": self.cpus,
+                "templates": [str(self.folder / "templates")],
+                **self.settings,
+            },
         }
         (self.folder / "empty").mkdir(parents=True, exist_ok=True)
+        (self.folder / "templates").mkdir(exist_ok=True)
+        (self.folder / "templates" / f"{TEMPLATE}.ipynb").write_text(json.dumps(_template()))
         path = self.folder / "config.json"
         path.write_text(json.dumps(config))
         environment = os.environ | {
@@ -228,6 +255,91 @@ class RunningService:
             with contextlib.suppress(OSError):
                 if str(self.folder).encode() in (entry / "cmdline").read_bytes():
                     os.kill(int(entry.name), signal.SIGKILL)
+
+
+def write_dataset(folder: Path, name: str, *, frames: int = 4, per_file: int = 2) -> list[Path]:
+    """A rotation dataset as DECTRIS's filewriter writes it, of frames of 16 x 20 pixels: frame n (from 1) has n
+    counts everywhere, and its first pixel is masked. Returns the master's path, then those of the data files."""
+    import h5py
+    import numpy as np
+
+    master = folder / f"{name}_master.h5"
+    paths = []
+    with h5py.File(master, "w") as file:
+        detector = file.create_group("entry/instrument/detector")
+        detector["detectorSpecific/nimages"] = frames
+        detector["detectorSpecific/ntrigger"] = 1
+        detector["detectorSpecific/x_pixels_in_detector"] = 20
+        detector["detectorSpecific/y_pixels_in_detector"] = 16
+        mask = np.zeros((16, 20), np.uint32)
+        mask[0, 0] = 1
+        detector["detectorSpecific/pixel_mask"] = mask
+        detector["pixel_mask"] = mask
+        detector["bit_depth_image"] = 16
+        detector["detector_distance"] = 0.2
+        detector["detector_distance"].attrs["units"] = "m"
+        file["entry/instrument/beam/incident_wavelength"] = 1.0
+        file["entry/instrument/beam/incident_wavelength"].attrs["units"] = "angstrom"
+        file["entry/sample/goniometer/omega"] = np.arange(frames) * 0.1
+        file["entry/sample/goniometer/omega"].attrs["units"] = "degree"
+        data = file.create_group("entry/data")
+        for number, first in enumerate(range(0, frames, per_file), 1):
+            path = folder / f"{name}_data_{number:06d}.h5"
+            data[f"data_{number:06d}"] = h5py.ExternalLink(path.name, "/entry/data/data")
+            counts = np.arange(first, min(first + per_file, frames)) + 1
+            images = np.broadcast_to(counts[:, None, None], (len(counts), 16, 20)).astype(np.uint16)
+            with h5py.File(path, "w") as part:
+                part.create_dataset("entry/data/data", data=images, chunks=(1, 16, 20))
+            paths.append(path)
+    return [master, *paths]
+
+
+def _template() -> dict[str, Any]:
+    """A template notebook that reports and keeps what it is told."""
+
+    def cell(source: str, *tags: str) -> dict[str, Any]:
+        return {
+            "cell_type": "code",
+            "id": f"cell-{len(source)}",
+            "execution_count": None,
+            "metadata": {"tags": list(tags)},
+            "outputs": [],
+            "source": source,
+        }
+
+    word = {"type": "string", "title": "Word", "description": "what to say", "default": "hello"}
+    work = """from pathlib import Path
+from IPython.display import HTML, display
+from beamhub import report
+print(word)
+display(HTML(word))
+for n in range(3):
+    report.series("counts", units={"frame": "", "value": "counts"}, frame=n, value=n * n)
+report.progress(0.5, "half way")
+report.metric("length", len(word))
+Path("said.txt").write_text(word)
+report.artifact("said.txt", "What was said")
+assert word != "fail", "it was told to fail"
+"""
+    return {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "beamhub": {
+                "title": "Echo",
+                "technique": "testing",
+                "description": "Says a word.",
+                "parameters": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"word": word},
+                },
+                "metrics": {"length": {"title": "Length"}},
+            },
+        },
+        "cells": [cell('data = ""\ncpus = 1\nword = "hello"', "parameters"), cell(work)],
+    }
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from beamhub.api.routes import Call, Download, Paging, route
+from beamhub.api.routes import Call, Download, Paging, page_of, route
 from beamhub.schemas import (
     Experiment,
     ExperimentChange,
@@ -85,6 +85,7 @@ async def get_file(call: Call, experiment: str, path: str) -> Download:
 
 
 @route("GET", "experiments/{experiment}/sponsors")
-async def list_sponsors(call: Call, experiment: str) -> Page[Licence]:
+async def list_sponsors(call: Call, experiment: str, query: Paging) -> Page[Licence]:
     """The licences that may pay for jobs which the caller starts in this experiment."""
-    return Page[Licence](items=list(await call.service.licences.sponsors(call.principal, experiment)))
+    found = await call.service.licences.sponsors(call.principal, experiment)
+    return page_of(found, query, lambda licence: licence.id)

@@ -25,17 +25,18 @@ class Span:
     partial: bool
 
 
-def span_of(header: str | None, size: int) -> Span:
-    """What a Range header asks for; a header that makes no sense, or several ranges, ask for the whole."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
-    if match is None or size == 0 or match.group(0) == "bytes=-":
+def span_of(header: str | None, size: int) -> Span | None:
+    """What a Range header asks for, as RFC 9110 has it; None: something beyond the end of the file.
+
+    A header that makes no sense, and one of several ranges, asks for the whole file.
+    """
+    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header or "")
+    first, last = match.groups() if match else ("", "")
+    if not (first or last) or (first and last and int(last) < int(first)):
         return Span(0, size, partial=False)
-    first, last = match.groups()
     start = int(first) if first else max(0, size - int(last))
     end = min(int(last), size - 1) if first and last else size - 1
-    if start > end:
-        return Span(0, size, partial=False)
-    return Span(start, end - start + 1, partial=True)
+    return Span(start, end - start + 1, partial=True) if start <= end else None
 
 
 def media_type_of(name: str) -> str:

@@ -346,6 +346,13 @@ class Handler(JupyterHandler):
         with download.file:
             source = Source.of(download.file, download.name)
             span = span_of(self.request.headers.get("Range"), source.size)
+            if span is None:
+                raise Refusal(
+                    416,
+                    f"{download.name} has {source.size} bytes; the range lies beyond.",
+                    "Ask for less.",
+                    Content_Range=f"bytes */{source.size}",
+                )
             shown = source.media_type in SAFE_INLINE
             headers = {
                 "Content-Type": source.media_type if shown else "application/octet-stream",

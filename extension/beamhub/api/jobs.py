@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from beamhub.api import notebook
-from beamhub.api.routes import Call, Content, Download, Paging, route
+from beamhub.api.routes import Call, Content, Download, Paging, page_of, route
 from beamhub.schemas import (
     BigInt,
     File,
@@ -104,10 +104,8 @@ async def get_notebook(call: Call, job: BigInt, query: NotebookQuery) -> Downloa
 @route("GET", "jobs/{job}/files")
 async def list_job_files(call: Call, job: BigInt, query: Paging) -> Page[File]:
     """The files in a job's folder."""
-    found = sorted(await call.service.jobs.files(call.principal, job), key=lambda file: file.path)
-    left = [file for file in found if query.after is None or file.path > query.after]
-    page = left[: query.limit]
-    return Page[File](items=page, next=page[-1].path if len(left) > len(page) else None)
+    found = await call.service.jobs.files(call.principal, job)
+    return page_of(found, query, lambda file: file.path)
 
 
 @route("GET", "jobs/{job}/files/{path:path}", media=("application/octet-stream",))

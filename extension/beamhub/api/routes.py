@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
@@ -18,9 +18,10 @@ from tornado.httputil import HTTPHeaders
 
 from beamhub.access import Principal
 from beamhub.api.service import Service
-from beamhub.schemas import Request
+from beamhub.schemas import Page, Request
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
@@ -31,6 +32,13 @@ class Paging(Request):
 
     after: str | None = Field(None, max_length=2000, description="`next` of the page before")
     limit: int = Field(100, ge=1, le=1000, description="how many items at most")
+
+
+def page_of(items: Iterable[M], query: Paging, key: Callable[[M], str]) -> Page[M]:
+    """The page that is asked for, of a list that is at hand as a whole; `key` is unique and orders it."""
+    left = sorted((item for item in items if query.after is None or key(item) > query.after), key=key)
+    page = left[: query.limit]
+    return Page(items=page, next=key(page[-1]) if len(left) > len(page) else None)
 
 
 @dataclass(frozen=True)

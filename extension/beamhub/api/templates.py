@@ -7,30 +7,24 @@ from pathlib import Path
 
 from pydantic import Field
 
-from beamhub.api.routes import Call, Paging, route
+from beamhub.api.routes import Call, Paging, page_of, route
 from beamhub.schemas import BigInt, Page, Profile, Request, Template, Trigger, TriggerChange, TriggerCreate
 
 
 class TemplateQuery(Request):
     experiment: str | None = Field(None, description="also the templates that its members keep there")
-    # templates and profiles are few: their lists are one page, and take what other lists take
-    after: str | None = None
-    limit: int = Field(1000, ge=1, le=1000)
 
 
-class ProfileQuery(Request):
-    after: str | None = None
-    limit: int = Field(1000, ge=1, le=1000)
+class TemplatesQuery(TemplateQuery, Paging):
+    pass
 
 
 @route("GET", "templates")
-async def list_templates(call: Call, query: TemplateQuery) -> Page[Template]:
+async def list_templates(call: Call, query: TemplatesQuery) -> Page[Template]:
     """The templates that jobs can be made from, by name."""
     folder = await _folder(call, query.experiment)
     found = await asyncio.to_thread(call.service.catalogue.list, folder)
-    items = [template for template in found if query.after is None or template.name > query.after]
-    page = items[: query.limit]
-    return Page[Template](items=page, next=page[-1].name if len(items) > len(page) else None)
+    return page_of(found, query, lambda template: template.name)
 
 
 @route("GET", "templates/{name}")
@@ -47,11 +41,9 @@ async def _folder(call: Call, experiment: str | None) -> Path | None:
 
 
 @route("GET", "profiles")
-async def list_profiles(call: Call, query: ProfileQuery) -> Page[Profile]:
+async def list_profiles(call: Call, query: Paging) -> Page[Profile]:
     """What a job may ask for: CPUs, memory in bytes, wall-clock time in seconds."""
-    items = [p for p in call.service.profiles if query.after is None or p.name > query.after]
-    page = items[: query.limit]
-    return Page[Profile](items=page, next=page[-1].name if len(items) > len(page) else None)
+    return page_of(call.service.profiles, query, lambda profile: f"{profile.cpus:06d} {profile.name}")
 
 
 @route("GET", "instruments/{instrument}/triggers")

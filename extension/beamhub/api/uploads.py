@@ -38,7 +38,7 @@ class UploadQuery(Paging):
 
 
 @route("OPTIONS", "uploads", public=True)
-async def describe_tus(call: Call) -> Reply[None]:
+async def describe_tus(call: Call) -> Reply[None]:  # noqa: ARG001 (as every route)
     """What this service can do of tus."""
     headers = {
         "Tus-Version": "1.0.0",

@@ -1,0 +1,521 @@
+"""The REST API over HTTP, route by route, as its callers use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from beamhub.client import ApiError, Client, Unreachable
+from beamhub.schemas import (
+    ExperimentChange,
+    ExperimentState,
+    FileProgress,
+    Heartbeat,
+    InstrumentChange,
+    JobState,
+    LicenceCreate,
+    Role,
+    TriggerChange,
+    TriggerCreate,
+    TriggerEvent,
+    UploadState,
+)
+from beamhub.testing import TEMPLATE, Beamtime, RunningService
+
+
+@pytest.fixture(scope="module")
+def beamtime(service: RunningService) -> Beamtime:
+    return service.beamtime(members={"ben": Role.COLLABORATOR})
+
+
+@pytest.fixture
+def ada(service: RunningService) -> Client:
+    return service.client("ada")
+
+
+@pytest.fixture
+def http(service: RunningService) -> Iterator[httpx.Client]:
+    """Requests as they are on the wire, as ada."""
+    headers = {"Authorization": f"token {service.tokens['ada']}"}
+    with httpx.Client(base_url=service.api, headers=headers, timeout=30) as client:
+        yield client
+
+
+def refused(error: pytest.ExceptionInfo[ApiError], status: int) -> str:
+    """The words of a refusal, which always has some."""
+    assert error.value.status == status
+    assert error.value.problem.detail
+    return error.value.problem.detail
+
+
+# --- who asks ------------------------------------------------------------------------------------------
+
+
+def test_everybody_is_who_the_token_says(service: RunningService, beamtime: Beamtime) -> None:
+    ada, sam, operator = (service.client(name).me() for name in ("ada", "sam", "operator"))
+    assert (ada.name, ada.kind, ada.operator, ada.staff_of) == ("ada", "user", False, [])
+    assert beamtime.instrument in sam.staff_of
+    assert (operator.kind, operator.operator) == ("service", True)
+    agent = service.agent(beamtime).me()
+    assert (agent.kind, agent.operator) == ("instrument", False)
+
+
+@pytest.mark.parametrize("header", [None, "token wrong", "Bearer wrong", "Basic YTpi", "token"])
+def test_no_valid_credentials_are_a_401_problem(service: RunningService, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    answer = httpx.get(f"{service.api}me", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert "WWW-Authenticate" in answer.headers
+    assert answer.json()["remedy"]
+
+
+def test_a_browser_without_credentials_is_sent_to_the_login(service: RunningService) -> None:
+    headers = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate"}
+    answer = httpx.get(f"{service.api}me", headers=headers)
+    assert answer.status_code == 302
+    assert "login" in answer.headers["Location"]
+    # what a page's script fetches is no navigation
+    assert httpx.get(f"{service.api}me", headers=headers | {"Sec-Fetch-Mode": "cors"}).status_code == 401
+
+
+def test_a_cookie_needs_the_xsrf_token_to_write(service: RunningService, beamtime: Beamtime) -> None:
+    path = f"{service.api}experiments/{beamtime.experiment}"
+    with httpx.Client(cookies={"beamhub-testing": service.tokens["ada"]}) as browser:
+        assert browser.get(path).status_code == 200
+        refusal = browser.patch(path, json={"title": "Forged"})
+        assert refusal.status_code == 403
+        assert refusal.headers["Content-Type"] == "application/problem+json"
+        browser.cookies.set("_xsrf", "the page's own")
+        answer = browser.patch(path, json={"title": "Meant"}, headers={"X-XSRFToken": "the page's own"})
+        assert answer.status_code == 200
+    assert service.client("ada").experiment(beamtime.experiment).title == "Meant"
+
+
+def test_nothing_of_the_jupyter_server_itself_is_reachable(service: RunningService) -> None:
+    root = f"{service.url}/services/beamhub/"
+    headers = {"Authorization": f"token {service.tokens['ada']}"}
+    with httpx.Client(headers=headers) as client:
+        for path in (
+            "api/kernels",
+            "api/contents",
+            "api/sessions",
+            "api/terminals",
+            "files/x",
+            "api/spec.yaml",
+        ):
+            assert client.get(root + path).status_code == 404
+            assert client.post(root + path, json={}).status_code in (404, 405)
+        assert client.get(root).headers["Location"] == "/services/cockpit/"
+
+
+# --- the form of requests and answers ------------------------------------------------------------------
+
+
+def test_unknown_routes_and_methods_are_problems(http: httpx.Client) -> None:
+    answer = http.get("nonsense")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
+    answer = http.delete("me")
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert http.get("jobs/one").status_code == 404
+    assert http.get(f"jobs/{2**70}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=many", "limit=5&limit=6", "colour=red", "after=%ff", "state=lost", "after=bogus"],
+)
+def test_query_parameters_are_checked(http: httpx.Client, query: str) -> None:
+    answer = http.get(f"experiments?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"]
+
+
+def test_bodies_are_checked(http: httpx.Client, beamtime: Beamtime) -> None:
+    path = f"experiments/{beamtime.experiment}"
+    json_type = {"Content-Type": "application/json"}
+    assert http.patch(path, content=b"{", headers=json_type).status_code == 400
+    assert http.patch(path, content=b'{"title": NaN}', headers=json_type).status_code == 400
+    assert http.patch(path, content=b"[" * 100_000, headers=json_type).status_code == 400
+    assert http.patch(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert http.patch(path, json={"title": "x", "colour": "red"}).json()["errors"][0]["field"] == "colour"
+    assert http.patch(path, json=["title"]).status_code == 422
+    assert http.patch(path, json={"title": "line\nbreak"}).status_code == 422
+    assert http.patch(path, json={"title": "x" * 2**21}).status_code == 413
+
+
+def test_answers_are_not_kept_and_not_sniffed(http: httpx.Client) -> None:
+    headers = http.get("me").headers
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+def test_head_and_options(http: httpx.Client) -> None:
+    answer = http.head("me")
+    assert (answer.status_code, answer.content) == (200, b"")
+    answer = http.options("me")
+    assert (answer.status_code, answer.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+
+
+def test_lists_come_in_pages(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    sam = service.client("sam")
+    for number in range(4):
+        sam.create_experiment(beamtime.instrument, f"Run {number}", pi="ada")
+    with httpx.Client(
+        base_url=service.api, headers={"Authorization": f"token {service.tokens['sam']}"}
+    ) as http:
+        seen: list[str] = []
+        params: dict[str, Any] = {"instrument": beamtime.instrument, "limit": 2}
+        while True:
+            page = http.get("experiments", params=params).json()
+            assert len(page["items"]) <= 2
+            seen += [item["id"] for item in page["items"]]
+            if page["next"] is None:
+                break
+            params["after"] = page["next"]
+    assert seen == [e.id for e in sam.experiments(instrument=beamtime.instrument)]
+    assert len(seen) == 5
+
+
+# --- idempotency ---------------------------------------------------------------------------------------
+
+
+def test_a_repeated_post_gets_the_first_answer(http: httpx.Client, beamtime: Beamtime) -> None:
+    path, body = f"experiments/{beamtime.experiment}/members", {"user": "carol", "role": "viewer"}
+    first = http.post(path, json=body, headers={"Idempotency-Key": "add-carol"})
+    http.delete(f"{path}/carol")
+    again = http.post(path, json=body, headers={"Idempotency-Key": "add-carol"})
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert "carol" not in [m["user"] for m in http.get(path).json()["items"]]
+
+
+def test_a_key_is_for_one_request_of_one_caller(http: httpx.Client, service: RunningService) -> None:
+    beamtime = service.beamtime(members={"ben": Role.PI})
+    path, key = f"experiments/{beamtime.experiment}/members", {"Idempotency-Key": "k"}
+    assert http.post(path, json={"user": "carol"}, headers=key).status_code == 201
+    assert http.post(path, json={"user": "dave"}, headers=key).status_code == 422
+    other = {"Authorization": f"token {service.tokens['ben']}"} | key
+    assert http.post(path, json={"user": "dave"}, headers=other).status_code == 201
+    assert http.post(path, json={"user": "carol"}, headers={"Idempotency-Key": "x" * 300}).status_code == 422
+
+
+def test_a_refused_request_leaves_its_key_free(http: httpx.Client, beamtime: Beamtime) -> None:
+    path, key = f"experiments/{beamtime.experiment}/members", {"Idempotency-Key": "second-try"}
+    assert http.post(path, json={"user": ""}, headers=key).status_code == 422
+    assert http.post(path, json={"user": "carol"}, headers=key).status_code == 201
+
+
+# --- instruments ---------------------------------------------------------------------------------------
+
+
+def test_instruments(service: RunningService, beamtime: Beamtime) -> None:
+    operator, sam, ada = (service.client(name) for name in ("operator", "sam", "ada"))
+    instrument = operator.create_instrument("em-1", "Microscope", technique="cryo-EM", staff=["sam"])
+    assert instrument.staff == ["sam"]
+    with pytest.raises(ApiError) as error:
+        operator.create_instrument("em-1", "Another")
+    refused(error, 409)
+    assert sam.change_instrument("em-1", InstrumentChange(automation=False)).automation is False
+    assert sam.activate(beamtime.instrument, beamtime.experiment).active_experiment == beamtime.experiment
+    assert beamtime.instrument in [i.id for i in ada.instruments()]
+    with pytest.raises(ApiError) as error:
+        ada.instrument("em-1")
+    refused(error, 404)
+    with pytest.raises(ApiError) as error:
+        ada.change_instrument(beamtime.instrument, InstrumentChange(title="Mine"))
+    refused(error, 403)
+
+
+def test_an_agent_tells_how_it_is(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    beat = Heartbeat(
+        host="mx-control",
+        version="0.1.0",
+        state="uploading",
+        current=[FileProgress(name="a.h5", size=9, sent=3)],
+    )
+    service.agent(beamtime).heartbeat(beamtime.instrument, beat)
+    agent = service.client("sam").instrument(beamtime.instrument).agent
+    assert agent is not None
+    assert (agent.connected, agent.host, agent.current[0].sent) == (True, "mx-control", 3)
+    with pytest.raises(ApiError) as error:
+        service.client("ada").heartbeat(beamtime.instrument, beat)
+    refused(error, 403)
+
+
+def test_a_new_token_ends_the_old_one(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    new = service.client("sam").new_instrument_token(beamtime.instrument)
+    with pytest.raises(ApiError) as error:
+        service.agent(beamtime).me()
+    refused(error, 401)
+    with Client(service.url, new.token, instrument=True) as agent:
+        assert agent.me().kind == "instrument"
+
+
+# --- experiments ---------------------------------------------------------------------------------------
+
+
+def test_experiments_and_members(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    ada, ben, sam = (service.client(name) for name in ("ada", "ben", "sam"))
+    experiment = ada.experiment(beamtime.experiment)
+    assert (experiment.pi, experiment.state, experiment.active) == ("ada", ExperimentState.RUNNING, True)
+    assert experiment.role is Role.PI
+    assert "members.manage" in experiment.actions
+    assert ada.add_member(beamtime.experiment, "ben", Role.VIEWER).role is Role.VIEWER
+    assert [m.user for m in ben.members(beamtime.experiment)] == ["ada", "ben"]
+    with pytest.raises(ApiError) as error:
+        ben.change_experiment(beamtime.experiment, ExperimentChange(title="Mine"))
+    refused(error, 403)
+    ada.remove_member(beamtime.experiment, "ben")
+    with pytest.raises(ApiError) as error:
+        ben.experiment(beamtime.experiment)
+    refused(error, 404)
+    closed = sam.change_experiment(beamtime.experiment, ExperimentChange(state=ExperimentState.CLOSED))
+    assert (closed.state, closed.active) == (ExperimentState.CLOSED, False)
+    with pytest.raises(ApiError) as error:
+        ada.add_member(beamtime.experiment, "ben")
+    refused(error, 403)
+
+
+def test_files_of_an_experiment(service: RunningService, tmp_path: Path) -> None:
+    beamtime = service.beamtime()
+    ada = service.client("ada")
+    file = tmp_path / "notes.html"
+    file.write_bytes(b"<script>alert(1)</script>" * 30_000)
+    upload = ada.upload(file, beamtime.experiment, name="plans/Größe ½.html")
+    assert (upload.state, upload.path) == (UploadState.COMPLETE, "shared/plans/Größe ½.html")
+    (listed,) = ada.files(beamtime.experiment, "shared")
+    assert (listed.path, listed.digest, listed.size) == (upload.path, upload.digest, upload.size)
+    assert ada.file(beamtime.experiment, upload.path) == file.read_bytes()
+    to = ada.download(beamtime.experiment, upload.path, tmp_path / "copy")
+    assert to.read_bytes() == file.read_bytes()
+    for path in (
+        "shared/../../../etc/passwd",
+        "shared/plans",
+        "/etc/passwd",
+        ".incoming/x",
+        "shared/nothing",
+    ):
+        with pytest.raises(ApiError) as error:
+            ada.file(beamtime.experiment, path)
+        assert error.value.status in (404, 422)
+
+
+def test_files_are_saved_not_shown(
+    service: RunningService, beamtime: Beamtime, http: httpx.Client, tmp_path: Path
+) -> None:
+    page, picture = tmp_path / 'a "b".svg', tmp_path / "plot.png"
+    page.write_text("<svg onload='alert(1)'/>")
+    picture.write_bytes(b"\x89PNG\r\n")
+    for file in (page, picture):
+        service.client("ada").upload(file, beamtime.experiment)
+    headers = http.get(f"experiments/{beamtime.experiment}/files/shared/a%20%22b%22.svg").headers
+    assert headers["Content-Disposition"].startswith('attachment; filename="a _b_.svg"; filename*=UTF-8')
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
+    headers = http.get(f"experiments/{beamtime.experiment}/files/shared/plot.png").headers
+    assert headers["Content-Disposition"].startswith("inline")
+    assert (headers["Content-Type"], headers["Cache-Control"]) == ("image/png", "private, no-cache")
+
+
+def test_a_part_of_a_file(
+    service: RunningService, beamtime: Beamtime, http: httpx.Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "digits"
+    file.write_bytes(b"0123456789")
+    service.client("ada").upload(file, beamtime.experiment)
+    path = f"experiments/{beamtime.experiment}/files/shared/digits"
+    answer = http.get(path, headers={"Range": "bytes=2-4"})
+    assert (answer.status_code, answer.content) == (206, b"234")
+    assert answer.headers["Content-Range"] == "bytes 2-4/10"
+    assert http.get(path, headers={"Range": "bytes=-3"}).content == b"789"
+    assert http.get(path, headers={"Range": "bytes=20-"}).status_code == 416
+    answer = http.head(path)
+    assert (answer.headers["Content-Length"], answer.content) == ("10", b"")
+
+
+# --- datasets ------------------------------------------------------------------------------------------
+
+
+def test_datasets_and_frames(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    dataset = service.dataset(beamtime)
+    ada = service.client("ada")
+    assert (dataset.state, dataset.frames_readable, dataset.shape) == ("complete", 4, (16, 20))
+    assert dataset.metadata["detector_distance"].unit == "m"
+    assert ada.dataset(dataset.id) == dataset
+    frame = ada.frame(dataset.id, 3)
+    assert (frame.shape, frame.dtype) == ((16, 20), np.dtype(np.uint16))
+    assert frame[0, 0] == 2**16 - 1
+    assert (frame.ravel()[1:] == 3).all()
+    assert ada.frame(dataset.id, 3, bin=4).shape == (4, 5)
+    assert ada.frame(dataset.id, 3, region=(5, 0, 15, 8)).shape == (8, 10)
+    assert ada.frame_png(dataset.id, 1).startswith(b"\x89PNG")
+    for n, query in ((5, {}), (1, {"region": (0, 0, 30, 8)}), (1, {"bin": 0})):
+        with pytest.raises(ApiError) as error:
+            ada.frame(dataset.id, n, **query)  # type: ignore[arg-type]
+        assert error.value.status in (404, 422)
+
+
+# --- templates, triggers, jobs, licences ---------------------------------------------------------------
+
+
+def test_templates_and_profiles(ada: Client) -> None:
+    assert TEMPLATE in [template.name for template in ada.templates()]
+    template = ada.template(TEMPLATE)
+    assert template.source == "facility"
+    assert template.parameters["properties"]["word"]["default"] == "hello"  # type: ignore[index, call-overload]
+    assert [profile.cpus for profile in ada.profiles()] == [1, 2]
+    with pytest.raises(ApiError) as error:
+        ada.template("nothing")
+    refused(error, 404)
+
+
+def test_trigger_rules_start_jobs(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    licence = service.licence(beamtime)
+    sam, ada = service.client("sam"), service.client("ada")
+    rule = sam.create_trigger(
+        beamtime.instrument,
+        TriggerCreate(
+            title="Echo every dataset",
+            event=TriggerEvent.DATASET_COMPLETE,
+            template=TEMPLATE,
+            profile="cpu-1",
+            sponsor=licence,
+        ),
+    )
+    changed = sam.change_trigger(rule.id, TriggerChange(parameters={"word": "automatic"}))
+    assert changed.version > rule.version
+    assert [t.id for t in ada.triggers(beamtime.instrument)] == [rule.id]
+    with pytest.raises(ApiError) as error:
+        ada.delete_trigger(rule.id)
+    refused(error, 403)
+    events = ada.events(beamtime.experiment, last_id=0)
+    service.dataset(beamtime)
+    created = next(m for m in events if m.kind == "job.created")
+    job = ada.wait(int(created.subject), timeout=120)
+    assert (job.state, job.launched_by, job.reason) == (JobState.FINISHED, f"trigger:{rule.id}", "")
+    assert job.parameters == {"word": "automatic"}
+    sam.delete_trigger(rule.id)
+    assert ada.triggers(beamtime.instrument) == []
+
+
+def test_jobs_from_start_to_result(service: RunningService) -> None:
+    beamtime = service.beamtime(members={"ben": Role.COLLABORATOR})
+    licence, dataset = service.licence(beamtime), service.dataset(beamtime)
+    ada, ben = service.client("ada"), service.client("ben")
+    assert [one.id for one in ada.sponsors(beamtime.experiment)] == [licence]
+
+    word = "<script>alert(1)</script><b>bold</b>"
+    job = ada.submit(
+        beamtime.experiment, TEMPLATE, dataset.id, sponsor=licence, parameters={"word": word}, key="once"
+    )
+    same = ada.submit(
+        beamtime.experiment, TEMPLATE, dataset.id, sponsor=licence, parameters={"word": word}, key="once"
+    )
+    assert same.id == job.id
+    job = ben.wait(job.id, timeout=120)
+    assert (job.state, job.reason, job.launched_by) == (JobState.FINISHED, "", "ada")
+    assert job.metrics["length"].value == len(word)
+    assert job.inputs[0].name == "lyso"
+    assert job.cpu_seconds > 0
+
+    log, position = ben.job_log(job.id)
+    assert word in log
+    assert ben.job_log(job.id, position) == ("", position)
+    rows = ben.series(job.id, "counts")
+    assert [row["value"] for row in rows.items] == [0, 1, 4]
+    assert rows.columns["value"] == "counts"
+    assert ben.series(job.id, "counts", rows.next).items == []
+    assert {"said.txt", "notebook.ipynb", "log.txt"} <= {file.path for file in ben.job_files(job.id)}
+    assert ben.job_file(job.id, "said.txt").decode() == word
+    assert json.loads(ben.notebook(job.id))["nbformat"] == 4
+    page = ben.notebook(job.id, "html")
+    assert "<b>bold</b>" in page
+    assert "<script>alert(1)" not in page
+
+    again = ben.rerun(job.id, parameters={"word": "fail"})
+    assert (again.parent, again.launched_by, again.sponsor) == (job.id, "ben", licence)
+    failed = ada.wait(again.id, timeout=120)
+    assert failed.state is JobState.FAILED
+    assert "it was told to fail" in failed.reason
+    assert [j.id for j in ada.jobs(beamtime.experiment, dataset=dataset.id)] == [again.id, job.id]
+    assert [j.id for j in ada.jobs(beamtime.experiment, state=JobState.FAILED)] == [again.id]
+
+    ledger = service.client("sam").ledger(licence)
+    assert [line.kind for line in ledger if line.job == job.id] == ["release", "charge", "hold"]
+    with pytest.raises(ApiError) as error:
+        ada.cancel(job.id)
+    refused(error, 409)
+    with pytest.raises(ApiError) as error:
+        ada.submit(beamtime.experiment, TEMPLATE, dataset.id, sponsor=licence, parameters={"wort": 1})
+    refused(error, 422)
+
+
+def test_the_page_of_a_notebook_runs_nothing(service: RunningService, http: httpx.Client) -> None:
+    beamtime = service.beamtime()
+    licence, dataset = service.licence(beamtime, 0), service.dataset(beamtime)
+    job = service.client("ada").submit(beamtime.experiment, TEMPLATE, dataset.id, sponsor=licence)
+    assert job.state is JobState.PENDING
+    assert "credit" in job.reason
+    headers = http.get(f"jobs/{job.id}/notebook?format=html").headers
+    assert "sandbox" in headers["Content-Security-Policy"]
+    assert "script-src" not in headers["Content-Security-Policy"]
+    headers = http.get(f"jobs/{job.id}/notebook").headers
+    assert headers["Content-Disposition"].startswith("attachment")
+    assert service.client("ada").cancel(job.id, "not needed").state is JobState.CANCELLED
+
+
+def test_licences(service: RunningService) -> None:
+    operator, ben = service.client("operator"), service.client("ben")
+    operator.create_licence(LicenceCreate(id="ben-own", title="Ben", kind="user", owner="ben", cpu_hours=1))
+    assert operator.grant("ben-own", 0.5, "for the revision").granted == 5400
+    assert [licence.id for licence in ben.licences()] == ["ben-own"]
+    assert ben.licence("ben-own").available == 5400
+    assert ben.ledger("ben-own", limit=1)[0].note == "for the revision"
+    with pytest.raises(ApiError) as error:
+        ben.grant("ben-own", 100)
+    refused(error, 403)
+    with pytest.raises(ApiError) as error:
+        service.client("ada").licence("ben-own")
+    refused(error, 404)
+
+
+# --- the log -------------------------------------------------------------------------------------------
+
+
+def test_the_log_and_the_audit_trail(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    kinds = [event.kind for event in service.client("ada").past_events(beamtime.experiment)]
+    assert kinds == ["experiment.created", "member.added", "experiment.changed", "experiment.activated"]
+    headers = {"Authorization": f"token {service.tokens['sam']}"}
+    answer = httpx.get(f"{service.api}audit?experiment={beamtime.experiment}&limit=2", headers=headers)
+    assert [event["actor"] for event in answer.json()["items"]] == ["sam", "sam"]
+    assert answer.json()["next"] == str(answer.json()["items"][-1]["id"])
+    headers = {"Authorization": f"token {service.tokens['ada']}"}
+    assert httpx.get(f"{service.api}audit", headers=headers).status_code == 403
+
+
+# --- the client ----------------------------------------------------------------------------------------
+
+
+def test_a_service_that_is_not_there(tmp_path: Path) -> None:
+    with Client("http://127.0.0.1:9", "token") as client:
+        with pytest.raises(Unreachable):
+            client.me()
+        with pytest.raises(Unreachable):
+            next(client.events())
+    with pytest.raises(ValueError, match="hub"):
+        Client("hub.example.org", "token")
