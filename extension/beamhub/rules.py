@@ -47,7 +47,9 @@ class Rules:
 
     async def change(self, principal: Principal, rule_id: int, request: TriggerChange) -> Trigger:
         """Changes what is given. The rule's version grows."""
-        changes = request.model_dump(mode="json", exclude_none=True)
+        changes = {
+            name: value for name, value in request.model_dump(mode="json").items() if value is not None
+        }
 
         def work(tx: Transaction) -> Trigger:
             rule = _require(tx, principal, rule_id)

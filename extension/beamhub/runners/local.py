@@ -38,10 +38,12 @@ class LocalRunner:
         cpus: for all jobs together.
         state: the service's own folder; keeps the cache of compiled code. Jobs see nothing else of it.
         data_dir: the folder of all experiments. A job sees its own experiment's, and no other.
+        warm: whether `warm` is to fill that cache.
     """
 
-    def __init__(self, cpus: int, state: Path, data_dir: Path) -> None:
+    def __init__(self, cpus: int, state: Path, data_dir: Path, *, warm: bool = True) -> None:
         self.cpus = cpus
+        self._warm = warm
         self._state = state.absolute()
         self._data_dir = data_dir.absolute()
         self._compiled = self._state / "numba"
@@ -90,10 +92,12 @@ class LocalRunner:
                 log.warning("the job's process %d ended before it was let go", child.pid)
 
     def poll(self, refs: Sequence[Ref]) -> list[Status]:
+        processes = list(_processes())
         for pid, child in list(self._children.items()):
             if child.poll() is not None:  # takes the exit code, so that no zombie stays
                 self._children.pop(pid, None)
-        processes = list(_processes())
+                if child.stdin is not None:
+                    child.stdin.close()
         return [self._status(ref, processes) for ref in refs]
 
     def cancel(self, ref: Ref) -> None:
@@ -104,7 +108,7 @@ class LocalRunner:
                 return  # the last one has just ended
 
     async def warm(self) -> None:
-        if importlib.util.find_spec(WARM.partition(".")[0]) is None or importlib.util.find_spec(WARM) is None:
+        if not self._warm or importlib.util.find_spec(WARM) is None:
             return
         self._compiled.mkdir(parents=True, exist_ok=True)
         child = await asyncio.create_subprocess_exec(

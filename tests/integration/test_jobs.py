@@ -1,0 +1,797 @@
+"""Jobs from the wish to the result: real notebooks, in real sandboxes, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from beamhub.access import Principal
+from beamhub.credits import Licences
+from beamhub.engine import Engine
+from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
+from beamhub.events import Feed, Live, Message, emit
+from beamhub.jobs import Jobs
+from beamhub.rules import Rules
+from beamhub.runners import Runner
+from beamhub.runners.local import LocalRunner
+from beamhub.schemas import (
+    DatasetKind,
+    DatasetState,
+    Event,
+    ExperimentState,
+    Grant,
+    InstrumentCreate,
+    Job,
+    JobCancel,
+    JobCreate,
+    JobRerun,
+    JobState,
+    LicenceCreate,
+    Profile,
+    Role,
+    TriggerChange,
+    TriggerCondition,
+    TriggerCreate,
+    TriggerEvent,
+)
+from beamhub.store import Store, Transaction
+from beamhub.templates import Catalogue
+
+ADA = Principal("ada", "user")  # PI
+BEN = Principal("ben", "user")  # viewer
+SAM = Principal("sam", "user")  # staff
+EVE = Principal("eve", "user")  # nobody here
+OPERATOR = Principal("root", "user", operator=True)
+
+GIB = 1024**3
+PROFILES = [
+    Profile(name="cpu-1", title="1 CPU", cpus=1, memory=4 * GIB, walltime=600),
+    Profile(name="cpu-2", title="2 CPUs", cpus=2, memory=8 * GIB, walltime=600),
+    Profile(name="brief", title="1 CPU, briefly", cpus=1, memory=4 * GIB, walltime=1),
+    Profile(name="small", title="1 CPU, little memory", cpus=1, memory=GIB, walltime=600),
+]
+
+
+def template(folder: Path, name: str, *cells: str) -> None:
+    """A template with one parameter, `n`."""
+    v4: Any = nbformat.v4
+    properties = {"n": {"type": "integer", "title": "N", "description": "A number.", "default": 1}}
+    notebook = v4.new_notebook(
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+            "beamhub": {
+                "title": name.capitalize(),
+                "technique": "testing",
+                "description": "For a test.",
+                "parameters": {"type": "object", "additionalProperties": False, "properties": properties},
+            },
+        },
+        cells=[
+            v4.new_code_cell("data = ''\ncpus = 1\nn = 1", metadata={"tags": ["parameters"]}),
+            *(v4.new_code_cell(cell) for cell in cells),
+        ],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.ipynb").write_text(v4.writes(notebook))
+
+
+class Lab:
+    """An instrument, two experiments, a dataset, a licence, and an engine that can be switched on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.templates = folder / "templates"
+        self.url = f"sqlite:///{folder / 'beamhub.db'}"
+        self.store = Store(self.url)
+        self.store.migrate()
+        self.feed = Feed(self.store)
+        self.live = Live()
+        self.catalogue = Catalogue([self.templates])
+        self.jobs = Jobs(self.store, self.catalogue, PROFILES, self.data_dir)
+        self.rules = Rules(self.store, self.catalogue, PROFILES)
+        self.licences = Licences(self.store)
+        self.experiment, self.other, self.dataset = self.store.write_sync(self._found)
+        for experiment in (self.experiment, self.other):
+            for area in ("raw", "processed", "shared", ".incoming"):
+                (self.data_dir / experiment / area).mkdir(parents=True)
+            (self.data_dir / experiment / "raw" / "lyso_master.h5").write_text(f"data of {experiment}")
+            (self.data_dir / experiment / ".incoming" / "half").write_text("half a file")
+
+    def _found(self, tx: Transaction) -> tuple[str, str, int]:
+        tx.instruments.create(InstrumentCreate(id="sim-mx", title="MX", staff=["sam"]))
+        experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
+        other = tx.experiments.create("sim-mx", "Secret", "eve")
+        tx.experiments.change(experiment, state=ExperimentState.RUNNING)
+        tx.members.add(experiment, "ada", Role.PI, "sam")
+        tx.members.add(experiment, "ben", Role.VIEWER, "sam")
+        tx.members.add(other, "eve", Role.PI, "sam")
+        lab = LicenceCreate(id="lab", title="Lab", kind="lab", instruments=["sim-mx"])
+        tx.licences.create(lab)
+        tx.licences.grant("lab", 100 * 3600)
+        dataset = tx.datasets.create(
+            experiment=experiment,
+            name="lyso",
+            path="raw/lyso_master.h5",
+            kind=DatasetKind.ROTATION,
+            frames_announced=100,
+            shape=(10, 10),
+            metadata={},
+            files=[],
+        )
+        return experiment, other, dataset.id
+
+    def engine(self, runner: Runner | None = None) -> Engine:
+        return Engine(self.store, self.live, self.jobs, runner or self.runner(), self.data_dir)
+
+    def runner(self, kind: type[LocalRunner] = LocalRunner) -> LocalRunner:
+        return kind(2, self.folder / "state", self.data_dir, warm=False)
+
+    @contextlib.asynccontextmanager
+    async def running(self, engine: Engine | None = None) -> AsyncIterator[None]:
+        task = asyncio.create_task((engine or self.engine()).run_forever())
+        yield
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def submit(self, name: str, profile: str = "cpu-1", **parameters: Any) -> Job:
+        request = JobCreate(
+            template=name, parameters=parameters, inputs=[self.dataset], profile=profile, sponsor="lab"
+        )
+        return await self.jobs.submit(ADA, self.experiment, request)
+
+    async def until(self, job: Job, *states: JobState) -> Job:
+        """The job when it has come to one of these states, or has ended."""
+        async for event in self.feed.follow(0):
+            if event.kind.startswith("job.") and event.subject == str(job.id):
+                state = event.kind.removeprefix("job.")
+                if state != "created" and (state in states or JobState(state).ended):
+                    break
+        return await self.jobs.get(ADA, job.id)
+
+    async def says(self, job: Job, text: str) -> None:
+        """Until the job's log has this text."""
+
+        async def said() -> bool:
+            now = await self.jobs.get(ADA, job.id)
+            assert not now.state.ended, now.reason
+            return text in (await self.jobs.log(ADA, job.id))[0]
+
+        await condition(said)
+
+    def kinds(self, job: Job) -> list[str]:
+        def work(tx: Transaction) -> list[str]:
+            events = tx.events.after(0, limit=1000)
+            return [one.kind for one in events if one.subject == str(job.id) and one.kind.startswith("job.")]
+
+        return self.store.read_sync(work)
+
+    def assert_settled(self, *jobs: Job) -> None:
+        """Each hold was charged or released exactly once, and nothing is held any more."""
+
+        def work(tx: Transaction) -> None:
+            lines = tx.licences.ledger("lab", after=None, limit=1000).items
+            for job in jobs:
+                amounts = {
+                    kind: [line.cpu_seconds for line in lines if line.job == job.id and line.kind == kind]
+                    for kind in ("hold", "charge", "release")
+                }
+                now = tx.jobs.get(job.id)
+                assert now
+                assert len(amounts["hold"]) == 1
+                assert amounts["charge"] == ([now.cpu_seconds] if now.cpu_seconds else [])
+                assert len(amounts["release"]) <= 1
+                assert sum(amounts["hold"]) == sum(amounts["charge"]) + sum(amounts["release"])
+            licence = tx.licences.get("lab")
+            assert licence
+            assert licence.held == 0
+            assert licence.charged == sum(line.cpu_seconds for line in lines if line.kind == "charge")
+
+        self.store.read_sync(work)
+
+    def told(self, kind: str) -> Event:
+        """A new event about the dataset."""
+        return self.store.write_sync(
+            lambda tx: emit(
+                tx,
+                kind,
+                actor="sim-mx",
+                instrument="sim-mx",
+                experiment=self.experiment,
+                subject=str(self.dataset),
+            )
+        )
+
+
+async def condition(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Until it holds."""
+    while not await holds():  # noqa: ASYNC110 (what it waits for happens in other processes)
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    await asyncio.to_thread(lab.store.close)
+
+
+def processes(marker: str) -> list[int]:
+    """The living processes that have this text in their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+REPORT = """
+from beamhub import report
+print("n is", n)
+report.progress(0.5, "half way")
+report.metric("spots", 12 * n)
+report.metric("resolution", 1.5, "Å")
+for frame in range(3):
+    report.series("per_frame", units={"frame": "", "spots": ""}, frame=frame, spots=frame * n)
+with open("scaled.mtz", "w") as file:
+    file.write("reflections")
+report.artifact("scaled.mtz", "Scaled intensities")
+assert open(data).read().startswith("data of")
+assert cpus == report.cpus() == 1
+"""
+
+
+async def test_a_job_finishes_and_all_it_reported_is_there(lab: Lab) -> None:
+    template(lab.templates, "try_it", REPORT)
+    with lab.live.subscribe() as queue:
+        async with lab.running():
+            job = await lab.submit("try_it", n=3)
+            assert job.state is JobState.QUEUED
+            done = await lab.until(job)
+        messages: list[Message] = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert done.parameters == {"n": 3}
+    assert {name: (one.value, one.unit) for name, one in done.metrics.items()} == {
+        "spots": (36, ""),
+        "resolution": (1.5, "Å"),
+    }
+    assert (done.progress.fraction, done.progress.step) == (1.0, "half way")
+    assert {one.path: one.size for one in done.artifacts}["scaled.mtz"] == 11
+    assert done.started
+    assert done.ended
+    assert 0 < done.cpu_seconds <= (done.ended - done.started).total_seconds() + 1
+    assert lab.kinds(job) == ["job.created", "job.queued", "job.running", "job.finished"]
+    lab.assert_settled(job)
+
+    assert (await lab.jobs.log(BEN, job.id))[0] == "n is 3\n"
+    page = await lab.jobs.series(BEN, job.id, "per_frame", 1)
+    assert page.items == [{"frame": 1, "spots": 3}, {"frame": 2, "spots": 6}]
+    with await lab.jobs.open_notebook(BEN, job.id) as notebook:
+        cells = json.load(notebook)["cells"]
+    assert cells[2]["outputs"][0]["text"] == ["n is 3\n"]
+    names = {file.path for file in await lab.jobs.files(BEN, job.id)}
+    assert {"scaled.mtz", "log.txt", "result.json", "series/per_frame.jsonl"} <= names
+    folder = lab.data_dir / lab.experiment / done.folder
+    assert (folder / "scaled.mtz").stat().st_mode & 0o222 == 0
+    assert folder.stat().st_mode & 0o222 == 0
+
+    series = [message for message in messages if message.kind == "job.series"]
+    assert [row for message in series for row in message.data["items"]] == [
+        {"frame": frame, "spots": frame * 3} for frame in range(3)
+    ]
+    progress = [message.data for message in messages if message.kind == "job.progress"]
+    assert progress[-1]["step"] == "half way"
+    assert progress[-1]["metrics"]["spots"]["value"] == 36
+
+    for look in (lab.jobs.log, lab.jobs.files, lab.jobs.open_notebook, lab.jobs.get):
+        with pytest.raises(NotFound):
+            await look(EVE, job.id)
+    with pytest.raises(NotFound):
+        await lab.jobs.open_file(BEN, job.id, "missing.txt")
+    with pytest.raises(Conflict):
+        await lab.jobs.cancel(ADA, job.id, JobCancel())
+
+
+ESCAPE = """
+import json, os, pathlib, socket, subprocess
+from beamhub import report
+
+def reads(path):
+    try:
+        return pathlib.Path(path).read_text()[:60] or "(empty)"
+    except OSError as error:
+        return type(error).__name__
+
+def writes(path):
+    try:
+        pathlib.Path(path).write_text("mine")
+        return "written"
+    except OSError as error:
+        return type(error).__name__
+
+def connects(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 2).close()
+        return "connected"
+    except OSError as error:
+        return type(error).__name__
+
+root = pathlib.Path(data).parents[1]
+report.metric("own", reads(data))
+for name in ("other", "store", "half", "state"):
+    report.metric(name, reads(json.loads(PATHS)[name]))
+report.metric("raw", writes(root / "raw" / "new.h5"))
+report.metric("shared", writes(root / "shared" / "new.txt"))
+report.metric("port", connects(n))
+report.metric("secrets", ",".join(sorted(name for name in os.environ if "TOKEN" in name or "SECRET" in name)))
+report.metric("processes", sum(name.isdigit() for name in os.listdir("/proc")))
+os.symlink(json.loads(PATHS)["other"], "stolen.h5")
+os.symlink("/", "everything")
+os.makedirs("series", exist_ok=True)
+os.symlink(json.loads(PATHS)["other"], "series/stolen.jsonl")
+"""
+
+
+async def test_a_job_sees_its_experiment_and_nothing_else(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "secret")
+    monkeypatch.setenv("MY_SECRET", "secret")
+    paths = {
+        "other": lab.data_dir / lab.other / "raw" / "lyso_master.h5",
+        "store": lab.folder / "beamhub.db",
+        "half": lab.data_dir / lab.experiment / ".incoming" / "half",
+        "state": lab.folder / "state" / "secret",
+    }
+    paths["state"].parent.mkdir()
+    paths["state"].write_text("secret")
+    texts = {name: str(path) for name, path in paths.items()}
+    template(lab.templates, "escape", f"PATHS = {json.dumps(texts)!r}", ESCAPE)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, lab.running():
+        job = await lab.submit("escape", n=port)
+        done = await lab.until(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    seen = {name: metric.value for name, metric in done.metrics.items()}
+    assert seen.pop("own") == f"data of {lab.experiment}"
+    processes_seen = seen.pop("processes")
+    assert isinstance(processes_seen, int)
+    assert processes_seen < 10
+    assert seen == {
+        "other": "FileNotFoundError",
+        "store": "FileNotFoundError",
+        "half": "FileNotFoundError",
+        "state": "FileNotFoundError",
+        "raw": "OSError",
+        "shared": "OSError",
+        "port": "ConnectionRefusedError",
+        "secrets": "",
+    }
+    for path in ("stolen.h5", f"everything{paths['store']}", "../../raw/lyso_master.h5"):
+        with pytest.raises((NotFound, Invalid)):
+            await lab.jobs.open_file(ADA, job.id, path)
+    assert (await lab.jobs.series(ADA, job.id, "stolen")).items == []
+
+
+async def test_a_job_that_fails_says_why_and_where(lab: Lab) -> None:
+    template(
+        lab.templates, "wrong", "print('before')", "raise ValueError('the\\ncrystal <b>melted</b>')", "1"
+    )
+    async with lab.running():
+        job = await lab.submit("wrong")
+        done = await lab.until(job)
+    assert done.state is JobState.FAILED
+    assert done.reason == "ValueError: the crystal <b>melted</b> (in cell [4])"
+    folder = lab.data_dir / lab.experiment / done.folder
+    result = json.loads((folder / "result.json").read_text())
+    cells = json.loads((folder / "notebook.ipynb").read_text())["cells"]
+    assert "melted" in "".join(cells[result["cell"]]["source"])
+    log, _ = await lab.jobs.log(ADA, job.id)
+    assert log.startswith("before\n")
+    assert "Traceback" in log
+    lab.assert_settled(job)
+
+
+SLEEP = """
+import subprocess, time
+subprocess.Popen(["setsid", "sleep", MARK])
+print("sleeping", flush=True)
+time.sleep(600)
+"""
+
+
+async def test_cancelling_ends_all_processes_of_a_job(lab: Lab) -> None:
+    mark = f"{600 + os.getpid()}.125"
+    template(lab.templates, "sleep", f"MARK = {mark!r}", SLEEP)
+    async with lab.running():
+        job = await lab.submit("sleep")
+        await lab.says(job, "sleeping")
+        assert processes(mark)
+        with pytest.raises(Forbidden):
+            await lab.jobs.cancel(BEN, job.id, JobCancel())
+        with pytest.raises(NotFound):
+            await lab.jobs.cancel(EVE, job.id, JobCancel())
+        assert (await lab.jobs.cancel(ADA, job.id, JobCancel(reason="wrong\nsample"))).state == "running"
+        done = await lab.until(job)
+        assert processes(mark) == []
+    assert (done.state, done.reason) == (JobState.CANCELLED, "Cancelled by ada: wrong sample.")
+    assert done.cpu_seconds > 0
+    lab.assert_settled(job)
+
+
+HUNGRY = """
+import multiprocessing, time
+
+def eat():
+    much = bytearray(b"x") * 300_000_000
+    time.sleep(600)
+
+for _ in range(4):
+    multiprocessing.get_context("fork").Process(target=eat).start()
+time.sleep(600)
+"""
+
+
+async def test_limits_end_a_job(lab: Lab) -> None:
+    template(lab.templates, "sleep", "import time\ntime.sleep(600)")
+    template(lab.templates, "hungry", HUNGRY)
+    async with lab.running():
+        brief = await lab.submit("sleep", "brief")
+        small = await lab.submit("hungry", "small")
+        late, large = await lab.until(brief), await lab.until(small)
+    assert (late.state, late.reason) == (JobState.FAILED, "It reached its time limit of 1 s.")
+    assert late.cpu_seconds == 1  # never more than was held
+    assert (large.state, large.reason) == (
+        JobState.FAILED,
+        "It used more than 1 GiB of memory: choose a profile with more.",
+    )
+    lab.assert_settled(brief, small)
+
+
+ENGINE = """
+import asyncio, sys
+from pathlib import Path
+from beamhub.engine import Engine
+from beamhub.events import Live
+from beamhub.jobs import Jobs
+from beamhub.runners.local import LocalRunner
+from beamhub.schemas import Profile
+from beamhub.store import Store
+from beamhub.templates import Catalogue
+
+folder = Path(sys.argv[1])
+store = Store(sys.argv[2])
+jobs = Jobs(store, Catalogue([folder / "templates"]), [], folder / "data")
+runner = LocalRunner(2, folder / "state", folder / "data", warm=False)
+asyncio.run(Engine(store, Live(), jobs, runner, folder / "data").run_forever())
+"""
+
+COUNT = """
+import time
+with open("runs.txt", "a") as runs:
+    runs.write("once\\n")
+print("begun", flush=True)
+while not __import__("os").path.exists(data.replace("lyso_master.h5", "go")):
+    time.sleep(0.02)
+"""
+
+
+async def test_a_killed_engine_is_followed_by_one_that_adopts_its_jobs(lab: Lab) -> None:
+    template(lab.templates, "count", COUNT)
+    job = await lab.submit("count")
+    waiting = await lab.submit("count", "cpu-2")  # no room for both
+    engine = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ENGINE, str(lab.folder), lab.url, stdin=subprocess.DEVNULL
+    )
+    await lab.says(job, "begun")
+    engine.kill()
+    await engine.wait()
+    assert (await lab.jobs.get(ADA, job.id)).state is JobState.RUNNING
+    assert (await lab.jobs.get(ADA, waiting.id)).state is JobState.QUEUED
+    async with lab.running():
+        (lab.data_dir / lab.experiment / "raw" / "go").touch()
+        done, next_done = await lab.until(job), await lab.until(waiting)
+    for one in (done, next_done):
+        assert (one.state, one.reason) == (JobState.FINISHED, "")
+        assert (lab.data_dir / lab.experiment / one.folder / "runs.txt").read_text() == "once\n"
+        assert lab.kinds(one) == ["job.created", "job.queued", "job.running", "job.finished"]
+    lab.assert_settled(job, waiting)
+
+
+class Forgetful(LocalRunner):
+    """Dies, as far as its jobs can tell, between remembering a job and letting it go."""
+
+    def release(self, ref: dict[str, Any]) -> None:
+        child = self._children[ref["pid"]]
+        assert child.stdin
+        child.stdin.close()
+        child.wait()
+
+
+async def test_a_job_that_was_never_let_go_runs_under_the_next_engine(lab: Lab) -> None:
+    template(lab.templates, "count", COUNT)
+    (lab.data_dir / lab.experiment / "raw" / "go").touch()
+    job = await lab.submit("count")
+    await lab.engine(lab.runner(Forgetful)).schedule()
+    assert (await lab.jobs.get(ADA, job.id)).state is JobState.RUNNING
+    assert not (lab.data_dir / lab.experiment / job.folder / "notebook.ipynb").exists()
+    async with lab.running():
+        done = await lab.until(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert (lab.data_dir / lab.experiment / done.folder / "runs.txt").read_text() == "once\n"
+    lab.assert_settled(job)
+
+
+async def test_processes_that_vanish_fail_their_job(lab: Lab) -> None:
+    template(lab.templates, "sleep", "import time\nprint('sleeping', flush=True)\ntime.sleep(600)")
+    async with lab.running():
+        job = await lab.submit("sleep")
+        await lab.says(job, "sleeping")
+        for pid in processes(str(lab.data_dir / lab.experiment / job.folder)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        done = await lab.until(job)
+    assert done.state is JobState.FAILED
+    assert "without a result" in done.reason
+    lab.assert_settled(job)
+
+
+async def test_a_job_without_credit_waits_and_a_grant_lets_it_go_on(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await lab.licences.create(
+        OPERATOR, LicenceCreate(id="poor", title="Poor", kind="user", owner="ada", cpu_hours=0.1)
+    )
+    request = JobCreate(template="try_it", inputs=[lab.dataset], profile="cpu-1", sponsor="poor")
+    job = await lab.jobs.submit(ADA, lab.experiment, request)
+    assert job.state is JobState.PENDING
+    assert job.reason == (
+        "Waits for credit: 1 CPU may use 0.17 CPU-hours, and the licence poor has 0.1 left."
+    )
+    engine = lab.engine()
+    await engine.schedule()
+    assert lab.kinds(job) == ["job.created", "job.pending"]
+    async with lab.running(engine):
+        await lab.licences.grant(OPERATOR, "poor", Grant(cpu_hours=0.05))
+        still = await lab.until(job, JobState.PENDING)
+        assert still.state is JobState.PENDING
+        await lab.licences.grant(OPERATOR, "poor", Grant(cpu_hours=0.1))
+        done = await lab.until(job)
+    assert done.state is JobState.FINISHED
+    licence = await lab.licences.get(ADA, "poor")
+    assert licence.held == 0
+    assert licence.charged == done.cpu_seconds
+
+
+async def test_a_pending_or_queued_job_is_cancelled_at_once(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    job = await lab.submit("try_it")
+    gone = await lab.jobs.cancel(ADA, job.id, JobCancel())
+    assert (gone.state, gone.reason, gone.cpu_seconds) == (JobState.CANCELLED, "Cancelled by ada.", 0)
+    await lab.engine().schedule()
+    assert (await lab.jobs.get(ADA, job.id)).state is JobState.CANCELLED
+    lab.assert_settled(job)
+
+
+class Waiting(LocalRunner):
+    """Starts jobs that never begin."""
+
+    def release(self, ref: dict[str, Any]) -> None:
+        pass
+
+
+async def test_automatic_jobs_go_first_and_never_more_than_there_are_cpus(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await rule(lab, "try_it")
+    jobs = [await lab.submit("try_it", profile) for profile in ("cpu-1", "cpu-2", "cpu-1")]
+    runner = lab.runner(Waiting)
+    engine = lab.engine(runner)
+    lab.store.write_sync(lambda tx: tx.datasets.change(lab.dataset, frames_readable=100))
+    lab.told("dataset.complete")
+    await engine.dispatch()
+    await engine.schedule()
+
+    def running(tx: Transaction) -> list[int]:
+        return [task.job.id for task in tx.jobs.tasks([JobState.RUNNING])]
+
+    # the automatic one has overtaken two; the large one lets nobody smaller pass
+    assert lab.store.read_sync(running) == [jobs[0].id, jobs[-1].id + 1]
+    await engine.schedule()
+    assert len(lab.store.read_sync(running)) == 2
+    for task in lab.store.read_sync(lambda tx: tx.jobs.tasks([JobState.RUNNING])):
+        assert task.runner_ref
+        runner.cancel(task.runner_ref)
+        ref = task.runner_ref
+
+        async def gone() -> bool:
+            return not runner.poll([ref])[0].alive  # noqa: B023 (called before the next turn)
+
+        await condition(gone)
+
+
+async def rule(lab: Lab, name: str, **changes: Any) -> None:
+    request = TriggerCreate.model_validate(
+        {
+            "title": "All",
+            "event": TriggerEvent.DATASET_COMPLETE,
+            "template": name,
+            "profile": "cpu-1",
+            "sponsor": "lab",
+        }
+        | changes
+    )
+    await lab.rules.create(SAM, "sim-mx", request)
+
+
+def made(lab: Lab) -> Sequence[Job]:
+    page = lab.store.read_sync(lambda tx: tx.jobs.list(only=None, after=None, limit=100))
+    return sorted(page.items, key=lambda job: job.id)
+
+
+async def test_an_event_told_ten_times_at_once_starts_one_job(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await rule(lab, "try_it", parameters={"n": 7}, pattern="ly*", condition={"kind": "rotation"})
+    await rule(lab, "try_it", pattern="other*")
+    lab.store.write_sync(
+        lambda tx: tx.datasets.change(lab.dataset, frames_readable=100, state=DatasetState.COMPLETE)
+    )
+    event = lab.told("dataset.complete")
+    engines = [lab.engine() for _ in range(10)]
+    await asyncio.gather(*(engine.handle(event) for engine in engines))
+    await asyncio.gather(*(engine.dispatch() for engine in engines))
+    again = lab.told("dataset.complete")
+    await engines[0].handle(again)
+    (job,) = made(lab)
+    assert (job.launched_by, job.parameters, job.state) == ("trigger:1", {"n": 7}, JobState.QUEUED)
+    assert lab.store.read_sync(lambda tx: tx.cursors.get("triggers")) == again.id
+
+
+async def test_paused_automation_and_closed_experiments_start_nothing(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await rule(lab, "try_it")
+    engine = lab.engine()
+    lab.store.write_sync(lambda tx: tx.instruments.change("sim-mx", automation=False))
+    lab.told("dataset.complete")
+    await engine.dispatch()
+    lab.store.write_sync(lambda tx: tx.instruments.change("sim-mx", automation=True))
+    lab.store.write_sync(lambda tx: tx.experiments.change(lab.experiment, state=ExperimentState.CLOSED))
+    lab.told("dataset.complete")
+    await engine.dispatch()
+    assert made(lab) == []
+
+
+async def test_a_rule_that_cannot_be_followed_makes_a_failed_job(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await rule(lab, "try_it")
+    (lab.templates / "try_it.ipynb").unlink()
+    lab.store.write_sync(lambda tx: tx.datasets.change(lab.dataset, frames_readable=100))
+    lab.told("dataset.complete")
+    await lab.engine().dispatch()
+    (job,) = made(lab)
+    assert job.state is JobState.FAILED
+    assert "no template 'try_it'" in job.reason
+    assert lab.kinds(job) == ["job.created", "job.failed"]
+
+
+async def test_staff_manage_rules(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await rule(lab, "try_it")
+    (first,) = (await lab.rules.list(ADA, "sim-mx")).items
+    with pytest.raises(NotFound):
+        await lab.rules.list(Principal("zoe", "user"), "sim-mx")
+    for who, error in ((ADA, Forbidden), (Principal("zoe", "user"), NotFound)):
+        with pytest.raises(error):
+            await lab.rules.change(who, first.id, TriggerChange(enabled=False))
+        with pytest.raises(error):
+            await lab.rules.delete(who, first.id)
+    for wrong in ({"template": "none"}, {"parameters": {"m": 1}}, {"profile": "cpu-9"}, {"sponsor": "none"}):
+        with pytest.raises((Invalid, NotFound)):
+            await lab.rules.change(SAM, first.id, TriggerChange.model_validate(wrong))
+    condition = TriggerCondition(min_frames=10)
+    changed = await lab.rules.change(SAM, first.id, TriggerChange(condition=condition, parameters={"n": 2}))
+    assert (changed.version, changed.parameters) == (2, {"n": 2})
+    assert changed.condition == {"kind": None, "min_frames": 10}
+    await lab.rules.delete(SAM, first.id)
+    assert (await lab.rules.list(SAM, "sim-mx")).items == []
+    with pytest.raises(NotFound):
+        await lab.rules.delete(SAM, first.id)
+
+    def kinds(tx: Transaction) -> list[str]:
+        return [one.kind for one in tx.events.after(0, limit=100) if one.kind.startswith("trigger.")]
+
+    assert lab.store.read_sync(kinds) == ["trigger.created", "trigger.changed", "trigger.deleted"]
+
+
+async def test_a_rerun_is_as_its_parent_but_for_what_is_changed(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    template(lab.templates, "other", "2")
+    parent = await lab.submit("try_it", "cpu-2", n=5)
+    same = await lab.jobs.rerun(ADA, parent.id, JobRerun())
+    for field in ("template", "template_version", "parameters", "inputs", "profile", "sponsor", "experiment"):
+        assert getattr(same, field) == getattr(parent, field)
+    assert (same.parent, same.launched_by) == (parent.id, "ada")
+    changed = await lab.jobs.rerun(SAM, parent.id, JobRerun(parameters={"n": 6}, profile="cpu-1"))
+    assert (changed.parameters, changed.profile.name, changed.launched_by) == ({"n": 6}, "cpu-1", "sam")
+    other = await lab.jobs.rerun(ADA, same.id, JobRerun(template="other"))
+    assert (other.template, other.parameters, other.parent) == ("other", {"n": 1}, same.id)
+    with pytest.raises(Forbidden):
+        await lab.jobs.rerun(BEN, parent.id, JobRerun())
+    with pytest.raises(NotFound):
+        await lab.jobs.rerun(EVE, parent.id, JobRerun())
+    with pytest.raises(Invalid):
+        await lab.jobs.rerun(ADA, parent.id, JobRerun(sponsor="none"))
+
+
+async def test_who_may_submit_what(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    request = JobCreate(template="try_it", inputs=[lab.dataset], sponsor="lab")
+    with pytest.raises(Forbidden):
+        await lab.jobs.submit(BEN, lab.experiment, request)
+    with pytest.raises(NotFound):
+        await lab.jobs.submit(EVE, lab.experiment, request)
+    with pytest.raises(NotFound):  # a dataset of another experiment
+        await lab.jobs.submit(EVE, lab.other, request)
+    for wrong in ({"template": "none"}, {"profile": "cpu-9"}, {"sponsor": "none"}, {"parameters": {"x": 1}}):
+        with pytest.raises((Invalid, NotFound)):
+            await lab.jobs.submit(ADA, lab.experiment, request.model_copy(update=wrong))
+    job = await lab.jobs.submit(ADA, lab.experiment, request)
+    assert [one.id for one in (await lab.jobs.list(BEN)).items] == [job.id]
+    assert [one.id for one in (await lab.jobs.list(SAM, experiment=lab.experiment)).items] == [job.id]
+    assert (await lab.jobs.list(ADA, state=JobState.RUNNING)).items == []
+    assert (await lab.jobs.list(EVE)).items == []
+    with pytest.raises(NotFound):
+        await lab.jobs.list(EVE, experiment=lab.experiment)
+
+
+async def test_a_job_runs_the_version_it_was_made_from(lab: Lab) -> None:
+    template(lab.templates, "try_it", "print('old')")
+    job = await lab.submit("try_it")
+    template(lab.templates, "try_it", "print('new')")
+    async with lab.running():
+        done = await lab.until(job)
+    assert done.state is JobState.FINISHED
+    assert (await lab.jobs.log(ADA, job.id))[0] == "old\n"
+
+
+async def test_members_run_their_own_notebooks(lab: Lab) -> None:
+    template(lab.data_dir / lab.experiment / "shared" / "templates", "mine", "print(n)")
+    job = await lab.submit("mine", n=2)
+    assert job.state is JobState.QUEUED
+    with pytest.raises(NotFound):  # but not by rules: they run what the facility has installed
+        await rule(lab, "mine")
+
+
+async def test_time_that_the_service_was_away_is_not_charged(lab: Lab) -> None:
+    """The end of a job is when it wrote its result, not when somebody looked."""
+    template(lab.templates, "try_it", "1")
+    engine = lab.engine()
+    job = await lab.submit("try_it")
+    await engine.schedule()
+    result = lab.data_dir / lab.experiment / job.folder / "result.json"
+
+    async def written() -> bool:
+        return result.exists()
+
+    async def collected() -> bool:
+        await engine.collect()
+        return (await lab.jobs.get(ADA, job.id)).state.ended
+
+    await condition(written)
+    wrote = datetime.fromtimestamp(result.stat().st_ctime, UTC)
+    await condition(collected)
+    done = await lab.jobs.get(ADA, job.id)
+    assert done.started
+    assert done.ended == wrote
+    assert done.cpu_seconds == math.ceil((wrote - done.started).total_seconds())
+    lab.assert_settled(job)
