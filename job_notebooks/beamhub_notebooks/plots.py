@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from beamhub_notebooks.dials import Merging
 
@@ -45,7 +45,13 @@ def _figure(title: str, rows: int = 1, columns: int = 1, **options: Any) -> tupl
 
 def _frames(ax: Axes) -> None:
     ax.set_xlabel("Frame")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def _from_zero(ax: Axes, values: Sequence[float]) -> None:
+    """Show differences in proportion to the whole."""
+    highest = max((value for value in values if math.isfinite(value)), default=0.0)
+    ax.set_ylim(0, 1.1 * highest or 1.0)
 
 
 def per_frame(
@@ -61,12 +67,13 @@ def per_frame(
     style: dict[str, Any] = {"marker": ".", "markersize": 5, "linewidth": 1.0}
     top.plot(frames, spots, color=BLUE, **style)
     top.set_ylabel("Spots")
-    top.set_ylim(bottom=0)
+    _from_zero(top, spots)
     middle.plot(frames, _numbers(resolution), color=GREEN, **style)
     middle.set_ylabel("Resolution (Å)")
     middle.invert_yaxis()  # better is higher
     bottom.plot(frames, _numbers(background), color=ORANGE, **style)
     bottom.set_ylabel("Background\n(counts per pixel)")
+    _from_zero(bottom, _numbers(background))
     icy = [frame for frame, has in zip(frames, ice, strict=True) if has]
     if icy:
         top.plot(icy, [0] * len(icy), "|", color=RED, markersize=12, label="ice rings", clip_on=False)
@@ -101,6 +108,7 @@ def spots_per_frame(frames: Sequence[int], spots: Sequence[int], title: str) -> 
     ax.bar(frames, spots, width=1.0, color=BLUE)
     ax.set_ylabel("Spots")
     ax.margins(x=0.01)
+    _from_zero(ax, spots)
     _frames(ax)
     return figure
 
@@ -111,25 +119,31 @@ def shells(merging: Merging, title: str) -> Figure:
     x = [(1 / shell.d_max**2 + 1 / shell.d_min**2) / 2 for shell in merging.shells]
     style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.3}
     left.plot(x, _numbers([shell.cc_half for shell in merging.shells]), color=BLUE, **style)
-    left.axhline(0.3, color=GREY, linewidth=1, linestyle="--")
+    left.axhline(0.3, color=GREY, linewidth=1, linestyle="--", label="0.3")
+    left.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.3))
     left.set_ylabel("CC½")
     left.set_ylim(-0.05, 1.05)
     middle.plot(x, [shell.i_over_sigma for shell in merging.shells], color=GREEN, **style)
     middle.set_ylabel("Mean I/σ(I)")
-    middle.set_ylim(bottom=0)
+    _from_zero(middle, [shell.i_over_sigma for shell in merging.shells])
     right.plot(x, [shell.completeness for shell in merging.shells], color=ORANGE, **style)
     right.set_ylabel("Completeness (%)")
     right.set_ylim(0, 105)
+    ticks = _spacings(x[0], x[-1])
     for ax in (left, middle, right):
         ax.set_xlabel("Resolution (Å)")
-        ax.xaxis.set_major_formatter(FuncFormatter(_spacing))
-        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.set_xticks([1 / d**2 for d in ticks], [f"{d:g}" for d in ticks])
     return figure
 
 
-def _spacing(inverse_square: float, _: int) -> str:
-    """The label of a tick at 1/d²."""
-    return f"{1 / math.sqrt(inverse_square):.2f}" if inverse_square > 0 else "∞"
+def _spacings(low: float, high: float) -> list[float]:
+    """Round lattice spacings for the ticks of an axis from `low` to `high` (1/d²), not too close together."""
+    round_ones = [10, 6, 5, 4, 3.5, 3, *(number / 10 for number in range(28, 9, -2)), 0.9, 0.8, 0.7, 0.6]
+    ticks: list[float] = []
+    for d in reversed(round_ones):
+        if low <= 1 / d**2 <= high and (not ticks or 1 / ticks[-1] ** 2 - 1 / d**2 > 0.14 * (high - low)):
+            ticks.append(d)
+    return ticks
 
 
 def scale_and_r_merge(merging: Merging, title: str) -> Figure:
@@ -137,11 +151,11 @@ def scale_and_r_merge(merging: Merging, title: str) -> Figure:
     figure, (ax,) = _figure(title)
     ax.plot(merging.frames, merging.scale, color=BLUE, linewidth=1.5)
     ax.set_ylabel("Scale factor", color=BLUE)
-    ax.set_ylim(bottom=0)
+    _from_zero(ax, merging.scale)
     other = ax.twinx()
     other.plot(merging.frames, merging.r_merge, color=ORANGE, marker=".", markersize=5, linewidth=0.8)
     other.set_ylabel("Rmerge", color=ORANGE)
-    other.set_ylim(bottom=0)
+    _from_zero(other, merging.r_merge)
     other.spines["top"].set_visible(False)
     other.tick_params(labelsize=9)
     _frames(ax)
