@@ -65,7 +65,7 @@ class Detector:
 
 
 DETECTORS = {
-    "1M": Detector("EIGER2 1M", (1, 2), 0.1),
+    "1M": Detector("EIGER2 1M", (1, 2), 0.13),
     "4M": Detector("EIGER2 4M", (2, 4), 0.15),
     "16M": Detector("EIGER2 16M", (4, 8), 0.25),
 }
@@ -78,7 +78,7 @@ class Grid:
     rows: int
     columns: int
     step: float = 20e-6
-    seed: int = 1
+    seed: int = 7
 
     @cached_property
     def positions(self) -> tuple[Floats, Floats]:
@@ -139,13 +139,13 @@ class Acquisition:
     width: float = 0.5
     start: float = 0.0
     energy: float = 12.4
-    distance: float = 0.1
+    distance: float = 0.13
     exposure: float = 0.1
     background: float = 1.0
     ice: float = 0.0
     spot: float = 1.0
     dtype: Literal["uint16", "uint32"] = "uint16"
-    seed: int = 1
+    seed: int = 7
     crystal: Crystal = field(default_factory=Crystal)
     grid: Grid | None = None
 
@@ -162,9 +162,9 @@ class Acquisition:
 
     @property
     def beam_centre(self) -> tuple[float, float]:
-        """(fast, slow) in pixels, a little off the detector's centre as it always is."""
+        """(fast, slow) in pixels: beside the middle, where two modules meet."""
         rows, columns = self.detector.shape
-        return columns / 2 + 12.3, rows / 2 - 7.7
+        return columns / 2 + 12.3, rows / 2 - 57.7
 
     @property
     def masked(self) -> int:

@@ -66,7 +66,7 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.option(
     "--ice", type=click.FloatRange(0, 20), default=0.0, show_default=True, help="Factor on ice rings."
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of crystal and photons.")
+@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Of crystal and photons.")
 @click.option("--grid", metavar="ROWSxCOLUMNS", callback=_grid, help="A grid scan over a crystal instead.")
 @click.option("--json", "as_json", is_flag=True, help="Tell the result as JSON, without a progress display.")
 def simulate(
