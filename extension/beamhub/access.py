@@ -77,33 +77,30 @@ def role_in(tx: Transaction, principal: Principal, experiment_id: str) -> Role |
     return _role(tx, principal, experiment) if experiment else None
 
 
-def actions(tx: Transaction, principal: Principal, experiment: Experiment) -> frozenset[Action]:
-    """All that this principal may do in this experiment as it is now."""
-    standing = _standing(tx, principal, experiment)
-    if standing is None:
-        return frozenset()
-    allowed = PERMISSIONS[standing]
-    if experiment.state is not ExperimentState.CLOSED:
-        return allowed
-    return allowed & (_WHEN_CLOSED | (_MENDING if standing in ("operator", Role.STAFF) else set()))
-
-
 def require(tx: Transaction, principal: Principal, experiment_id: str, action: Action) -> Experiment:
     """The experiment, if the principal may do this there; `role` and `actions` are the principal's.
 
     Raises NotFound for somebody who may not even know of it, Forbidden for somebody who may.
     """
     experiment = tx.experiments.get(experiment_id)
-    allowed = actions(tx, principal, experiment) if experiment else frozenset()
-    if experiment is None or not allowed & {Action.READ, action}:
+    shown = as_seen(tx, principal, experiment) if experiment else None
+    if shown is None or not {Action.READ, action} & set(shown.actions):
         raise NotFound(
             f"There is no experiment {experiment_id!r} here.", "Check its id, or ask its PI to invite you."
         )
-    if action not in allowed:
-        raise _forbidden(tx, principal, experiment, action)
-    return experiment.model_copy(
-        update={"role": _role(tx, principal, experiment), "actions": sorted(a.value for a in allowed)}
-    )
+    if action not in shown.actions:
+        raise _forbidden(principal, shown, action)
+    return shown
+
+
+def as_seen(tx: Transaction, principal: Principal, experiment: Experiment) -> Experiment:
+    """The experiment with the principal's `role` and all `actions` that are possible as things are now."""
+    role = _role(tx, principal, experiment)
+    standing = _standing(principal, experiment, role)
+    allowed = PERMISSIONS[standing] if standing else frozenset()
+    if experiment.state is ExperimentState.CLOSED:
+        allowed &= _WHEN_CLOSED | (_MENDING if standing in ("operator", Role.STAFF) else set())
+    return experiment.model_copy(update={"role": role, "actions": sorted(allowed)})
 
 
 def visible_experiments(tx: Transaction, principal: Principal) -> frozenset[str] | None:
@@ -169,14 +166,6 @@ def _instrument_actions(tx: Transaction, principal: Principal, instrument: Instr
     return PERMISSIONS[Role.STAFF] if instrument.id in staff_of(tx, principal) else frozenset()
 
 
-def _standing(tx: Transaction, principal: Principal, experiment: Experiment) -> Standing | None:
-    if principal.operator:
-        return "operator"
-    if principal.instrument is not None:
-        return "instrument" if principal.instrument == experiment.instrument else None
-    return _role(tx, principal, experiment)
-
-
 def _role(tx: Transaction, principal: Principal, experiment: Experiment) -> Role | None:
     if principal.kind != "user":
         return None
@@ -186,8 +175,17 @@ def _role(tx: Transaction, principal: Principal, experiment: Experiment) -> Role
     return member.role if member else None
 
 
-def _forbidden(tx: Transaction, principal: Principal, experiment: Experiment, action: Action) -> Forbidden:
-    standing = _standing(tx, principal, experiment)
+def _standing(principal: Principal, experiment: Experiment, role: Role | None) -> Standing | None:
+    """The line of the table that counts for a principal with this role."""
+    if principal.operator:
+        return "operator"
+    if principal.instrument is not None:
+        return "instrument" if principal.instrument == experiment.instrument else None
+    return role
+
+
+def _forbidden(principal: Principal, experiment: Experiment, action: Action) -> Forbidden:
+    standing = _standing(principal, experiment, experiment.role)
     if standing is not None and action in PERMISSIONS[standing]:
         return Forbidden(
             f"The experiment {experiment.id} is closed, so this cannot be done ({action}).",

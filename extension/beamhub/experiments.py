@@ -193,7 +193,7 @@ class Experiments:
             page = tx.experiments.list(
                 only=visible, instrument=instrument, state=state, after=after, limit=limit
             )
-            items = [self._shown(access.require(tx, principal, e.id, Action.READ)) for e in page.items]
+            items = [self._shown(access.as_seen(tx, principal, found)) for found in page.items]
             return Page[Experiment](items=items, next=page.next)
 
         return await self._store.read(work)

@@ -100,9 +100,15 @@ class Site:
         return [event.kind for event in found if event.kind.startswith("dataset.")]
 
 
+on_both = pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    store, live, folder = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Live(), tmp_path / "data"
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    """One instrument `mx` with its active experiment of Ada's; on SQLite unless a parameter says else."""
+    on_postgresql = getattr(request, "param", "sqlite") == "postgresql"
+    url = request.getfixturevalue("postgresql_url") if on_postgresql else f"sqlite:///{tmp_path}/beamhub.db"
+    store, live, folder = Store(url), Live(), tmp_path / "data"
     store.migrate()
     folder.mkdir()
     experiments = Experiments(store, live, folder)
@@ -119,6 +125,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     store.close()
 
 
+@on_both
 async def test_a_dataset_grows_file_by_file(site: Site, tmp_path: Path) -> None:
     master, *data = record(tmp_path / "run")
     await site.send(master)
@@ -153,6 +160,7 @@ async def test_files_may_come_in_any_order(site: Site, tmp_path: Path) -> None:
         assert site.events()[told:] == ["dataset.started", *["dataset.frames"] * 3, "dataset.complete"]
 
 
+@on_both
 async def test_files_may_come_all_at_once(site: Site, tmp_path: Path) -> None:
     files = record(tmp_path / "run")
     await asyncio.gather(*(site.send(file) for file in reversed(files)))
@@ -168,6 +176,7 @@ async def test_two_datasets_do_not_mix(site: Site, tmp_path: Path) -> None:
     assert found == {"one": 2, "one_data": 6}
 
 
+@on_both
 async def test_what_stops_early_is_incomplete_and_may_still_go_on(site: Site, tmp_path: Path) -> None:
     master, one, two, three = record(tmp_path / "run")
     await site.send(master, one)
@@ -199,6 +208,7 @@ async def test_a_slow_network_is_no_stop(site: Site, tmp_path: Path) -> None:
     assert (await site.only()).state is DatasetState.INCOMPLETE
 
 
+@on_both
 async def test_a_prefix_that_is_used_again_is_another_dataset(site: Site, tmp_path: Path) -> None:
     """Its files come under the names of the first run's; each master must find its own."""
     first = record(tmp_path / "one", run=0, frames=4)
@@ -246,6 +256,7 @@ async def test_a_lost_file_is_said_to_be_lost(site: Site, tmp_path: Path) -> Non
         await site.datasets.frame(ADA, dataset.id, 3)
 
 
+@on_both
 async def test_strangers_find_nothing(site: Site, tmp_path: Path) -> None:
     await site.send(*record(tmp_path / "run"))
     id_ = (await site.only()).id
