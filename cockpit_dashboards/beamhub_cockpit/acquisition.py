@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from beamhub.client import ApiError, Client
@@ -14,11 +14,10 @@ from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
 from beamhub_cockpit.parts import acquisition_facts, ago, arrived, bar, card, state
-from beamhub_cockpit.series import Follower
+from beamhub_cockpit.series import Follower, names
 
 THUMBNAIL: Final = 300  # pixels, at most
 THUMBNAIL_EVERY: Final = 3.0  # seconds
-SERIES: Final = "frames"  # what a live template calls its row per frame
 
 
 @dataclass
@@ -30,7 +29,6 @@ class Acquisition:
     picture: bytes = b""
     pictured: int = 0  # frame
     looked: float = 0.0
-    names: dict[int, str] = field(default_factory=dict)  # job -> name of the series to show
 
     def follow(self, dataset: Dataset | None, job: Job | None, client: Client, live: Live) -> None:
         """Read what is new of this dataset and of the job that follows it. On the page's worker."""
@@ -61,12 +59,12 @@ class Acquisition:
 
     def _plot(self, dataset: Dataset, job: Job, client: Client, live: Live) -> None:
         if self.follower is None or self.follower.job != job.id:
-            self.follower = Follower(job.id, SERIES, height=64, x_range=(1, max(2, dataset.frames_announced)))
-        try:
-            self.follower.refresh(client, live)
-        except ApiError as error:
-            if error.status != 404:  # the series appears with its first row
-                raise
+            begun = names(client.job_files(job.id))
+            if not begun:  # the series appears with its first row
+                return
+            frames = (1, max(2, dataset.frames_announced))
+            self.follower = Follower(job.id, begun[0], height=64, x_range=frames)
+        self.follower.refresh(client, live)
 
 
 def panel(dataset: Dataset | None, job: Job | None, seen: Acquisition, links: Links, idle: str) -> Element:

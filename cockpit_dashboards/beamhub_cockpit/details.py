@@ -17,7 +17,7 @@ from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
 from beamhub_cockpit.parts import ago, bar, cost, facts, runtime, starter, state
-from beamhub_cockpit.series import Follower
+from beamhub_cockpit.series import Follower, names
 
 LOG_SHOWN: Final = 200_000  # characters
 PLOT_LIMIT: Final = 8_000_000  # bytes of an image that a page shows
@@ -25,7 +25,6 @@ PLOTS: Final = 12
 EVERY: Final = 2.0  # seconds between two looks at a running job
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 TABS: Final = (("results", "Results"), ("log", "Log"), ("parameters", "Parameters"), ("files", "Files"))
-_SERIES = re.compile(r"^series/([A-Za-z_][A-Za-z0-9_]{0,62})\.jsonl$")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -74,10 +73,8 @@ class Detail:
             self.log = (self.log + part)[-LOG_SHOWN:]
 
     def _series(self, client: Client, live: Live, height: int) -> None:
-        for file in self.files:
-            found = _SERIES.match(file.path)
-            if found and found[1] not in self.followers:
-                self.followers[found[1]] = Follower(self.job, found[1], height=height)
+        for name in names(self.files):
+            self.followers.setdefault(name, Follower(self.job, name, height=height))
         for follower in self.followers.values():
             follower.refresh(client, live)
 

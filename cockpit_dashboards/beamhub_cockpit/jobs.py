@@ -68,7 +68,7 @@ def _job(job: Job, detail: Detail | None, around: Around) -> Element:
                 el(
                     "span.bh-job-by",
                     f"#{job.id} · ",
-                    el("span.bh-job-starter", starter(job, around.triggers)),
+                    starter(job, around.triggers),
                     parent,
                     " · ",
                     ago(job.created),

@@ -23,6 +23,7 @@ from beamhub_cockpit.region import Action, Region
 UNSEEN: Final = 90.0  # seconds without a sign of the browser after which a page stops listening
 QUIET: Final = 12.0  # seconds without a message after which the service is asked whether it is there
 REFRESH: Final = 60.0  # seconds after which everything is asked anew, whatever was heard
+AGAIN: Final = 10.0  # seconds after which it is tried again
 NOTICE: Final = 12.0  # seconds that a notice of success stays
 
 
@@ -111,6 +112,8 @@ class Page:
 
     def notify(self, title: str, detail: str = "", *, kind: str = "done") -> None:
         """Tell the viewer something."""
+        if any((n.title, n.detail) == (title, detail) for n in self._notices):
+            return
         self._told += 1
         until = time.monotonic() + NOTICE if kind == "done" else float("inf")
         self._notices = [*self._notices[-3:], Notice(self._told, kind, title, detail, until)]
@@ -192,11 +195,12 @@ class Page:
             act(action)
 
     def _load(self) -> None:
+        self._wish_reload = False
+        self._loaded = time.monotonic() - REFRESH + AGAIN  # in case it fails
         self.me = self.client.me()
         self.load()
         self._loaded = time.monotonic()
         self._lost = ""
-        self._wish_reload = False
 
     def _hear(self, message: Message) -> None:
         if self.me is not None:
@@ -211,8 +215,7 @@ class Page:
         if self.follows and not self.live.following:  # somebody looks again
             self.live.follow(self.client.events, self._hear)
             self._wish_reload = True
-        overdue = now - self._loaded > REFRESH
-        if self._lost or self.me is None or self._wish_reload or (self.follows and overdue):
+        if self._lost or self._wish_reload or now - self._loaded > REFRESH:
             self._load()
         elif self.follows and now - self.live.heard > QUIET:
             self.client.me()

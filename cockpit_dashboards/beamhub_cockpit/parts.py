@@ -89,14 +89,14 @@ def person(name: str, me: str) -> Element:
     return el("span.bh-person", name, el("span.bh-you", " (you)") if name == me else None)
 
 
-def starter(job: Job, triggers: dict[int, Trigger]) -> str:
-    """Who started a job: a person, or the trigger rule by its title."""
+def starter(job: Job, triggers: dict[int, Trigger]) -> Element:
+    """Who started a job: a person, or a trigger rule (its title on hovering)."""
     who = job.launched_by
     if not who.startswith("trigger:"):
-        return f"by {who}"
+        return el("span.bh-job-starter", f"by {who}")
     number = who.removeprefix("trigger:")
     rule = triggers.get(int(number)) if number.isdigit() else None
-    return f"automatic: {rule.title}" if rule else "automatic"
+    return el("span.bh-job-starter", "automatic", title=f"Trigger rule: {rule.title}" if rule else None)
 
 
 def runtime(job: Job) -> Element | None:

@@ -73,4 +73,4 @@ class Region(anywidget.AnyWidget):
 
 def reference(widget: anywidget.AnyWidget) -> str:
     """How a region's `widget` attribute names a widget."""
-    return f"IPY_MODEL_{widget.model_id}"
+    return f"anywidget:{widget.model_id}"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from beamhub.client import Client
-from beamhub.schemas import SeriesPage
+from beamhub.schemas import File, SeriesPage
 
 from beamhub_cockpit.live import Live
 from beamhub_cockpit.plot import Plot
+
+_FILE = re.compile(r"series/([A-Za-z_][A-Za-z0-9_]{0,62})\.jsonl")
+
+
+def names(files: Iterable[File]) -> list[str]:
+    """The series that a job has begun, by what lies in its folder."""
+    return sorted(found[1] for file in files if (found := _FILE.fullmatch(file.path)))
 
 
 @dataclass

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
+import voila.handler as voila_handler
 import voila.tornado.kernel_websocket_handler as voila_websocket
 from jupyter_server.auth import IdentityProvider, User
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
@@ -100,7 +101,7 @@ class RequestInfo(RequestInfoSocketHandler):  # type: ignore[misc]  # voila is n
         Kernels.owners[message["kernel_id"]] = message["payload"].get(
             "HTTP_" + USER_HEADER.upper().replace("-", "_"), ""
         )
-        RequestInfoSocketHandler.send_updates.__func__(cls, message)
+        super().send_updates(message)
 
 
 def check_owner(handler: RequestHandler, user: str) -> None:
@@ -174,7 +175,7 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
         paths = [str(HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]
         os.environ["JUPYTER_PATH"] = os.pathsep.join(paths)
         voila_websocket.read_header_from_binary_message = harmless_header
-        RequestInfoSocketHandler.send_updates = RequestInfo.send_updates
+        voila_handler.RequestInfoSocketHandler = RequestInfo
         super().initialize(argv if argv is not None else sys.argv[1:])
 
     def load_config_file(self, *_args: Any, **_options: Any) -> None:
@@ -210,6 +211,7 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
             "@voila-dashboards/widgets-manager8",
             "anywidget",
         ]
+        config.KernelManager.transport = "ipc"  # sockets of this user, instead of ports of this machine
         config.VoilaConfiguration.multi_kernel_manager_class = Kernels
         config.VoilaConfiguration.preheat_kernel = warm > 0
         config.VoilaConfiguration.default_pool_size = warm

@@ -60,8 +60,8 @@ export default {
       const font = `11px ${css("--bh-font") || "system-ui"}`;
       const plot = new uPlot({
         width: size(),
-        height: panel.height + (last ? 26 : 0),
-        padding: [4, 10, 0, 0],
+        height: panel.height + (last ? 20 : 0),
+        padding: [5, 10, last ? 0 : 7, 0],
         legend: { show: false },
         cursor: { sync: { key: sync.key, setSeries: false }, points: { size: 5 }, drag: { x: true, y: false } },
         scales: {
@@ -74,7 +74,7 @@ export default {
                } },
         },
         axes: [
-          { show: true, size: last ? 26 : 0, stroke: quiet, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 4,
+          { show: true, size: last ? 22 : 0, stroke: quiet, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 4,
             values: last ? (u, ticks) => ticks.map((t) => (Number.isInteger(t) ? digits(t) : "")) : () => [] },
           { size: 46, stroke: quiet, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 4, space: 22,
             values: (u, ticks) => ticks.map(digits) },
@@ -139,7 +139,7 @@ export default {
     const fit = new ResizeObserver(() => {
       plots.forEach((plot, index) => {
         const width = size();
-        if (Math.abs(plot.width - width) > 1) plot.setSize({ width, height: panels[index].height + (index === panels.length - 1 ? 26 : 0) });
+        if (Math.abs(plot.width - width) > 1) plot.setSize({ width, height: panels[index].height + (index === panels.length - 1 ? 20 : 0) });
       });
     });
     fit.observe(el);
