@@ -3,8 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from beamhub_hub.testing import RunningDemo
+
+StartDemo = Callable[..., RunningDemo]
+
+
+@pytest.fixture(scope="session")
+def start_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartDemo]:
+    """Start `beamhub demo` with these options, in a new folder or the given one; ready when it returns."""
+    demos: list[RunningDemo] = []
+
+    def start(*options: str, state: Path | None = None) -> RunningDemo:
+        demo = RunningDemo(state or tmp_path_factory.mktemp("demo") / "state", *options)
+        demos.append(demo)
+        return demo.ready()
+
+    yield start
+    for demo in demos:
+        if demo.process.poll() is None:
+            demo.end()
+
+
+@pytest.fixture(scope="session")
+def demo(start_demo: StartDemo) -> RunningDemo:
+    """A facility with nothing acquired yet; `demo.acquire()` is its detector."""
+    return start_demo("--no-acquisition")
 
 
 @pytest.hookimpl(trylast=True)

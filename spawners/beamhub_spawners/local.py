@@ -51,7 +51,7 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
 
     @default("http_timeout")
     def _http_timeout(self) -> int:
-        return 90  # a busy machine takes its time to import JupyterLab; the hub's own default gives up after 30 s
+        return 90  # seconds: a busy machine takes its time to import JupyterLab
 
     @default("poll_interval")
     def _poll_interval(self) -> int:

@@ -19,6 +19,7 @@ c.ServerApp.answer_yes = True  # the hub stops a service by SIGINT: don't ask ba
 c.ServerApp.trust_xheaders = True
 c.ServerApp.terminals_enabled = False
 c.ServerApp.jpserver_extensions = {"beamhub": True}
+c.ServerApp.reraise_server_extension_failures = True
 c.ServerApp.identity_provider_class = "jupyterhub.singleuser.extension.JupyterHubIdentityProvider"
 c.ServerApp.authorizer_class = "beamhub.app.Closed"  # the server's own API is for nobody
 # Tornado would look for the XSRF cookie before anybody is authenticated, and refuse every POST that comes
