@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import os
 import re
@@ -18,7 +17,7 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -28,8 +27,6 @@ from pydantic import TypeAdapter
 from beamhub.frames import hdf5
 from beamhub.frames.hdf5 import Elsewhere, HostileFile, UnreadableFile
 from beamhub.schemas import DatasetKind, Quantity
-
-log = logging.getLogger(__name__)
 
 MAX_FRAMES = 10_000_000
 MAX_PIXELS = 1 << 28
@@ -364,7 +361,8 @@ def _distinct(positions: Any, frames: int) -> int:
 # --- the bounded child process ----------------------------------------------------------------------
 
 _MASTER, _DATA_FILE = TypeAdapter(MasterInfo), TypeAdapter(DataFileInfo)
-_PROBLEMS = {"HostileFile": HostileFile, "UnreadableFile": UnreadableFile}
+_PROBLEM = TypeAdapter(dict[str, str])
+Info = TypeVar("Info")
 
 
 class Inspector:
@@ -386,45 +384,54 @@ class Inspector:
 
     async def master(self, path: Path, root: Path) -> MasterInfo:
         """`inspect_master` in the child. Raises what that raises."""
-        return _MASTER.validate_json(await self._ask("master", path, root, DATA))
+        return await self._ask(_MASTER, "master", path, root, DATA)
 
     async def data_file(self, path: Path, root: Path, link: str = DATA) -> DataFileInfo:
         """`inspect_data_file` in the child. Raises what that raises."""
-        return _DATA_FILE.validate_json(await self._ask("data_file", path, root, link))
+        return await self._ask(_DATA_FILE, "data_file", path, root, link)
 
     async def close(self) -> None:
         """End the child. The next question would start another."""
         async with self._turn:
             await self._end()
 
-    async def _ask(self, what: Literal["master", "data_file"], path: Path, root: Path, link: str) -> bytes:
-        question = json.dumps({"what": what, "path": os.fspath(path), "root": os.fspath(root), "link": link})
+    async def _ask(self, answers: TypeAdapter[Info], what: str, path: Path, root: Path, link: str) -> Info:
+        question = {"what": what, "path": os.fspath(path), "root": os.fspath(root), "link": link}
         async with self._turn:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    line = await self._exchange(question.encode() + b"\n")
-            except TimeoutError as error:
-                await self._end()
-                raise UnreadableFile(
-                    path.name, f"looking at it took more than {self._seconds:g} s"
-                ) from error
-            except (BrokenPipeError, ConnectionResetError, ValueError):
-                line = b""
-            except asyncio.CancelledError:
-                await self._end()  # its answer would be taken for the next question's
-                raise
-            if not line.endswith(b"\n"):
-                await self._end()
-                raise UnreadableFile(path.name, "looking at it exhausted or crashed its reader")
+            line = await self._answer(path.name, json.dumps(question).encode() + b"\n")
         kind, _, rest = line.partition(b" ")
-        if kind == b"ok":
-            return rest
-        problem = json.loads(rest)
+        try:  # whoever has taken over the child may answer anything
+            if kind == b"ok":
+                return answers.validate_json(rest)
+            problem = _PROBLEM.validate_json(rest)
+        except ValueError as error:
+            raise UnreadableFile(path.name, "its reader gave a senseless answer") from error
         if kind == b"missing":
             raise FileNotFoundError(problem["reason"])
-        raise _PROBLEMS[kind.decode()](problem["file"], problem["reason"])
+        raise (HostileFile if kind == b"hostile" else UnreadableFile)(problem["file"], problem["reason"])
+
+    async def _answer(self, name: str, question: bytes) -> bytes:
+        """The child's answer about a file; a child that can't give one is ended."""
+        tried_before = self._child is not None
+        try:
+            async with asyncio.timeout(self._seconds):
+                line = await self._exchange(question)
+                if not line and tried_before:  # it may have died of something else in the meantime
+                    await self._end()
+                    line = await self._exchange(question)
+        except TimeoutError as error:
+            await self._end()
+            raise UnreadableFile(name, f"looking at it took more than {self._seconds:g} s") from error
+        except asyncio.CancelledError:
+            await self._end()  # its answer would be taken for the next question's
+            raise
+        if not line:
+            await self._end()
+            raise UnreadableFile(name, "looking at it exhausted or crashed its reader")
+        return line
 
     async def _exchange(self, question: bytes) -> bytes:
+        """The child's answer, b"" if it died over the question."""
         if self._child is None or self._child.returncode is not None:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -442,10 +449,14 @@ class Inspector:
             )
         child = self._child
         if child.stdin is None or child.stdout is None:
-            raise ValueError("the child has no pipes")
-        child.stdin.write(question)
-        await child.stdin.drain()
-        return await child.stdout.readline()
+            return b""
+        try:
+            child.stdin.write(question)
+            await child.stdin.drain()
+            line = await child.stdout.readline()
+        except (BrokenPipeError, ConnectionResetError, ValueError):  # ValueError: an endless line
+            return b""
+        return line if line.endswith(b"\n") else b""
 
     async def _end(self) -> None:
         child, self._child = self._child, None
@@ -474,12 +485,14 @@ def _serve(memory: int, seconds: int) -> None:
                 answer = b"ok " + _MASTER.dump_json(inspect_master(path, root))
             else:
                 answer = b"ok " + _DATA_FILE.dump_json(inspect_data_file(path, root, question["link"]))
-        except (HostileFile, UnreadableFile) as problem:
-            answer = _problem(type(problem).__name__, problem.file, problem.reason)
+        except HostileFile as problem:
+            answer = _problem("hostile", problem.file, problem.reason)
+        except UnreadableFile as problem:
+            answer = _problem("unreadable", problem.file, problem.reason)
         except FileNotFoundError:
             answer = _problem("missing", path.name, f"there is no file {path.name}")
         except MemoryError:
-            answer = _problem("UnreadableFile", path.name, "reading it needs more memory than is allowed")
+            answer = _problem("unreadable", path.name, "reading it needs more memory than is allowed")
         sys.stdout.buffer.write(answer + b"\n")
         sys.stdout.buffer.flush()
 

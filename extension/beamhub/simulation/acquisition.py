@@ -162,9 +162,9 @@ class Acquisition:
 
     @property
     def beam_centre(self) -> tuple[float, float]:
-        """(fast, slow) in pixels: beside the middle, where two modules meet."""
+        """(fast, slow) in pixels: beside the middle, where modules meet."""
         rows, columns = self.detector.shape
-        return columns / 2 + 12.3, rows / 2 - 57.7
+        return columns * 0.51, rows * 0.446
 
     @property
     def masked(self) -> int:

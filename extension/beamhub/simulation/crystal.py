@@ -25,7 +25,7 @@ class Crystal:
         b_factor: overall B in Å²; the mean intensity falls off as exp(-B/2d²).
         mosaicity: standard deviation of the rocking curve in degrees.
         strength: photons of an average reflection at low angle, Lorentz and polarisation factors being 1.
-        seed: of the orientation and of the intensities. With the default one, 30° give most of the reflections.
+        seed: of the orientation and of the intensities. Its default shows most reflections within 30°.
     """
 
     a: float = 79.1
