@@ -47,7 +47,13 @@ class Acquisition:
 
 
 @click.command()
-@click.option("--port", default=8000, show_default=True, help="What to open: http://127.0.0.1:PORT.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8000,
+    show_default=True,
+    help="What to open: http://127.0.0.1:PORT.",
+)
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),

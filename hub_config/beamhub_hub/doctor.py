@@ -15,7 +15,9 @@ from beamhub_hub.machine import findings
 
 
 @click.command()
-@click.option("--port", default=8000, show_default=True, help="What people would open.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="What people would open."
+)
 @click.option("--state", type=click.Path(path_type=Path), default=Path(".demo"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def doctor(port: int, state: Path, *, as_json: bool) -> None:

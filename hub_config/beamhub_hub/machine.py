@@ -62,7 +62,7 @@ def _python() -> Finding:
 
 def _folder(state: Path) -> Finding:
     parent = next(folder for folder in (state.absolute(), *state.absolute().parents) if folder.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         return Finding(
             "folder", fine=False, message=f"{parent} can't be written to: choose --state", needed=True
         )
@@ -99,7 +99,9 @@ def _proxy() -> Finding:
 def _sandbox() -> Finding:
     broken = sandbox.works()
     if broken:
-        message = f"jobs run unprotected and JupyterLab sessions are refused: {broken}"
+        message = (
+            f"jobs and JupyterLab sessions don't start, as they could see other experiments' data: {broken}"
+        )
         return Finding("sandbox", fine=False, message=message)
     return Finding(
         "sandbox", fine=True, message="bubblewrap works: jobs and sessions see their experiment only"
@@ -110,7 +112,7 @@ def _dials() -> Finding:
     if not dials():
         message = "not installed, so datasets aren't processed: apt-get install dials"
         return Finding("DIALS", fine=False, message=message)
-    return Finding("DIALS", fine=True, message=f"found at {shutil.which('dials.import')}")
+    return Finding("DIALS", fine=True, message="found: each complete rotation is processed with it")
 
 
 def _program(name: str, found: str, missing: str) -> Finding:

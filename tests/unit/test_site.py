@@ -1,0 +1,96 @@
+"""A site's folders, addresses and secrets, and the hub's configuration made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from beamhub_hub import Site, accounts, configure
+from beamhub_hub.credentials import PEOPLE, Credentials
+from beamhub_hub.site import Secrets, write_private
+from pydantic import ValidationError
+from traitlets.config import Config
+from traitlets.config.loader import PyFileConfigLoader
+
+OPERATORS_FILE = Path(__file__).parents[2] / "hub_config" / "jupyterhub_config.py"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(state=tmp_path / "state", data=tmp_path / "data")
+
+
+def test_secrets_stay_and_are_private(tmp_path: Path) -> None:
+    made = Secrets.of(tmp_path)
+    assert Secrets.of(tmp_path) == made
+    assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
+    assert len({made.service, made.cockpit, made.operator, made.proxy}) == 4
+
+
+def test_broken_secrets_arent_replaced(tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text("{}")
+    with pytest.raises(ValidationError):
+        Secrets.of(tmp_path)
+    assert (tmp_path / "secrets.json").read_text() == "{}"
+
+
+def test_a_private_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "file"
+    write_private(path, "one")
+    write_private(path, "two")
+    assert path.read_text() == "two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_credentials_stay(tmp_path: Path) -> None:
+    made = Credentials.of(tmp_path, "http://127.0.0.1:8000")
+    made.save(tmp_path)
+    assert set(made.users) == set(PEOPLE)
+    assert len({account.password for account in made.users.values()}) == len(PEOPLE)
+    moved = Credentials.of(tmp_path, "http://127.0.0.1:9000")
+    assert moved.users == made.users
+    assert moved.url == "http://127.0.0.1:9000"
+
+
+def test_the_database_is_in_the_state_folder_unless_said_otherwise(site: Site) -> None:
+    assert site.database == f"sqlite:///{site.state}/beamhub.sqlite"
+    other = site.model_copy(update={"database_url": "postgresql+psycopg:///beamhub"})
+    assert other.database == "postgresql+psycopg:///beamhub"
+
+
+def test_only_the_operator_service_and_people_reach_the_service(site: Site) -> None:
+    c = Config()
+    configure(c, site)
+    reaching = [
+        role for role in c.JupyterHub.load_roles if "access:services!service=beamhub" in role["scopes"]
+    ]
+    assert [role["name"] for role in reaching] == ["user", "operator"]
+    assert reaching[1]["services"] == ["operator"]
+
+
+def test_passwords_and_tokens_are_on_no_command_line(site: Site) -> None:
+    c = Config()
+    configure(c, site.model_copy(update={"database_url": "postgresql+psycopg://beamhub:hush@db/beamhub"}))
+    secrets = Secrets.of(site.state)
+    line = " ".join(word for service in c.JupyterHub.services for word in service.get("command", []))
+    for secret in ("hush", secrets.service, secrets.cockpit, secrets.operator, secrets.proxy):
+        assert secret not in line
+
+
+def test_given_accounts_close_the_sign_up(site: Site) -> None:
+    c = Config()
+    configure(c, site)
+    accounts(c, {"ada": "a password"})
+    assert c.NativeAuthenticator.enable_signup is False
+    assert c.Authenticator.allowed_users == {"ada"}
+
+
+def test_the_operators_file_works(tmp_path: Path) -> None:
+    text = OPERATORS_FILE.read_text()
+    for folder in ("/var/lib/beamhub", "/data/beamhub"):
+        assert folder in text
+        text = text.replace(folder, str(tmp_path / folder.lstrip("/")))
+    (tmp_path / "jupyterhub_config.py").write_text(text)
+    c = PyFileConfigLoader("jupyterhub_config.py", path=str(tmp_path)).load_config()
+    assert [service["name"] for service in c.JupyterHub.services] == ["beamhub", "cockpit", "operator"]
+    assert (tmp_path / "var/lib/beamhub").stat().st_mode & 0o777 == 0o700
