@@ -40,7 +40,7 @@ export function table(low, high, scale, map) {
   return { found, step, above: colours[255], masked: pack(MASKED[map]) };
 }
 
-export function percentiles(values, masked) {
+export function automaticRange(values, masked) {
   const counts = new Uint32Array(65537);
   let total = 0;
   const stride = Math.max(1, Math.floor(values.length / 400000));
@@ -55,7 +55,8 @@ export function percentiles(values, masked) {
     for (let v = 0; v < counts.length; v++) if ((seen += counts[v]) >= fraction * total) return v;
     return 65536;
   };
-  return total ? [at(0.02), Math.max(at(0.999), at(0.02) + 3)] : [0, 10];
+  // the background as light grey, and all that stands well above it dark
+  return total ? [0, Math.max(4 * at(0.97), 5)] : [0, 10];
 }
 
 // ---- geometry --------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ export default {
     const number = make("input", { type: "text", inputmode: "numeric", class: "bh-number bh-frame-number", "aria-label": "Frame", onchange: () => go(parseInt(number.value, 10) || frame, true) });
     const of = make("span", { class: "bh-quiet bh-frame-count" });
     const slider = make("input", { type: "range", min: 1, class: "bh-frame-slider", "aria-label": "Frame", oninput: () => go(slider.valueAsNumber, true) });
-    const play = button("▶", "Play (space)", () => setPlaying(!playing), "bh-frame-play");
+    const play = button("Play", "Play (space)", () => setPlaying(!playing), "bh-frame-play");
     const follow = make("button", { type: "button", class: "bh-button bh-frame-live", title: "Follow the newest frame (L)", text: "Live", onclick: () => setLive(!live) });
     const choose = (label, cls, options, key) => {
       const select = make("select", { class: cls, onchange: () => { look[key] = select.value; restyle(); } }, ...options.map((o) => make("option", { text: o })));
@@ -127,7 +128,7 @@ export default {
       box.checked = look[key];
       return make("label", { class: "bh-control bh-check", title }, box, make("span", { text: label }));
     };
-    const auto = tick("Auto", "bh-frame-auto", "auto", "Range from the frame itself: 2 % to 99.9 %");
+    const auto = tick("Auto", "bh-frame-auto", "auto", "Range from the frame itself: up to four times its brightest background");
     const rings = tick("Rings", "bh-frame-rings", "rings", "Resolution rings (R)"), ice = tick("Ice", "bh-frame-ice", "ice", "Where rings of hexagonal ice lie");
     const canvas = make("canvas", { class: "bh-frame-canvas", tabindex: 0, "aria-label": "Detector frame", role: "img" });
     const readout = make("output", { class: "bh-frame-readout" });
@@ -137,8 +138,8 @@ export default {
     el.append(
       make("div", { class: "bh-frame-tools", role: "toolbar", "aria-label": "Frames" },
         make("div", { class: "bh-group" },
-          button("⏮", "First frame (Home)", () => go(1, true)), button("◀", "Previous frame (←)", () => go(frame - 1, true), "bh-frame-previous"),
-          play, button("▶|", "Next frame (→)", () => go(frame + 1, true), "bh-frame-next"), button("⏭", "Last frame (End)", () => go(info().frames, true))),
+          button("«", "First frame (Home)", () => go(1, true)), button("‹", "Previous frame (←)", () => go(frame - 1, true), "bh-frame-previous"),
+          play, button("›", "Next frame (→)", () => go(frame + 1, true), "bh-frame-next"), button("»", "Last frame (End)", () => go(info().frames, true))),
         make("div", { class: "bh-group" }, number, of), slider, follow),
       make("div", { class: "bh-frame-tools", role: "toolbar", "aria-label": "Display" },
         choose("Colours", "bh-frame-map", Object.keys(STOPS), "map"), choose("Scale", "bh-frame-scale", Object.keys(SCALES), "scale"),
@@ -219,7 +220,7 @@ export default {
     }
     function setPlaying(on) {
       playing = on;
-      play.textContent = on ? "❚❚" : "▶";
+      play.textContent = on ? "Pause" : "Play";
       play.title = on ? "Pause (space)" : "Play (space)";
       if (on) { setLive(false); if (frame >= info().frames) frame = 0; step(); }
     }
@@ -242,7 +243,7 @@ export default {
     // -- looks
     function automatic() {
       if (!layers[0]) return;
-      [look.low, look.high] = percentiles(layers[0].values, layers[0].masked);
+      [look.low, look.high] = automaticRange(layers[0].values, layers[0].masked);
     }
     function range() {
       look.auto = false;
@@ -269,7 +270,7 @@ export default {
     const whole = () => Math.min(canvas.width / info().columns, canvas.height / info().rows) * 0.98;
     function fit() { view = { x: info().columns / 2, y: info().rows / 2, scale: whole(), fitted: true }; draw(); request(); }
     function zoomTo(scale, u = canvas.width / 2, v = canvas.height / 2) {
-      const [x, y] = toDetector(u, v), s = Math.min(Math.max(scale, whole() * 0.6), 120 * dpr());
+      const [x, y] = toDetector(u, v), s = Math.min(Math.max(scale, whole() * 0.6), 64 * dpr());
       view = { x: x - (u - canvas.width / 2) / s, y: y - (v - canvas.height / 2) / s, scale: s };
       draw();
       request();
@@ -322,9 +323,15 @@ export default {
       if (view.scale >= 24 * dpr()) counts(ctx);
       const g = geometry();
       if (g) {
+        const [u0, v0] = toCanvas(0, 0), [u1, v1] = toCanvas(info().columns, info().rows);
+        ctx.save();
+        ctx.beginPath();
+        ctx.rect(u0, v0, u1 - u0, v1 - v0);
+        ctx.clip();
         if (look.rings) circles(ctx, g, spread(g), getComputedStyle(canvas).getPropertyValue("--bh-ring").trim(), []);
         if (look.ice) circles(ctx, g, ICE, getComputedStyle(canvas).getPropertyValue("--bh-ice-ring").trim(), [5 * dpr(), 4 * dpr()]);
         cross(ctx, g);
+        ctx.restore();
       }
       read();
     }
@@ -341,6 +348,8 @@ export default {
     }
     function circles(ctx, g, list, colour, dash) {
       const [u, v] = toCanvas(g.cx, g.cy), k = dpr();
+      const [left, top] = toCanvas(0, 0), [right, bottom] = toCanvas(info().columns, info().rows);
+      const room = { left: Math.max(0, left), top: Math.max(0, top), right: Math.min(canvas.width, right), bottom: Math.min(canvas.height, bottom) };
       ctx.save();
       ctx.strokeStyle = ctx.fillStyle = colour;
       ctx.lineWidth = 1.2 * k;
@@ -354,9 +363,9 @@ export default {
         ctx.beginPath();
         ctx.ellipse(u, v, rx, ry, 0, 0, 2 * Math.PI);
         ctx.stroke();
-        for (const angle of [-Math.PI / 4, (3 * Math.PI) / 4, Math.PI / 4, (-3 * Math.PI) / 4]) {
+        for (const angle of [-1, 3, 1, -3, -2, 2, 0, 4].map((n) => (n * Math.PI) / 4)) {
           const x = u + rx * Math.cos(angle), y = v + ry * Math.sin(angle);
-          if (x < 24 * k || y < 12 * k || x > canvas.width - 24 * k || y > canvas.height - 12 * k) continue;
+          if (x < room.left + 24 * k || y < room.top + 12 * k || x > room.right - 24 * k || y > room.bottom - 12 * k) continue;
           const text = `${d >= 10 ? d.toFixed(0) : d.toFixed(d < 4 && dash.length ? 2 : 1)} Å`, w = ctx.measureText(text).width + 6 * k;
           ctx.save();
           ctx.fillStyle = "rgba(255,255,255,.82)";
