@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 from traitlets.config import Config
 
 from beamhub_hub import auth, proxy
@@ -27,6 +29,10 @@ def configure(c: Config, site: Site) -> None:
     c.JupyterHub.db_url = f"sqlite:///{state}/jupyterhub.sqlite"
     c.JupyterHub.cookie_secret_file = str(state / "cookie_secret")
     c.JupyterHub.default_url = HOME_PAGE
+    c.JupyterHub.template_paths = [
+        str(files("beamhub_hub") / "pages"),
+        str(files("nativeauthenticator") / "templates"),
+    ]
     c.ConfigurableHTTPProxy.command = proxy.install()
     c.ConfigurableHTTPProxy.api_url = f"http://127.0.0.1:{site.proxy_port}"
     c.ConfigurableHTTPProxy.auth_token = secrets.proxy

@@ -37,17 +37,26 @@ def install() -> list[str]:
     """
     source = files("beamhub_hub") / "node"
     manifest = {name: (source / name).read_bytes() for name in ("package.json", "package-lock.json")}
-    folder = _home() / f"proxy-{hashlib.sha256(manifest['package-lock.json']).hexdigest()[:12]}"
-    if not (folder / PROGRAM).exists():
-        _install(manifest, folder)
+    folders = _folders(f"proxy-{hashlib.sha256(manifest['package-lock.json']).hexdigest()[:12]}")
+    for folder in folders:
+        if (folder / PROGRAM).exists():
+            return [str(NODE), str(folder / PROGRAM)]
+    folder = next((folder for folder in folders if _writable(folder)), folders[-1])
+    _install(manifest, folder)
     return [str(NODE), str(folder / PROGRAM)]
 
 
-def _home() -> Path:
-    prefix = Path(sys.prefix) / "share" / "beamhub"
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        return prefix
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "beamhub"
+def _folders(name: str) -> list[Path]:
+    """Where it may be: beside the packages, and below the user's home."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "beamhub" / name
+    # a system's Python is its package manager's: nothing is put beside its packages
+    return (
+        [cache] if sys.prefix == sys.base_prefix else [Path(sys.prefix) / "share" / "beamhub" / name, cache]
+    )
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(next(above for above in folder.parents if above.exists()), os.W_OK)
 
 
 def _install(manifest: dict[str, bytes], folder: Path) -> None:
