@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from beamhub.agent.file import Stamp
-from beamhub.agent.journal import Journal, JournalError, Snapshot, State
+from beamhub.agent.journal import Entry, Journal, JournalError, Snapshot, State
 
 STAMP = Stamp(inode=2**63 - 1, size=2**40, mtime_ns=1_700_000_000_123_456_789)
 LATER = Stamp(inode=STAMP.inode, size=STAMP.size, mtime_ns=STAMP.mtime_ns + 1)
@@ -30,7 +30,7 @@ def test_a_restart_forgets_nothing(path: Path) -> None:
     journal = Journal(path, "sim-mx")
     for name in ("queued", "sending", "arrived", "refused"):
         journal.queue(name, STAMP)
-    journal.hashed("sending", "ab" * 32)
+    journal.hashed("sending", "ab" * 32, "key")
     journal.begun("sending", "/uploads/1", "sim-mx-2026-00001")
     journal.arrived("arrived")
     journal.refused("refused", "its name is not allowed")
@@ -44,7 +44,8 @@ def test_a_restart_forgets_nothing(path: Path) -> None:
     }
     sending, refused = journal.find("sending"), journal.find("refused")
     assert sending is not None
-    assert (sending.stamp, sending.digest, sending.upload) == (STAMP, "ab" * 32, "/uploads/1")
+    assert (sending.stamp, sending.digest, sending.key) == (STAMP, "ab" * 32, "key")
+    assert sending.upload == "/uploads/1"
     assert refused is not None
     assert refused.error == "its name is not allowed"
     assert journal.settled("arrived", STAMP)
@@ -58,18 +59,20 @@ def test_a_restart_forgets_nothing(path: Path) -> None:
 
 def test_what_is_known_of_a_file_holds_for_one_state_of_it(journal: Journal) -> None:
     journal.queue("a", STAMP)
-    journal.hashed("a", "ab" * 32)
+    journal.hashed("a", "ab" * 32, "key")
     journal.begun("a", "/uploads/1", "sim-mx-2026-00001")
 
     journal.queue("a", STAMP)
     entry = journal.find("a")
     assert entry is not None
-    assert (entry.digest, entry.upload) == ("ab" * 32, "/uploads/1")
+    assert (entry.digest, entry.key, entry.upload) == ("ab" * 32, "key", "/uploads/1")
 
     journal.queue("a", LATER)
     entry = journal.find("a")
     assert entry is not None
-    assert (entry.stamp, entry.digest, entry.upload, entry.experiment) == (LATER, None, None, None)
+    assert entry == Entry(
+        "a", LATER, State.QUEUED, digest=None, key=None, upload=None, experiment=None, error=""
+    )
     assert not journal.settled("a", STAMP)
 
 
@@ -83,14 +86,14 @@ def test_an_arrived_file_that_changes_is_no_longer_settled(journal: Journal) -> 
 
 def test_from_the_beginning(journal: Journal) -> None:
     journal.queue("a", STAMP)
-    journal.hashed("a", "ab" * 32)
+    journal.hashed("a", "ab" * 32, "key")
     journal.begun("a", "/uploads/1", "sim-mx-2026-00001")
 
     journal.restart("a")
 
     entry = journal.find("a")
     assert entry is not None
-    assert (entry.state, entry.digest, entry.upload) == (State.QUEUED, None, None)
+    assert (entry.digest, entry.key, entry.upload) == (None, None, None)
     assert entry.experiment == "sim-mx-2026-00001", "the file would go to another experiment"
 
 

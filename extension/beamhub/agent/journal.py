@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from .file import Stamp
 
@@ -33,6 +34,7 @@ class Entry:
     stamp: Stamp
     state: State
     digest: str | None  # sha256, once it has been read
+    key: str | None  # of the announcement: repeated with the same key, it does not begin a second upload
     upload: str | None  # the path of the upload's URL, once the service has begun one
     experiment: str | None  # that the upload was begun for: no other may get the file in this state
     error: str
@@ -111,17 +113,18 @@ class Journal(Snapshot):
     def queue(self, path: str, stamp: Stamp) -> None:
         """The file is ready. What is known of this very state of it stays known."""
         self._connection.execute(
-            "INSERT INTO files VALUES (?1, ?2, ?3, ?4, 'queued', NULL, NULL, NULL, '')"
+            "INSERT INTO files VALUES (?1, ?2, ?3, ?4, 'queued', NULL, NULL, NULL, NULL, '')"
             " ON CONFLICT (path) DO UPDATE SET"
             " digest = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN digest END,"
+            " key = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN key END,"
             " upload = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN upload END,"
             " experiment = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN experiment END,"
             " inode = ?2, size = ?3, mtime_ns = ?4, state = 'queued', error = ''",
             (path, stamp.inode, stamp.size, stamp.mtime_ns),
         )
 
-    def hashed(self, path: str, digest: str) -> None:
-        self._connection.execute("UPDATE files SET digest = ? WHERE path = ?", (digest, path))
+    def hashed(self, path: str, digest: str, key: str) -> None:
+        self._connection.execute("UPDATE files SET digest = ?, key = ? WHERE path = ?", (digest, key, path))
 
     def begun(self, path: str, upload: str, experiment: str) -> None:
         self._connection.execute(
@@ -130,7 +133,9 @@ class Journal(Snapshot):
 
     def restart(self, path: str) -> None:
         """Neither digest nor upload are to be relied on: the file is read and sent from its beginning."""
-        self._connection.execute("UPDATE files SET digest = NULL, upload = NULL WHERE path = ?", (path,))
+        self._connection.execute(
+            "UPDATE files SET digest = NULL, key = NULL, upload = NULL WHERE path = ?", (path,)
+        )
 
     def arrived(self, path: str) -> None:
         self._connection.execute("UPDATE files SET state = 'arrived', upload = NULL WHERE path = ?", (path,))
@@ -154,15 +159,15 @@ class Journal(Snapshot):
 
 _FILES = (
     "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, inode INTEGER NOT NULL, size INTEGER NOT NULL,"
-    " mtime_ns INTEGER NOT NULL, state TEXT NOT NULL, digest TEXT, upload TEXT, experiment TEXT,"
+    " mtime_ns INTEGER NOT NULL, state TEXT NOT NULL, digest TEXT, key TEXT, upload TEXT, experiment TEXT,"
     " error TEXT NOT NULL) WITHOUT ROWID"
 )
-_SELECT = "SELECT path, inode, size, mtime_ns, state, digest, upload, experiment, error FROM files"
+_SELECT = "SELECT path, inode, size, mtime_ns, state, digest, key, upload, experiment, error FROM files"
 
 
-def _entry(row: tuple[str, int, int, int, str, str | None, str | None, str | None, str]) -> Entry:
-    path, inode, size, mtime_ns, state, digest, upload, experiment, error = row
-    return Entry(path, Stamp(inode, size, mtime_ns), State(state), digest, upload, experiment, error)
+def _entry(row: tuple[Any, ...]) -> Entry:
+    path, inode, size, mtime_ns, state, *rest = row
+    return Entry(path, Stamp(inode, size, mtime_ns), State(state), *rest)
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -22,6 +22,7 @@ LONGEST_REASON = 300
 
 # The answer to the last bytes comes after the whole file has been verified and flushed to the disk.
 _TIMEOUT = httpx.Timeout(30.0, read=300.0, connect=10.0, pool=None)
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 _TUS = {"Tus-Resumable": "1.0.0"}
 
 
@@ -81,13 +82,16 @@ class Service:
         )
         self._raise_unless_success(response)
 
-    async def create(self, name: str, size: int, digest: str, experiment: str | None) -> tuple[str, Upload]:
+    async def create(
+        self, name: str, size: int, digest: str, *, experiment: str | None, key: str
+    ) -> tuple[str, Upload]:
         """Announces a file.
 
         Args:
             name: of the file, below the experiment's raw/.
             digest: hexadecimal sha256 of the whole file.
             experiment: that it has to go to; None: the one that is active now.
+            key: repeated with the same one, the announcement begins no second upload.
 
         Returns:
             the path of the upload's URL, and the upload; it is complete if the service has the file already.
@@ -97,9 +101,8 @@ class Service:
         """
         announced = {"filename": name, "sha256": digest} | ({"experiment": experiment} if experiment else {})
         metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
-        response = await self._send(
-            "POST", "uploads", {**_TUS, "Upload-Length": str(size), "Upload-Metadata": metadata}
-        )
+        headers = {"Upload-Length": str(size), "Upload-Metadata": metadata, "Idempotency-Key": key}
+        response = await self._send("POST", "uploads", {**_TUS, **headers})
         if response.status_code == 409 and not experiment:
             raise UnavailableError(_reason(response), expected=True)
         if response.status_code in (400, 403, 409, 413, 422):
@@ -110,18 +113,23 @@ class Service:
         location = response.url.join(response.headers.get("Location", "")).raw_path.decode()
         return location, self._read(Upload, response)
 
-    async def offset(self, upload: str, size: int) -> int:
-        """How many bytes of the upload the service has.
+    async def upload(self, location: str) -> Upload:
+        """How far an upload is. (HEAD would tell no more than the offset, also of one that has failed.)
 
         Raises:
             RestartError, RefusedError
         """
-        response = await self._send("HEAD", upload, headers=_TUS)
-        self._raise_if_lost(response)
-        return _offset(response, size)
+        response = await self._send("GET", location)
+        match response.status_code:
+            case 404 | 410:
+                raise RestartError("the service no longer knows of its upload")
+            case 403:
+                raise RefusedError(_reason(response))
+        self._raise_unless_success(response)
+        return self._read(Upload, response)
 
     async def append(
-        self, upload: str, size: int, offset: int, length: int, body: AsyncIterator[bytes]
+        self, location: str, size: int, offset: int, length: int, body: AsyncIterator[bytes]
     ) -> int:
         """Sends `length` bytes from `offset` on; the answer is how many bytes the service has now.
 
@@ -132,7 +140,7 @@ class Service:
         """
         response = await self._send(
             "PATCH",
-            upload,
+            location,
             headers={
                 **_TUS,
                 "Content-Type": "application/offset+octet-stream",
@@ -151,21 +159,11 @@ class Service:
         self._raise_unless_success(response)
         return _offset(response, size)
 
-    async def terminate(self, upload: str) -> None:
+    async def terminate(self, location: str) -> None:
         """Gives up an upload: the service may forget what it has of it."""
-        response = await self._send("DELETE", upload, headers=_TUS)
+        response = await self._send("DELETE", location, headers=_TUS)
         if response.status_code not in (404, 410):
             self._raise_unless_success(response)
-
-    async def state(self, upload: str) -> Upload:
-        """All about an upload, for when the answer to its last bytes was lost.
-
-        Raises:
-            RestartError, RefusedError
-        """
-        response = await self._send("GET", upload)
-        self._raise_if_lost(response)
-        return self._read(Upload, response)
 
     # -------------------------------------------------------------------------------------------------------
 
@@ -186,8 +184,9 @@ class Service:
                 method, url, headers={**identity, **(headers or {})}, content=content
             )
         except httpx.HTTPError as error:
+            what = "can't be reached" if isinstance(error, _NO_CONNECTION) else "does not answer"
             reason = one_line(str(error), LONGEST_REASON) or type(error).__name__
-            raise UnavailableError(f"{self._config.service.url} can't be reached ({reason})") from error
+            raise UnavailableError(f"{self._config.service.url} {what} ({reason})") from error
         if response.status_code == 401:
             self._reread_token()
             raise UnavailableError(
@@ -211,14 +210,6 @@ class Service:
         else:
             reason = _reason(response)
         raise UnavailableError(reason)
-
-    def _raise_if_lost(self, response: httpx.Response) -> None:
-        match response.status_code:
-            case 404 | 410:
-                raise RestartError("the service no longer knows of its upload")
-            case 403:
-                raise RefusedError(_reason(response))
-        self._raise_unless_success(response)
 
     def _read(self, model: type[M], response: httpx.Response) -> M:
         try:

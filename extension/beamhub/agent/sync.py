@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import shutil
 import socket
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from beamhub import __version__
-from beamhub.schemas import FileProgress, Heartbeat, UploadState
+from beamhub.schemas import FileProgress, Heartbeat, Upload, UploadState
 
 from .config import Config, Watch
 from .file import CHUNK, ChangedError, GoneError, Stamp, look, opened, printable, read, sha256
@@ -230,47 +231,42 @@ class Agent:
         with opened(item.watch.path, item.name, item.stamp) as file:
             entry = self._journal.find(path)
             assert entry  # noqa: S101 (it has been ready)
-            digest = entry.digest
-            if digest is None:
+            digest, key = entry.digest, entry.key
+            if digest is None or key is None:
                 digest = await asyncio.to_thread(sha256, file, item.stamp, self._stop_reading)
-                self._journal.hashed(path, digest)
+                key = secrets.token_hex(16)
+                self._journal.hashed(path, digest, key)
             if entry.upload:
-                location, offset = entry.upload, await self._service.offset(entry.upload, size)
+                location, upload = entry.upload, await self._service.upload(entry.upload)
             else:
-                destination = item.watch.destination(item.name)
-                location, upload = await self._service.create(destination, size, digest, entry.experiment)
+                name = item.watch.destination(item.name)
+                location, upload = await self._service.create(
+                    name, size, digest, experiment=entry.experiment, key=key
+                )
                 self._journal.begun(path, location, upload.experiment)
-                if upload.state is not UploadState.RECEIVING:
-                    return
-                offset = upload.offset
-            if offset == size and await self._published(location):
-                return
-            await self._send_rest(file, item, location, offset)
+            await self._send_rest(file, item, location, upload)
 
-    async def _send_rest(self, file: int, item: Item, location: str, offset: int) -> None:
+    async def _send_rest(self, file: int, item: Item, location: str, upload: Upload) -> None:
         size = item.stamp.size
         surprises = 0
-        published = False
-        while not published:
-            item.sent = offset
-            length = min(PART, size - offset)
-            body = self._body(file, item, offset, length)
+        while upload.state is UploadState.RECEIVING:
+            item.sent = upload.offset
+            length = min(PART, size - upload.offset)
+            body = self._body(file, item, upload.offset, length)
             try:
-                offset = await self._service.append(location, size, offset, length, body)
-                published = offset == size
-                self._pause.end()
+                offset = await self._service.append(location, size, upload.offset, length, body)
             except OffsetError as error:
                 surprises += 1
                 if surprises == ATTEMPTS:
                     raise UnavailableError(str(error)) from error
-                offset = await self._service.offset(location, size)
-
-    async def _published(self, location: str) -> bool:
-        """When nothing is left to send, has the service verified and published the file?"""
-        state = (await self._service.state(location)).state
-        if state is UploadState.FAILED:
-            raise RestartError("the service could not verify it")
-        return state is not UploadState.RECEIVING
+                upload = await self._service.upload(location)
+            else:
+                self._pause.end()
+                if offset == size:  # and so verified and published
+                    return
+                upload = upload.model_copy(update={"offset": offset})
+        if upload.state is UploadState.FAILED:
+            raise RestartError(upload.error)
 
     async def _body(self, file: int, item: Item, offset: int, length: int) -> AsyncIterator[bytes]:
         end = offset + length

@@ -1,0 +1,552 @@
+"""The agent against the real service, each in its own process, stopped and killed at bad moments."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from beamhub.schemas import AgentStatus, DatasetState, File, Upload, UploadState
+from beamhub.testing import Beamtime, RunningService, free_port, write_dataset
+
+PATIENCE = 100.0  # seconds, of a slow machine
+LARGE = 192  # MiB: some tenths of a second to send
+
+
+@dataclass
+class RunningAgent:
+    """`beamhub sync` in a process of its own, watching `data`."""
+
+    folder: Path
+    service: RunningService
+    beamtime: Beamtime
+    process: subprocess.Popen[bytes] | None = None
+    settings: dict[str, str] = field(default_factory=lambda: {"settle": "0.2"})
+
+    def __post_init__(self) -> None:
+        self.data.mkdir(parents=True)
+        self.token(self.beamtime.agent_token)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "agent.log").read_text()
+
+    def token(self, token: str) -> None:
+        new = self.folder / "token.new"
+        new.write_text(token)
+        new.chmod(0o600)
+        new.rename(self.folder / "token")
+
+    def command(self, *options: str) -> list[str]:
+        watch = "\n".join(f"{key} = {value}" for key, value in self.settings.items())
+        (self.folder / "sync.toml").write_text(
+            f'[service]\nurl = "{self.service.url}"\ntoken_file = "token"\n'
+            f'[instrument]\nid = "{self.beamtime.instrument}"\n'
+            '[journal]\npath = "journal.sqlite"\n[upload]\nparallel = 2\n'
+            f'[[watch]]\npath = "data"\n{watch}\n'
+        )
+        return [sys.executable, "-m", "beamhub.cli", "sync", str(self.folder / "sync.toml"), *options]
+
+    def start(self) -> None:
+        with (self.folder / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log)
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*options), capture_output=True, text=True, timeout=PATIENCE)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.signal(signal.SIGTERM)
+        return self.process.wait(timeout=PATIENCE)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    # --- what has become of it all ---
+
+    def until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not done():
+            assert self.process is None or self.process.poll() is None, f"the agent has ended:\n{self.log}"
+            assert time.monotonic() < deadline, f"it did not happen; the agent's log:\n{self.log}"
+            time.sleep(0.01)
+
+    @property
+    def status(self) -> AgentStatus | None:
+        return self.service.client("sam").instrument(self.beamtime.instrument).agent
+
+    def uploads(self, experiment: str | None = None) -> list[Upload]:
+        return self.service.client("ada").uploads(experiment or self.beamtime.experiment)
+
+    def files(self, experiment: str | None = None) -> dict[str, File]:
+        files = self.service.client("ada").files(experiment or self.beamtime.experiment, "raw")
+        return {file.path.removeprefix("raw/"): file for file in files if file.path.startswith("raw/")}
+
+    def until_arrived(self, *names: str) -> None:
+        self.until(lambda: set(names) <= set(self.files()))
+
+    def until_halfway(self) -> Upload:
+        """Waits until the service has a part of one file."""
+        found: list[Upload] = []
+
+        def halfway() -> bool:
+            found[:] = [u for u in self.uploads() if u.state is UploadState.RECEIVING and u.offset > 0]
+            return bool(found)
+
+        self.until(halfway)
+        return found[0]
+
+    def assert_all_there_once(self, experiment: str | None = None) -> None:
+        """Every file that was to be sent is published, byte for byte, in one version; and nothing else."""
+        expected = {
+            str(path.relative_to(self.data)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in self.data.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        }
+        folder = self.service.data_dir / (experiment or self.beamtime.experiment)
+        found = {
+            str(path.relative_to(folder / "raw")): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (folder / "raw").rglob("*")
+            if path.is_file()
+        }
+        assert found == expected
+        assert not list((folder / ".incoming").iterdir()), "a temporary file was left"
+        complete = [u.path for u in self.uploads(experiment) if u.state is UploadState.COMPLETE]
+        assert len(complete) == len(set(complete)) == len(expected)
+
+
+@pytest.fixture
+def agent(service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
+    agent = RunningAgent(tmp_path / "agent", service, service.beamtime())
+    yield agent
+    if agent.process is not None:
+        agent.kill()
+
+
+@pytest.fixture
+def own_agent(own_service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
+    """With a service that may be killed."""
+    agent = RunningAgent(tmp_path / "agent", own_service, own_service.beamtime())
+    yield agent
+    if agent.process is not None:
+        agent.kill()
+
+
+def write_large(path: Path) -> None:
+    """A file of which each part is different, under its final name at once."""
+    block = os.urandom(2**20)
+    hidden = path.with_name(f".{path.name}")
+    with hidden.open("wb") as file:
+        for number in range(LARGE):
+            file.write(number.to_bytes(8, "big") + block[8:])
+    hidden.rename(path)
+
+
+# --- files that arrive ----------------------------------------------------------------------------------
+
+
+def test_a_dataset_that_was_there_and_one_that_appears(agent: RunningAgent, tmp_path: Path) -> None:
+    write_dataset(agent.data, "early")
+    agent.start()
+    agent.until_arrived("early_master.h5", "early_data_000001.h5", "early_data_000002.h5")
+
+    (agent.data / "run 2").mkdir()
+    for path in write_dataset(tmp_path, "late"):
+        path.rename(agent.data / "run 2" / path.name)
+    (agent.data / "run 2" / "Notes: α, 100 %.txt").write_text("settled, not renamed")
+    (agent.data / "empty").touch()
+    agent.until_arrived("run 2/late_data_000002.h5", "run 2/Notes: α, 100 %.txt", "empty")
+
+    agent.assert_all_there_once()
+    datasets = agent.service.client("ada").datasets(agent.beamtime.experiment)
+    assert {(d.path, d.frames_readable, d.state) for d in datasets} == {
+        ("raw/early_master.h5", 4, DatasetState.COMPLETE),
+        ("raw/run 2/late_master.h5", 4, DatasetState.COMPLETE),
+    }
+
+
+def test_many_small_files(agent: RunningAgent) -> None:
+    for number in range(200):
+        folder = agent.data / f"grid {number % 7}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.cbf").write_text(f"frame {number}")
+
+    result = agent.run("--once")
+
+    assert result.returncode == 0, result.stderr
+    agent.assert_all_there_once()
+
+
+def test_a_file_is_not_sent_while_it_may_grow(agent: RunningAgent) -> None:
+    agent.settings["settle"] = "3600"
+    agent.start()
+    growing = agent.data / "growing"
+    with growing.open("w") as file:
+        file.write("first half, ")
+        file.flush()
+        agent.until(lambda: agent.status is not None and agent.status.state == "waiting")
+        file.write("second half")
+    assert agent.uploads() == []
+
+    growing.rename(agent.data / "grown.txt")
+
+    agent.until_arrived("grown.txt")
+    agent.assert_all_there_once()
+
+
+def test_masters_go_first(agent: RunningAgent) -> None:
+    sam = agent.service.client("sam")
+    sam.activate(agent.beamtime.instrument, None)
+    agent.start()
+    for path in reversed(write_dataset(agent.folder, "lyso", frames=8)):
+        path.rename(agent.data / path.name)
+    agent.until(lambda: agent.status is not None and agent.status.queued_files == 5)
+    sam.activate(agent.beamtime.instrument, agent.beamtime.experiment)
+    agent.until(lambda: len(agent.files()) == 5)
+
+    begun = sorted(agent.uploads(), key=lambda upload: upload.created)
+    # two are in flight at a time, and those two may have been data files when staff were slow
+    assert "raw/lyso_master.h5" in [upload.path for upload in begun[:3]]
+
+
+def test_an_older_file_that_is_written_anew_becomes_another_version(agent: RunningAgent) -> None:
+    agent.start()
+    (agent.data / "scan.txt").write_text("first")
+    agent.until_arrived("scan.txt")
+    (agent.data / "scan.txt").write_text("second")
+    agent.until(lambda: len(agent.files()) == 2)
+
+    folder = agent.service.data_dir / agent.beamtime.experiment / "raw"
+    assert (folder / "scan.txt").read_text() == "first"
+    assert sorted(path.read_text() for path in folder.rglob("*.txt")) == ["first", "second"]
+
+
+def test_links_and_pipes_are_told_and_not_followed(agent: RunningAgent) -> None:
+    secret = agent.folder / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("secret")
+    (agent.data / "link").symlink_to(secret / "key")
+    (agent.data / "folder").symlink_to(secret)
+    os.mkfifo(agent.data / "pipe")
+    (agent.data / "plain").write_text("plain")
+    agent.start()
+    agent.until_arrived("plain")
+    agent.until(lambda: agent.status is not None and len(agent.status.errors) == 3)
+
+    status = agent.status
+    assert status is not None
+    assert sorted(status.errors) == [
+        f"{agent.data}/folder is a symbolic link: it is not followed and not sent",
+        f"{agent.data}/link is a symbolic link: it is not followed and not sent",
+        f"{agent.data}/pipe is a pipe: it is not followed and not sent",
+    ]
+    agent.assert_all_there_once()
+
+
+# --- interruptions --------------------------------------------------------------------------------------
+
+
+def test_a_file_that_changes_while_it_is_sent(agent: RunningAgent) -> None:
+    agent.start()
+    path = agent.data / "large.h5"
+    write_large(path)
+    agent.until_halfway()
+    agent.signal(signal.SIGSTOP)
+    with path.open("r+b") as file:
+        file.write(b"changed")
+    agent.signal(signal.SIGCONT)
+
+    agent.until_arrived("large.h5")
+    agent.assert_all_there_once()
+    assert "changed while it was read" in agent.log
+    assert {u.state for u in agent.uploads()} == {UploadState.COMPLETE, UploadState.FAILED}, (
+        "nothing was begun"
+    )
+
+
+def test_the_agent_is_killed_and_started_again(agent: RunningAgent) -> None:
+    (agent.data / "small").write_text("small")
+    agent.start()
+    agent.until_arrived("small")
+    write_large(agent.data / "large.h5")
+    upload = agent.until_halfway()
+    agent.kill()
+    for name in ("meanwhile", "another"):
+        (agent.data / name).write_text(name)
+
+    agent.start()
+    agent.until_arrived("large.h5", "meanwhile", "another")
+
+    agent.assert_all_there_once()
+    assert [u.id for u in agent.uploads() if u.path == "raw/large.h5"] == [upload.id], "it was begun twice"
+    assert agent.log.count("small has arrived") == 1, "it was sent twice"
+
+
+def test_the_service_is_killed_and_started_again(own_agent: RunningAgent) -> None:
+    agent = own_agent
+    agent.start()
+    write_large(agent.data / "large.h5")
+    upload = agent.until_halfway()
+    agent.service.kill()
+    (agent.data / "meanwhile").write_text("meanwhile")
+    agent.until(lambda: "can't be reached" in agent.log)
+    agent.service.start()
+    agent.until_arrived("large.h5", "meanwhile")
+
+    agent.assert_all_there_once()
+    assert [u.id for u in agent.uploads() if u.path == "raw/large.h5"] == [upload.id], "it was begun twice"
+
+
+def test_both_are_killed_in_turn(own_agent: RunningAgent) -> None:
+    agent = own_agent
+    for number in range(60):
+        (agent.data / f"{number}.cbf").write_bytes(os.urandom(50_000 * (number % 5)))
+    write_large(agent.data / "large.h5")
+    for kills in range(4):
+        agent.start()
+        arrived = len(agent.files())
+        agent.until(lambda arrived=arrived: len(agent.files()) > arrived)  # type: ignore[misc]
+        agent.kill()
+        if kills % 2:
+            agent.service.kill()
+            agent.service.start()
+
+    result = agent.run("--once")
+
+    assert result.returncode == 0, result.stderr
+    agent.assert_all_there_once()
+
+
+def test_a_restart_sends_nothing_again(agent: RunningAgent) -> None:
+    for number in range(5):
+        (agent.data / str(number)).write_text(str(number))
+    first = agent.run("--once")
+    assert first.stderr.count("has arrived") == 5
+    before = agent.uploads()
+
+    second = agent.run("--once")
+
+    assert second.returncode == 0
+    assert "has arrived" not in second.stderr
+    assert agent.uploads() == before
+
+
+def test_a_lost_journal_sends_nothing_again(agent: RunningAgent) -> None:
+    (agent.data / "a").write_text("a")
+    assert agent.run("--once").returncode == 0
+    before = agent.uploads()
+    for path in agent.folder.glob("journal.sqlite*"):
+        path.unlink()
+
+    assert agent.run("--once").returncode == 0
+
+    assert agent.uploads() == before
+    agent.assert_all_there_once()
+
+
+def test_sigterm_stops_in_the_middle_of_a_file(agent: RunningAgent) -> None:
+    agent.start()
+    write_large(agent.data / "large.h5")
+    agent.until_halfway()
+
+    assert agent.stop() == 0
+    assert "Traceback" not in agent.log
+    assert agent.run("--once").returncode == 0
+    agent.assert_all_there_once()
+
+
+def test_a_file_belongs_to_the_experiment_that_was_active_when_it_began(agent: RunningAgent) -> None:
+    sam = agent.service.client("sam")
+    later = sam.create_experiment(agent.beamtime.instrument, "The next one", pi="ada").id
+    agent.start()
+    write_large(agent.data / "large.h5")
+    agent.until_halfway()
+    agent.signal(signal.SIGSTOP)
+    sam.activate(agent.beamtime.instrument, later)
+    agent.signal(signal.SIGCONT)
+    agent.until_arrived("large.h5")
+
+    agent.assert_all_there_once()
+    assert agent.files(later) == {}
+
+
+def test_a_file_that_has_to_begin_again_does_not_change_the_experiment(agent: RunningAgent) -> None:
+    sam = agent.service.client("sam")
+    later = sam.create_experiment(agent.beamtime.instrument, "The next one", pi="ada").id
+    agent.start()
+    write_large(agent.data / "large.h5")
+    upload = agent.until_halfway()
+    agent.kill()
+    sam.activate(agent.beamtime.instrument, later)
+    agent.service.agent(agent.beamtime).cancel_upload(upload.id)
+
+    result = agent.run("--once")
+
+    assert result.returncode == 1
+    assert f"{agent.beamtime.experiment} is not active on {agent.beamtime.instrument}" in result.stderr
+    assert agent.files(later) == {}
+
+    sam.activate(agent.beamtime.instrument, agent.beamtime.experiment)
+    assert agent.run("--once").returncode == 0
+    agent.assert_all_there_once()
+
+
+# --- what people have to mend ---------------------------------------------------------------------------
+
+
+def test_no_active_experiment(agent: RunningAgent) -> None:
+    sam = agent.service.client("sam")
+    sam.activate(agent.beamtime.instrument, None)
+    (agent.data / "a").write_text("a")
+    agent.start()
+    agent.until(
+        lambda: agent.status is not None and agent.status.state == "waiting" and bool(agent.status.errors)
+    )
+    status = agent.status
+    assert status is not None
+    assert status.queued_files == 1
+    assert status.errors[0].startswith(f"No experiment is active on {agent.beamtime.instrument}: ")
+
+    sam.activate(agent.beamtime.instrument, agent.beamtime.experiment)
+
+    agent.until_arrived("a")
+    agent.until(lambda: agent.status is not None and not agent.status.errors)
+    agent.assert_all_there_once()
+
+
+def test_a_token_that_is_replaced_while_the_agent_runs(agent: RunningAgent) -> None:
+    agent.start()
+    (agent.data / "a").write_text("a")
+    agent.until_arrived("a")
+    new = agent.service.client("sam").new_instrument_token(agent.beamtime.instrument)
+    (agent.data / "b").write_text("b")
+    agent.until(lambda: "is not accepted: ask for a new one with `beamhub instrument token" in agent.log)
+
+    agent.token(new.token)
+
+    agent.until_arrived("b")
+    agent.assert_all_there_once()
+
+
+def test_names_that_the_service_refuses_do_not_hold_up_others(agent: RunningAgent) -> None:
+    (agent.data / "line\nbreak").write_text("a")
+    (agent.data / "fine").write_text("b")
+
+    result = agent.run("--once")
+
+    assert result.returncode == 1
+    assert r"line\nbreak" in result.stderr
+    assert set(agent.files()) == {"fine"}
+
+
+def test_the_watched_directory_goes_and_comes_back(agent: RunningAgent) -> None:
+    agent.start()
+    (agent.data / "a").write_text("a")
+    agent.until_arrived("a")
+    agent.data.rename(agent.folder / "unmounted")
+    agent.until(lambda: agent.status is not None and any("is gone" in error for error in agent.status.errors))
+    (agent.folder / "unmounted" / "b").write_text("b")
+    (agent.folder / "unmounted").rename(agent.data)
+
+    agent.until_arrived("b")
+    agent.until(lambda: agent.status is not None and not agent.status.errors)
+    agent.assert_all_there_once()
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+def test_check(agent: RunningAgent) -> None:
+    result = agent.run("--check")
+    assert result.returncode == 0, result.stdout
+    assert (
+        f"✓ {agent.service.url} accepts the token of instrument {agent.beamtime.instrument}" in result.stdout
+    )
+    assert f"✓ files go to experiment {agent.beamtime.experiment}" in result.stdout
+
+    agent.service.client("sam").activate(agent.beamtime.instrument, None)
+    assert "! no experiment is active on it" in agent.run("--check").stdout
+
+    agent.token("wrong")
+    result = agent.run("--check")
+    assert result.returncode == 1
+    assert "is not accepted" in result.stdout
+
+
+def test_check_without_a_service(agent: RunningAgent) -> None:
+    port = free_port()
+    command = agent.command("--check")
+    text = (agent.folder / "sync.toml").read_text()
+    (agent.folder / "sync.toml").write_text(text.replace(agent.service.url, f"http://127.0.0.1:{port}"))
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+    assert result.returncode == 1
+    assert f"✗ http://127.0.0.1:{port} can't be reached" in result.stdout
+
+
+def test_dry_run(agent: RunningAgent) -> None:
+    (agent.data / "old").write_text("old")
+    assert agent.run("--once").returncode == 0
+    (agent.data / "a").write_text("a" * 1234)
+    (agent.data / ".hidden").write_text("a")
+    (agent.data / "link").symlink_to("a")
+
+    result = agent.run("--dry-run")
+
+    assert result.returncode == 0
+    assert "1,234  a\n" in result.stdout
+    assert "link is a symbolic link" in result.stdout
+    assert "1 files with 1,234 bytes would be sent" in result.stdout
+    assert set(agent.files()) == {"old"}
+
+
+def test_two_agents_with_one_journal(agent: RunningAgent) -> None:
+    agent.start()
+    agent.until(lambda: agent.status is not None)
+
+    result = agent.run("--once")
+
+    assert result.returncode == 1
+    assert "another agent already works with the journal" in result.stderr
+
+
+def test_options_that_exclude_each_other(agent: RunningAgent) -> None:
+    result = agent.run("--once", "--dry-run")
+    assert result.returncode == 2
+    assert "exclude each other" in result.stderr
+
+
+def test_the_agent_imports_nothing_heavy() -> None:
+    code = "import sys, beamhub.agent.command; print(*{name.split('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(run.stdout.split())
+
+    assert "httpx" in modules
+    assert not modules & {
+        "numpy",
+        "h5py",
+        "sqlalchemy",
+        "alembic",
+        "tornado",
+        "jupyter_server",
+        "traitlets",
+        "numba",
+    }
