@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import re
 import secrets
 import time
@@ -29,6 +30,7 @@ from beamhub.incoming import Incoming, explained, versions, write
 from beamhub.schemas import Page, Upload, UploadState
 from beamhub.store import Store, Transaction
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 # Looks at a published file; what it returns is run in the transaction that completes the upload.
 Examine = Callable[[Upload], Awaitable[Callable[[Transaction], None]]]
@@ -157,10 +159,7 @@ class Uploads:
             if written < upload.size:
                 return upload.model_copy(update={"offset": written})
             # a sender that goes away now does not stop what it has waited for
-            task = asyncio.create_task(self._finish(upload))
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
-            return await asyncio.shield(task)
+            return await asyncio.shield(self._begin_to_finish(upload))
 
     async def terminate(self, principal: Principal, id_: str) -> None:
         """Gives up an upload that is on its way. A published file stays: Conflict."""
@@ -171,7 +170,10 @@ class Uploads:
     # --- after a kill, and now and then ---
 
     async def recover(self) -> None:
-        """Finishes and cleans up what a kill has left behind. To be called before anything is received."""
+        """Cleans up what a kill has left behind, and begins to finish what can be finished.
+
+        To be called before anything is received. Files may be large: they are verified in the background.
+        """
         waiting = await self._store.read(lambda tx: tx.uploads.receiving())
         known = {upload.id for upload in waiting}
         await self._run(lambda: self._incoming.remove_orphans(known))
@@ -179,8 +181,7 @@ class Uploads:
             if not await self._run(self._incoming.temporary(upload).exists):
                 await self._fail(upload, "its bytes are gone from the disk", access.SYSTEM.name)
             elif (await self._run(self._incoming.measured, upload)).offset == upload.size:
-                with contextlib.suppress(BeamhubError):  # the upload says what is wrong with it
-                    await self._finish(upload)
+                self._begin_to_finish(upload)
 
     async def expire(self, now: datetime) -> None:
         """Gives up uploads that have had no byte for long."""
@@ -209,7 +210,12 @@ class Uploads:
         async def flush() -> None:
             nonlocal position, buffer
             block, buffer = buffer, bytearray()
-            await self._run(write, file, position, block, hasher)
+            writing = asyncio.ensure_future(self._run(write, file, position, block, hasher))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait({writing})  # the thread goes on: nothing else may touch the file before
+                raise
             position += len(block)
 
         file = await self._run(self._incoming.open, upload)
@@ -255,6 +261,18 @@ class Uploads:
 
     # --- publishing ---
 
+    def _begin_to_finish(self, upload: Upload) -> asyncio.Task[Upload]:
+        def ended(task: asyncio.Task[Upload]) -> None:
+            self._finishing.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error and not isinstance(error, BeamhubError):  # those are the sender's affair, and told
+                log.error("upload %s (%s) could not be published", upload.id, upload.path, exc_info=error)
+
+        task = asyncio.create_task(self._finish(upload))
+        self._finishing.add(task)
+        task.add_done_callback(ended)
+        return task
+
     async def _finish(self, upload: Upload) -> Upload:
         """Verifies and publishes an upload whose bytes have all come. May be repeated."""
         async with self._lock(upload):
@@ -288,15 +306,7 @@ class Uploads:
             def complete(tx: Transaction) -> Upload | None:
                 tx.uploads.supersede(upload.experiment, published)
                 tx.uploads.end(upload.id, UploadState.COMPLETE, path=path, version=placed.version)
-                emit(
-                    tx,
-                    "file.complete",
-                    actor=upload.created_by,
-                    instrument=upload.instrument,
-                    experiment=upload.experiment,
-                    subject=upload.id,
-                    data={"path": path, "size": upload.size},
-                )
+                _emit(tx, placed, "file.complete", upload.created_by)
                 record(tx)
                 return tx.uploads.get(upload.id)
 
@@ -339,15 +349,7 @@ class Uploads:
             if current is None or current.state is not UploadState.RECEIVING:
                 raise Conflict(f"The upload of {upload.path} is over.", "Published files stay.")
             tx.uploads.end(upload.id, UploadState.FAILED, error=reason)
-            emit(
-                tx,
-                "upload.failed",
-                actor=actor,
-                instrument=upload.instrument,
-                experiment=upload.experiment,
-                subject=upload.id,
-                data={"path": upload.path, "size": upload.size, "reason": reason},
-            )
+            _emit(tx, upload, "upload.failed", actor, reason=reason)
 
         await self._store.write(work)
         await self._run(self._incoming.discard, upload)
@@ -374,6 +376,18 @@ class Uploads:
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+def _emit(tx: Transaction, upload: Upload, kind: str, actor: str, **data: str) -> None:
+    emit(
+        tx,
+        kind,
+        actor=actor,
+        instrument=upload.instrument,
+        experiment=upload.experiment,
+        subject=upload.id,
+        data={"path": upload.path, "size": upload.size, **data},
+    )
 
 
 def _destination(tx: Transaction, principal: Principal, experiment: str | None) -> tuple[str, str]:

@@ -111,6 +111,7 @@ async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, step: str) 
     uploads = Uploads(store, Live(), tmp_path / "data", Datasets(store, tmp_path / "data", inspector).examine)
     await uploads.recover()
     await uploads.recover()  # and again, as after a kill while recovering
+    await asyncio.gather(*uploads._finishing)
     upload = await uploads.get(AGENT, upload_id)
     if upload.state is UploadState.RECEIVING:
         assert step in ("half-way", "before the last byte was acknowledged")

@@ -301,6 +301,27 @@ async def test_a_sender_who_leaves_after_the_last_byte_stops_nothing(site: Site)
     assert [event.subject for event in site.events("file.complete")] == [upload.id]
 
 
+@pytest.mark.parametrize("checked", [False, True])
+async def test_a_sender_who_leaves_at_any_moment_leaves_no_holes(site: Site, checked: bool) -> None:
+    """Cancelled while the bytes come in: what counts as arrived is what was sent, from the beginning."""
+    content = os.urandom(20 * WRITE)
+    digest = hashlib.sha256(content).digest()
+    for steps in range(0, 60, 3):
+        upload = await site.announce(f"{checked}-{steps}.bin", content)
+        checksum = ("sha256", digest) if checked else None
+        task = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, parts(content, WRITE), checksum))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        offset = (await site.uploads.get(AGENT, upload.id)).offset
+        assert offset < len(content)
+        assert offset % WRITE == 0
+        assert not (checked and offset)
+        arrived = (site.folder / site.experiment / ".incoming" / upload.id).read_bytes()
+        assert arrived == content[:offset]
+
+
 async def test_the_answer_to_the_last_byte_may_be_asked_again(site: Site) -> None:
     upload = await site.announce("a.bin", b"123")
     first = await site.uploads.append(AGENT, upload.id, 0, parts(b"123"))
