@@ -60,7 +60,7 @@ class Engine:
         self._seen = 0
         self._watches: dict[int, Watch] = {}
         self._adopted: set[int] | None = None  # jobs that ran already when this engine began
-        self._committed = asyncio.Event()
+        self._committed = (asyncio.Event(), asyncio.Event())  # something was; one for each who waits for that
         self._started = asyncio.Event()
 
     async def run_forever(self) -> None:
@@ -68,12 +68,14 @@ class Engine:
 
         def wake() -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._committed.set)
+                for committed in self._committed:
+                    loop.call_soon_threadsafe(committed.set)
 
         self._store.on_commit(wake)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._runner.warm())
-            tasks.create_task(self._keep(self._serve, self._committed, REST))
+            tasks.create_task(self._keep(self.dispatch, self._committed[0], REST))
+            tasks.create_task(self._keep(self.schedule, self._committed[1], REST))
             tasks.create_task(self._keep(self.collect, self._started, PULSE))
 
     async def _keep(self, step: Callable[[], Awaitable[object]], wake: asyncio.Event, rest: float) -> None:
@@ -91,10 +93,6 @@ class Engine:
                     await wake.wait()
             except TimeoutError:
                 continue
-
-    async def _serve(self) -> None:
-        await self.dispatch()
-        await self.schedule()
 
     async def dispatch(self) -> None:
         """Follows the trigger rules on all events since the last one."""

@@ -76,10 +76,12 @@ def _prepare_environment(spec: JobSpec) -> None:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "JUPYTER_RUNTIME_DIR": tempfile.mkdtemp(prefix="beamhub-"),  # short: a socket's path has 107 bytes
     }
-    # numba only uses a cache that it may write to: the shared one is read-only, each job works on a copy
-    shared, own = os.environ.get("BEAMHUB_NUMBA_CACHE"), os.environ.get("NUMBA_CACHE_DIR")
-    if shared and own and Path(shared).is_dir() and not Path(own).exists():
-        shutil.copytree(shared, own)
+    # numba and matplotlib only use caches that they may write to: the shared ones are read-only, so each job
+    # works on a copy
+    if shared := os.environ.get("BEAMHUB_WARM"):
+        own = Path(tempfile.mkdtemp(prefix="warm-"))
+        shutil.copytree(shared, own, dirs_exist_ok=True)
+        os.environ |= {"NUMBA_CACHE_DIR": str(own / "numba"), "MPLCONFIGDIR": str(own / "matplotlib")}
 
 
 def _parameters(spec: JobSpec) -> dict[str, Any]:

@@ -65,9 +65,12 @@ PROFILES = [
 
 
 def template(folder: Path, name: str, *cells: str) -> None:
-    """A template with one parameter, `n`."""
+    """A template with two parameters, `n` and `label`."""
     v4: Any = nbformat.v4
-    properties = {"n": {"type": "integer", "title": "N", "description": "A number.", "default": 1}}
+    properties = {
+        "n": {"type": "integer", "title": "N", "description": "A number.", "default": 1},
+        "label": {"type": "string", "title": "Label", "description": "A text.", "default": ""},
+    }
     notebook = v4.new_notebook(
         metadata={
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -79,7 +82,7 @@ def template(folder: Path, name: str, *cells: str) -> None:
             },
         },
         cells=[
-            v4.new_code_cell("data = ''\ncpus = 1\nn = 1", metadata={"tags": ["parameters"]}),
+            v4.new_code_cell("data = ''\ncpus = 1\nn = 1\nlabel = ''", metadata={"tags": ["parameters"]}),
             *(v4.new_code_cell(cell) for cell in cells),
         ],
     )
@@ -238,9 +241,13 @@ def processes(marker: str) -> list[int]:
     return found
 
 
+LABEL = (
+    '\'); raise SystemExit #\n""" {data} %s \\ \N{RIGHT-TO-LEFT OVERRIDE}Å'  # text, whatever it looks like
+)
 REPORT = """
 from beamhub import report
 print("n is", n)
+print(label.encode().hex())
 report.progress(0.5, "half way")
 report.metric("spots", 12 * n)
 report.metric("resolution", 1.5, "Å")
@@ -258,12 +265,12 @@ async def test_a_job_finishes_and_all_it_reported_is_there(lab: Lab) -> None:
     template(lab.templates, "try_it", REPORT)
     with lab.live.subscribe() as queue:
         async with lab.running():
-            job = await lab.submit("try_it", n=3)
+            job = await lab.submit("try_it", n=3, label=LABEL)
             assert job.state is JobState.QUEUED
             done = await lab.until(job)
         messages: list[Message] = [queue.get_nowait() for _ in range(queue.qsize())]
     assert (done.state, done.reason) == (JobState.FINISHED, "")
-    assert done.parameters == {"n": 3}
+    assert done.parameters == {"n": 3, "label": LABEL}
     assert {name: (one.value, one.unit) for name, one in done.metrics.items()} == {
         "spots": (36, ""),
         "resolution": (1.5, "Å"),
@@ -276,12 +283,12 @@ async def test_a_job_finishes_and_all_it_reported_is_there(lab: Lab) -> None:
     assert lab.kinds(job) == ["job.created", "job.queued", "job.running", "job.finished"]
     lab.assert_settled(job)
 
-    assert (await lab.jobs.log(BEN, job.id))[0] == "n is 3\n"
+    assert (await lab.jobs.log(BEN, job.id))[0] == f"n is 3\n{LABEL.encode().hex()}\n"
     page = await lab.jobs.series(BEN, job.id, "per_frame", 1)
     assert page.items == [{"frame": 1, "spots": 3}, {"frame": 2, "spots": 6}]
     with await lab.jobs.open_notebook(BEN, job.id) as notebook:
         cells = json.load(notebook)["cells"]
-    assert cells[2]["outputs"][0]["text"] == ["n is 3\n"]
+    assert cells[2]["outputs"][0]["text"][0] == "n is 3\n"
     names = {file.path for file in await lab.jobs.files(BEN, job.id)}
     assert {"scaled.mtz", "log.txt", "result.json", "series/per_frame.jsonl"} <= names
     folder = lab.data_dir / lab.experiment / done.folder
@@ -333,6 +340,9 @@ root = pathlib.Path(data).parents[1]
 report.metric("own", reads(data))
 for name in ("other", "store", "half", "state"):
     report.metric(name, reads(json.loads(PATHS)[name]))
+report.metric("compiled", reads(os.environ["NUMBA_CACHE_DIR"] + "/function"))
+report.metric("own_cache", writes(os.environ["NUMBA_CACHE_DIR"] + "/function"))
+report.metric("shared_cache", writes(json.loads(PATHS)["cache"]))
 report.metric("raw", writes(root / "raw" / "new.h5"))
 report.metric("shared", writes(root / "shared" / "new.txt"))
 report.metric("port", connects(n))
@@ -353,8 +363,10 @@ async def test_a_job_sees_its_experiment_and_nothing_else(lab: Lab, monkeypatch:
         "store": lab.folder / "beamhub.db",
         "half": lab.data_dir / lab.experiment / ".incoming" / "half",
         "state": lab.folder / "state" / "secret",
+        "cache": lab.folder / "state" / "warm" / "numba" / "function",
     }
-    paths["state"].parent.mkdir()
+    paths["cache"].parent.mkdir(parents=True)
+    paths["cache"].write_text("compiled")
     paths["state"].write_text("secret")
     texts = {name: str(path) for name, path in paths.items()}
     template(lab.templates, "escape", f"PATHS = {json.dumps(texts)!r}", ESCAPE)
@@ -377,6 +389,9 @@ async def test_a_job_sees_its_experiment_and_nothing_else(lab: Lab, monkeypatch:
         "raw": "OSError",
         "shared": "OSError",
         "port": "ConnectionRefusedError",
+        "compiled": "compiled",
+        "own_cache": "written",
+        "shared_cache": "OSError",
         "secrets": "",
     }
     for path in ("stolen.h5", f"everything{paths['store']}", "../../raw/lyso_master.h5"):
@@ -389,9 +404,12 @@ async def test_a_job_that_fails_says_why_and_where(lab: Lab) -> None:
     template(
         lab.templates, "wrong", "print('before')", "raise ValueError('the\\ncrystal <b>melted</b>')", "1"
     )
+    template(lab.templates, "suicidal", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)")
     async with lab.running():
-        job = await lab.submit("wrong")
-        done = await lab.until(job)
+        job, dead = await lab.submit("wrong"), await lab.submit("suicidal")
+        done, dead = await lab.until(job), await lab.until(dead)
+    assert dead.state is JobState.FAILED
+    assert "Python process died" in dead.reason
     assert done.state is JobState.FAILED
     assert done.reason == "ValueError: the crystal <b>melted</b> (in cell [4])"
     folder = lab.data_dir / lab.experiment / done.folder
@@ -401,7 +419,7 @@ async def test_a_job_that_fails_says_why_and_where(lab: Lab) -> None:
     log, _ = await lab.jobs.log(ADA, job.id)
     assert log.startswith("before\n")
     assert "Traceback" in log
-    lab.assert_settled(job)
+    lab.assert_settled(job, dead)
 
 
 SLEEP = """
@@ -653,7 +671,11 @@ async def test_an_event_told_ten_times_at_once_starts_one_job(lab: Lab) -> None:
     again = lab.told("dataset.complete")
     await engines[0].handle(again)
     (job,) = made(lab)
-    assert (job.launched_by, job.parameters, job.state) == ("trigger:1", {"n": 7}, JobState.QUEUED)
+    assert (job.launched_by, job.parameters, job.state) == (
+        "trigger:1",
+        {"n": 7, "label": ""},
+        JobState.QUEUED,
+    )
     assert lab.store.read_sync(lambda tx: tx.cursors.get("triggers")) == again.id
 
 
@@ -722,9 +744,13 @@ async def test_a_rerun_is_as_its_parent_but_for_what_is_changed(lab: Lab) -> Non
         assert getattr(same, field) == getattr(parent, field)
     assert (same.parent, same.launched_by) == (parent.id, "ada")
     changed = await lab.jobs.rerun(SAM, parent.id, JobRerun(parameters={"n": 6}, profile="cpu-1"))
-    assert (changed.parameters, changed.profile.name, changed.launched_by) == ({"n": 6}, "cpu-1", "sam")
+    assert (changed.parameters, changed.profile.name, changed.launched_by) == (
+        {"n": 6, "label": ""},
+        "cpu-1",
+        "sam",
+    )
     other = await lab.jobs.rerun(ADA, same.id, JobRerun(template="other"))
-    assert (other.template, other.parameters, other.parent) == ("other", {"n": 1}, same.id)
+    assert (other.template, other.parameters, other.parent) == ("other", {"n": 1, "label": ""}, same.id)
     with pytest.raises(Forbidden):
         await lab.jobs.rerun(BEN, parent.id, JobRerun())
     with pytest.raises(NotFound):

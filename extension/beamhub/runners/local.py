@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # Waits for the release; if the service dies first, `read` fails and nothing is run. Limits the private memory
 # of each process (KiB), as a first line: poll() watches what they use together.
 GATE = 'read go && ulimit -c 0 && ulimit -d "$0" && exec nice -n 10 "$@"'
-WARM = "beamhub_notebooks.warm"  # compiles what jobs would otherwise compile each time
+WARM = "beamhub_notebooks.warm"  # does once what jobs would otherwise do each time
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -36,9 +36,9 @@ class LocalRunner:
 
     Args:
         cpus: for all jobs together.
-        state: the service's own folder; keeps the cache of compiled code. Jobs see nothing else of it.
+        state: the service's own folder; keeps caches of compiled code and fonts. Jobs see nothing else of it.
         data_dir: the folder of all experiments. A job sees its own experiment's, and no other.
-        warm: whether `warm` is to fill that cache.
+        warm: whether `warm` is to fill these caches.
     """
 
     def __init__(self, cpus: int, state: Path, data_dir: Path, *, warm: bool = True) -> None:
@@ -46,7 +46,7 @@ class LocalRunner:
         self._warm = warm
         self._state = state.absolute()
         self._data_dir = data_dir.absolute()
-        self._compiled = self._state / "numba"
+        self._caches = self._state / "warm"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def unable(self) -> str:
@@ -56,11 +56,11 @@ class LocalRunner:
         if reason := self.unable():
             raise OSError(reason)
         folder = Path(spec.folder)
-        self._compiled.mkdir(parents=True, exist_ok=True)
+        self._caches.mkdir(parents=True, exist_ok=True)
         argv = sandbox.command(
             [sys.executable, "-m", "beamhub.run", spec.folder],
             read_write=[folder],
-            read_only=[experiment, self._compiled],
+            read_only=[experiment, self._caches],
             hide=[self._state, self._data_dir, experiment / INCOMING],
             network=False,
             cwd=folder,
@@ -110,11 +110,15 @@ class LocalRunner:
     async def warm(self) -> None:
         if not self._warm or importlib.util.find_spec(WARM) is None:
             return
-        self._compiled.mkdir(parents=True, exist_ok=True)
+        self._caches.mkdir(parents=True, exist_ok=True)
         child = await asyncio.create_subprocess_exec(
             "nice",
             *("-n", "15", sys.executable, "-m", WARM),
-            env=self._environment() | {"NUMBA_CACHE_DIR": str(self._compiled), "HOME": str(self._state)},
+            env=self._environment()
+            | {
+                "NUMBA_CACHE_DIR": str(self._caches / "numba"),
+                "MPLCONFIGDIR": str(self._caches / "matplotlib"),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -138,8 +142,7 @@ class LocalRunner:
             "PYTHONNOUSERSITE": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "BEAMHUB_NUMBA_CACHE": str(self._compiled),
-            "NUMBA_CACHE_DIR": "/tmp/numba",  # noqa: S108
+            "BEAMHUB_WARM": str(self._caches),
         }
 
     def _status(self, ref: Ref, processes: Sequence[_Process]) -> Status:
