@@ -12,7 +12,7 @@ from typing import Final
 from beamhub.client import ApiError, Client
 from beamhub.schemas import Artifact, Dataset, File, Job, Template, Trigger
 
-from beamhub_cockpit.format import NARROW, duration, mark, metric, number, plural, size, unit_name
+from beamhub_cockpit.format import NARROW, mark, metric, number, profile, size, unit_name
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
@@ -216,28 +216,25 @@ def _results(job: Job, detail: Detail, around: Around) -> list[Child]:
             el(
                 "div.bh-results-plots",
                 [el("div.bh-series", widget=plot.ref, key=f"series-{plot.model_id}") for plot in drawn],
-                [
-                    el(
-                        "figure.bh-figure",
-                        el(
-                            "a",
-                            el("img", blob=f"{job.id}/{a.path}", alt=a.title or a.path),
-                            href=around.links.job_file(job.id, a.path),
-                            title="Open the picture by itself",
-                            target="_blank",
-                            rel="noopener",
-                        ),
-                        el("figcaption", a.title or a.path),
-                        key=a.path,
-                    )
-                    for a in pictures
-                ],
+                el("div.bh-figures", [_figure(job, a, around.links) for a in pictures]) if pictures else None,
                 None
                 if drawn or pictures
                 else el("p.bh-empty", "No plots yet." if not job.state.ended else "No plots."),
             ),
         ),
     ]
+
+
+def _figure(job: Job, picture: Artifact, links: Links) -> Element:
+    title = picture.title or picture.path
+    image = el("img", blob=f"{job.id}/{picture.path}", alt=title)
+    href = links.job_file(job.id, picture.path)
+    return el(
+        "figure.bh-figure",
+        el("a", image, href=href, title="Open the picture by itself", target="_blank", rel="noopener"),
+        el("figcaption", title),
+        key=picture.path,
+    )
 
 
 def problem(job: Job, detail: Detail | None) -> Element | None:
@@ -371,7 +368,7 @@ def _parameters(job: Job, around: Around) -> list[Child]:
         ("Reruns", _descendants(job, around)),
         (
             "Profile",
-            f"{job.profile.title} · {plural(job.profile.cpus, 'CPU')} · {size(job.profile.memory)} · up to {duration(job.profile.walltime)}",
+            profile(job.profile),
         ),
         ("Paid by", f"{job.sponsor} ({cost(job)})"),
         ("Runtime", runtime(job)),

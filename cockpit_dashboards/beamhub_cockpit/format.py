@@ -6,7 +6,7 @@ import math
 from datetime import datetime, timedelta
 from typing import Final
 
-from beamhub.schemas import MetricSpec, Quantity
+from beamhub.schemas import MetricSpec, Profile, Quantity
 
 NARROW: Final = "\u202f"  # narrow no-break space: between thousands, and between a number and its unit
 NONE: Final = "–"
@@ -146,3 +146,9 @@ def day(moment: datetime | None) -> str:
 def plural(count: int, one: str, many: str = "") -> str:
     """A number of things: "1 frame", "12 frames"."""
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
+
+
+def profile(asked: Profile) -> str:
+    """What a job asks for: "2 CPUs · 8 GiB · up to 1 h"."""
+    memory = f"{asked.memory / 2**30:.0f}{NARROW}GiB"
+    return f"{plural(asked.cpus, 'CPU')} · {memory} · up to {duration(asked.walltime)}"

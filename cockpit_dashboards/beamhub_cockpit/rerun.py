@@ -12,7 +12,7 @@ from beamhub.schemas import Dataset, Job, Licence, Profile, Template
 from pydantic import JsonValue
 
 from beamhub_cockpit import form
-from beamhub_cockpit.format import cpu_hours, duration, plural
+from beamhub_cockpit.format import cpu_hours, profile
 from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.scene import Scene
 
@@ -226,7 +226,7 @@ def _profile(launch: Launch, profiles: list[Profile]) -> Element:
             [
                 el(
                     "option",
-                    f"{plural(p.cpus, 'CPU')} · {p.memory / 2**30:.0f} GiB · up to {duration(p.walltime)}",
+                    profile(p),
                     value=p.name,
                     selected=p.name == launch.profile or None,
                 )
@@ -265,10 +265,10 @@ def _licence(launch: Launch, sponsors: list[Licence]) -> Element:
 
 
 def _hold(launch: Launch, profiles: list[Profile]) -> str:
-    profile = next((p for p in profiles if p.name == launch.profile), None)
-    if profile is None:
+    chosen = next((p for p in profiles if p.name == launch.profile), None)
+    if chosen is None:
         return ""
-    return f"Sets aside at most {cpu_hours(profile.cpus * profile.walltime)}; only what it uses is charged."
+    return f"Sets aside at most {cpu_hours(chosen.cpus * chosen.walltime)}; only what it uses is charged."
 
 
 def _cannot(launch: Launch, template: Template | None, sponsors: list[Licence]) -> str:

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from beamhub_cockpit.html import ATTRIBUTES, TAGS, Element, el, find, text
+from hypothesis import given
+from hypothesis import strategies as st
+
+anything = st.text(max_size=60) | st.sampled_from(
+    [
+        "<script>alert(1)</script>",
+        "'\"><img src=x onerror=alert(1)>",
+        "</textarea><svg onload=alert(1)>",
+        "&lt;",
+    ]
+)
+
+
+def strings(tree: Any) -> list[str]:
+    """The children of a tree, as it is sent, that are text; in reading order."""
+    if isinstance(tree, str):
+        return [tree]
+    return [found for child in tree[2:] for found in strings(child)]
+
+
+def tags(tree: Any) -> list[str]:
+    return [] if isinstance(tree, str) else [tree[0], *(tag for child in tree[2:] for tag in tags(child))]
+
+
+@given(st.lists(anything, max_size=5), anything, anything)
+def test_what_anybody_writes_stays_text(children: list[str], title: str, value: str) -> None:
+    page = el("div.bh-card", el("p", *children), el("input", title=title, value=value), el("b", title))
+    sent = json.loads(json.dumps(page.json()))
+
+    assert strings(sent) == [*children, title]
+    assert tags(sent) == ["div", "p", "input", "b"]
+    assert sent[3][1] == {"title": title, "value": value}
+
+
+@given(anything)
+def test_no_text_becomes_a_tag_or_an_attribute(name: str) -> None:
+    if name.split(".")[0] not in TAGS:
+        with pytest.raises(ValueError, match="not among the tags"):
+            el(name)
+    if name.rstrip("_").replace("_", "-") not in {*ATTRIBUTES, "class"} and name != "tag":
+        if name.startswith(("aria", "data")):
+            return
+        with pytest.raises(ValueError, match="not among the attributes"):
+            el("p", **{name: "x"})
+
+
+@pytest.mark.parametrize(
+    "name", ["onclick", "onerror", "style", "srcdoc", "src", "innerHTML", "formaction", "action"]
+)
+def test_attributes_that_run_or_load_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="not among the attributes"):
+        el("img", **{name: "x"})
+
+
+@pytest.mark.parametrize(
+    "tag", ["script", "iframe", "object", "svg", "style", "link", "base", "meta", "SCRIPT"]
+)
+def test_tags_that_run_or_load_are_refused(tag: str) -> None:
+    with pytest.raises(ValueError, match="not among the tags"):
+        el(tag)
+
+
+@given(anything)
+def test_links_lead_to_this_site_or_to_http(target: str) -> None:
+    if target.startswith(("https://", "http://", "#", "?")) or (
+        target[:1] == "/" and target[1:2] not in ("/", "\\")
+    ):
+        assert el("a", href=target).attributes["href"] == target
+    else:
+        with pytest.raises(ValueError, match="a link must lead"):
+            el("a", href=target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "javascript:alert(1)",
+        " javascript:alert(1)",
+        "data:text/html,x",
+        "//evil.example",
+        "/\\evil.example",
+        "vbscript:x",
+    ],
+)
+def test_dangerous_links_are_refused(target: str) -> None:
+    with pytest.raises(ValueError, match="a link must lead"):
+        el("a", href=target)
+
+
+def test_children_may_be_nested_numbered_or_absent() -> None:
+    page = el("p", "a", None, [el("b", 1), ["c", [2]]], False, ())
+    assert page.json() == ["p", {}, "a", ["b", {}, "1"], "c", "2"]
+    assert text(page) == "a1c2"
+
+
+def test_names_of_attributes_and_classes() -> None:
+    button = el(
+        "button.bh-a.bh-b", "x", aria_label="Close", for_="y", class_="bh-c", disabled=None, hidden=False
+    )
+    assert button.attributes == {"class": "bh-a bh-b bh-c", "aria-label": "Close", "for": "y"}
+
+
+def test_found_by_class() -> None:
+    inner = el("span.bh-state", "running")
+    page = el("div", el("p", inner), el("span.bh-statement", "no"))
+    assert find(page, "bh-state") == [inner]
+    assert isinstance(page, Element)
