@@ -45,8 +45,22 @@ class Incoming:
             raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
-    def open(self, upload: Upload) -> FileIO:
-        """The temporary file, to write to. Raises Gone if the upload is over."""
+    def write(self, upload: Upload, position: int, block: bytearray, hasher: hashlib._Hash | None) -> None:
+        """Writes all of a block, and adds it to the hash. Raises Gone if the upload is over."""
+        if hasher:
+            hasher.update(block)
+        view = memoryview(block)
+        with self._opened(upload) as file:
+            while view:
+                count = os.pwrite(file.fileno(), view, position)
+                view, position = view[count:], position + count
+
+    def cut(self, upload: Upload, size: int) -> None:
+        """Forgets the bytes from `size` on."""
+        with self._opened(upload) as file:
+            file.truncate(size)
+
+    def _opened(self, upload: Upload) -> FileIO:
         try:
             return FileIO(self.temporary(upload), "r+")
         except FileNotFoundError as error:
@@ -133,16 +147,6 @@ class Incoming:
         for temporary in self._data_dir.glob(f"*/{folders.INCOMING}/*"):
             if temporary.name not in known:
                 temporary.unlink(missing_ok=True)
-
-
-def write(file: FileIO, position: int, block: bytearray, hasher: hashlib._Hash | None) -> None:
-    """Writes and hashes all of a block."""
-    if hasher:
-        hasher.update(block)
-    view = memoryview(block)
-    while view:
-        count = os.pwrite(file.fileno(), view, position)
-        view, position = view[count:], position + count
 
 
 def explained(error: OSError, upload: Upload) -> Exception:

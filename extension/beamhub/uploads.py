@@ -26,7 +26,7 @@ from beamhub import access, folders
 from beamhub.access import Action, Principal
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone, Invalid, NotFound, TooLarge
 from beamhub.events import Live, emit
-from beamhub.incoming import Incoming, explained, versions, write
+from beamhub.incoming import Incoming, explained, versions
 from beamhub.schemas import Page, Upload, UploadState
 from beamhub.store import Store, Transaction
 
@@ -210,7 +210,7 @@ class Uploads:
         async def flush() -> None:
             nonlocal position, buffer
             block, buffer = buffer, bytearray()
-            writing = asyncio.ensure_future(self._run(write, file, position, block, hasher))
+            writing = asyncio.ensure_future(self._run(self._incoming.write, upload, position, block, hasher))
             try:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
@@ -218,7 +218,6 @@ class Uploads:
                 raise
             position += len(block)
 
-        file = await self._run(self._incoming.open, upload)
         try:
             try:
                 async for chunk in chunks:
@@ -241,12 +240,10 @@ class Uploads:
                 )
         except BaseException as error:
             # what no checksum vouches for, or a full disk has cut, has not arrived
-            await self._run(file.truncate, upload.offset if checksum else position)
+            await self._run(self._incoming.cut, upload, upload.offset if checksum else position)
             if isinstance(error, OSError):
                 raise explained(error, upload) from error
             raise
-        finally:
-            await self._run(file.close)
         self._tell(upload, position)
         return position
 
