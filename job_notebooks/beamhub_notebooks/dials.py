@@ -224,7 +224,9 @@ def indexed_fraction(log: Path) -> float:
 def screw_axes(log: Path) -> dict[str, bool | None]:
     """Screw axis -> present, absent, or None if no reflection tells; from the log of `dials.symmetry`."""
     rows = re.findall(
-        r"^\| (\d\d\w) +\| +([\d.]+) \| +(\d+) \| +(\d+) \|", log.read_text("utf-8", "replace"), re.MULTILINE
+        r"^\| (\d\d\w) +\| +([\d.]+) +\| +(\d+) +\| +(\d+) +\|",
+        log.read_text("utf-8", "replace"),
+        re.MULTILINE,
     )
     return {
         axis: float(score) > 0.5 if int(present) + int(absent) else None

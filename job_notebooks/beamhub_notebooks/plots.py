@@ -85,8 +85,8 @@ def per_frame(
 def grid(spots: npt.NDArray[np.float64], best: tuple[int, int], title: str) -> Figure:
     """Heat map of a raster: `spots` by row and column, NaN where nothing was measured; `best` is marked."""
     rows, columns = spots.shape
-    width = 7.0
-    figure = Figure(figsize=(width, min(max(width * rows / columns, 2.5), 9.0) + 0.8), layout="constrained")
+    height = min(max(5.6 * rows / columns, 2.0), 9.0)
+    figure = Figure(figsize=(7.0, height + 1.0), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     ax = figure.subplots()
     ax.set_facecolor("#e3e7eb")
@@ -98,7 +98,7 @@ def grid(spots: npt.NDArray[np.float64], best: tuple[int, int], title: str) -> F
     ax.set_ylabel("Row")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(image, label="Spots", shrink=0.9)
+    figure.colorbar(image, label="Spots")
     return figure
 
 
@@ -119,10 +119,10 @@ def shells(merging: Merging, title: str) -> Figure:
     x = [(1 / shell.d_max**2 + 1 / shell.d_min**2) / 2 for shell in merging.shells]
     style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.3}
     left.plot(x, _numbers([shell.cc_half for shell in merging.shells]), color=BLUE, **style)
-    left.axhline(0.3, color=GREY, linewidth=1, linestyle="--", label="0.3")
-    left.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.3))
+    left.axhline(0.3, color=GREY, linewidth=1, linestyle="--")
     left.set_ylabel("CC½")
     left.set_ylim(-0.05, 1.05)
+    left.set_yticks([0, 0.3, 0.5, 1])
     middle.plot(x, [shell.i_over_sigma for shell in merging.shells], color=GREEN, **style)
     middle.set_ylabel("Mean I/σ(I)")
     _from_zero(middle, [shell.i_over_sigma for shell in merging.shells])

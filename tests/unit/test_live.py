@@ -1,0 +1,139 @@
+"""Following a dataset: order, gaps, early stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from beamhub.simulation.acquisition import Acquisition, Grid
+from beamhub.simulation.nexus import write_master
+from beamhub.testing import write_dataset
+from beamhub_notebooks.errors import ProcessingError
+from beamhub_notebooks.live import LiveDataset
+from beamhub_notebooks.spots import Frame
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> tuple[Path, list[tuple[Path, Path]]]:
+    """A master of six frames in three data files, and (where they are kept back, where they belong)."""
+    master, *files = write_dataset(tmp_path, "grow", frames=6, per_file=2)
+    kept_back = []
+    for path in files:
+        hidden = path.with_name(f".{path.name}")
+        path.rename(hidden)
+        kept_back.append((hidden, path))
+    return master, kept_back
+
+
+def level(frame: Frame) -> int:
+    """What frame n of `write_dataset` shows everywhere: n."""
+    return int(frame[5, 5])
+
+
+def test_frames_come_in_order_while_files_arrive(growing: tuple[Path, list[tuple[Path, Path]]]) -> None:
+    master, files = growing
+    dataset = LiveDataset(master)
+    hidden, path = files[0]
+    hidden.rename(path)
+    seen = []
+    for number, shown in dataset.map(level, threads=2, stall_timeout=60):
+        seen.append((number, shown))
+        if number % 2 == 0 and number < 6:  # the next file arrives when this one is done
+            hidden, path = files[number // 2]
+            hidden.rename(path)
+
+    assert seen == [(n, n) for n in range(1, 7)]
+    assert dataset.readable == dataset.announced == 6
+    assert dataset.outcome(len(seen)) == "all 6 frames"
+
+
+def test_files_that_arrive_out_of_order_are_taken_in_order(
+    growing: tuple[Path, list[tuple[Path, Path]]],
+) -> None:
+    master, files = growing
+    for hidden, path in reversed(files):
+        hidden.rename(path)
+
+    assert [number for number, _ in LiveDataset(master).map(level)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_acquisition_that_stops_ends_the_wait(growing: tuple[Path, list[tuple[Path, Path]]]) -> None:
+    master, files = growing
+    files[0][0].rename(files[0][1])
+    dataset = LiveDataset(master)
+    seen = [number for number, _ in dataset.map(level, stall_timeout=0.3)]
+
+    assert seen == [1, 2]
+    assert dataset.outcome(2) == "stopped early after 2 of 6 frames"
+
+
+def test_nothing_at_all_is_a_plain_failure(growing: tuple[Path, list[tuple[Path, Path]]]) -> None:
+    dataset = LiveDataset(growing[0])
+
+    assert list(dataset.map(level, stall_timeout=0.2)) == []
+    with pytest.raises(ProcessingError, match="No frame of grow has arrived"):
+        dataset.outcome(0)
+
+
+def test_what_came_after_a_lost_file_is_not_lost(tmp_path: Path) -> None:
+    scan = Acquisition(frames=4)
+    files = [("lost_data_000001.h5", 2), ("lost_data_000002.h5", 2)]
+    write_master(tmp_path / "lost_master.h5", scan, files, 0.1)
+    _write_blank(tmp_path / "lost_data_000002.h5", 2, scan.detector.shape)
+
+    dataset = LiveDataset(tmp_path / "lost_master.h5")
+    seen = [number for number, _ in dataset.map(lambda frame: frame.shape, stall_timeout=0.2)]
+
+    assert seen == [3, 4]
+
+
+def test_masked_pixels_and_geometry_come_from_the_master(tmp_path: Path) -> None:
+    scan = Acquisition(frames=1)
+    write_master(tmp_path / "one_master.h5", scan, [("one_data_000001.h5", 1)], 0.1)
+    dataset = LiveDataset(tmp_path / "one_master.h5")
+
+    assert (dataset.mask == (scan.mask != 0)).all()
+    assert dataset.geometry.wavelength == pytest.approx(scan.wavelength)
+    assert dataset.geometry.centre == pytest.approx(scan.beam_centre[::-1])
+    assert dataset.grid is None
+    with pytest.raises(ValueError, match="not a raster"):
+        dataset.on_grid([1], [1])
+
+
+def test_a_raster_is_laid_out_row_by_row(tmp_path: Path) -> None:
+    scan = Acquisition(frames=6, grid=Grid(2, 3))
+    write_master(tmp_path / "grid_master.h5", scan, [("grid_data_000001.h5", 6)], 0.1)
+    dataset = LiveDataset(tmp_path / "grid_master.h5")
+
+    heat, best = dataset.on_grid([1, 2, 3, 4, 6], [0, 5, 1, 2, 9])
+
+    assert dataset.grid == (2, 3)
+    np.testing.assert_array_equal(heat, [[0, 5, 1], [2, np.nan, 9]])
+    assert best == (2, 3)
+
+
+def test_signed_frames_become_counts(tmp_path: Path) -> None:
+    import h5py
+
+    master, path, *_ = write_dataset(tmp_path, "signed", frames=1, per_file=1)
+    image: npt.NDArray[np.int32] = np.full((1, 16, 20), 7, np.int32)
+    image[0, 3, 4] = -1
+    with h5py.File(master, "a") as file:
+        file["entry/instrument/detector/bit_depth_image"][...] = 32
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file.create_dataset("entry/data/data", data=image, chunks=(1, 16, 20))
+    ((_, frame),) = LiveDataset(master).map(lambda frame: frame)
+
+    assert frame.dtype.kind == "u"
+    assert frame[5, 5] == 7
+    assert frame[3, 4] == np.iinfo(frame.dtype).max
+
+
+def _write_blank(path: Path, frames: int, shape: tuple[int, int]) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset("entry/data/data", data=np.zeros((frames, *shape), np.uint16), chunks=(1, *shape))
