@@ -114,6 +114,7 @@ export default {
     let wanted = null;
     const draw = () => {
       wanted = null;
+      el.dataset.rows = data[0].length;
       empty.hidden = data[0].length > 0;
       for (const node of el.querySelectorAll(".bh-plot-panel, .bh-plot-foot")) node.hidden = data[0].length === 0;
       plots.forEach((plot, index) => {
