@@ -43,6 +43,7 @@ class RunningDemo:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._detectors: list[subprocess.Popen[bytes]] = []
         self._lines: list[str] = []
         self._settled = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -114,12 +115,19 @@ class RunningDemo:
             yield browser
 
     def acquire(self, *options: str) -> subprocess.Popen[bytes]:
-        """Let the virtual detector write one more dataset; options as of `beamhub simulate`."""
-        command = [*BEAMHUB, "simulate", f"--folder={self.state / 'detector'}", *options]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        """Let the virtual detector write one more dataset; options as of `beamhub simulate`. It ends with the
+        demo if it hasn't ended before.
+        """
+        command = [*BEAMHUB, "simulate", f"--folder={self.state / 'detector'}", "--json", *options]
+        detector = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._detectors.append(detector)
+        return detector
 
     def end(self, how: int = signal.SIGINT) -> int:
         """Send the signal and wait for the end; the exit code."""
+        for detector in self._detectors:
+            detector.terminate()
+            detector.wait(PATIENCE)
         self.process.send_signal(how)
         return self.wait()
 
