@@ -162,9 +162,9 @@ def _show(answer: Any) -> None:
 
 def _text(value: Any) -> str:
     """One cell: no control characters reach the terminal, whatever a name contains."""
+    if value is None or value in ("", [], {}):
+        return "–"
     match value:
-        case None | "" | [] | {}:
-            return "–"
         case bool():
             return "yes" if value else "no"
         case float():

@@ -375,7 +375,8 @@ def test_templates_and_profiles(ada: Client) -> None:
     assert TEMPLATE in [template.name for template in ada.templates()]
     template = ada.template(TEMPLATE)
     assert template.source == "facility"
-    assert template.parameters["properties"]["word"]["default"] == "hello"  # type: ignore[index, call-overload]
+    properties: Any = template.parameters["properties"]
+    assert properties["word"]["default"] == "hello"
     assert [profile.cpus for profile in ada.profiles()] == [1, 2]
     with pytest.raises(ApiError) as error:
         ada.template("nothing")

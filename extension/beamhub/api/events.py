@@ -30,7 +30,7 @@ class EventQuery(Paging):
     experiment: str | None = Field(None, description="only this experiment's")
 
 
-@route("GET", "events", media=("application/json", "text/event-stream"))
+@route("GET", "events", media=("text/event-stream",))
 async def list_events(call: Call, query: EventQuery) -> Page[Event] | EventStream:
     """What has happened, oldest first; with `Accept: text/event-stream`, what happens from now on.
 

@@ -59,6 +59,7 @@ class Handler(JupyterHandler):
         self._body = bytearray()
         self._inflow: _Inflow | None = None
         self._streamed: asyncio.Task[Any] | None = None
+        self._taken = 0  # bytes of a streamed body
 
     # --- before the body ---------------------------------------------------------------------------
 
@@ -119,7 +120,8 @@ class Handler(JupyterHandler):
         raise Refusal(
             401,
             "This request carries no valid credentials.",
-            "Send `Authorization: token <a token from the hub's page Token>`, or sign in at the hub.",
+            "Send `Authorization: token …` with a token from the hub's page Token; from a signed-in browser, "
+            "send X-XSRFToken.",
             WWW_Authenticate="token",
         )
 
@@ -134,8 +136,10 @@ class Handler(JupyterHandler):
         )
 
     def check_xsrf_cookie(self) -> None:
-        """Tornado asks before it is known who sends: a token needs no XSRF check, a cookie does."""
-        if self._preparing and not getattr(self, "_token_authenticated", False):
+        """A token needs no XSRF check, a cookie does. Tornado asks before it is known who sends, and Jupyter
+        Server also when it is nobody, who shall be told that."""
+        nobody = getattr(self, "_jupyter_current_user", self) is None
+        if self._preparing and not nobody and not getattr(self, "_token_authenticated", False):
             super().check_xsrf_cookie()
 
     def _no_such_method(self) -> Refusal:
@@ -160,8 +164,10 @@ class Handler(JupyterHandler):
             return
         if self._inflow is not None and self._streamed is not None:
             await self._inflow.put(chunk)
-            if self._streamed.done() and self._streamed.exception() is not None:
-                # the rest would be for nothing: answered at once, which also ends the connection
+            self._taken += len(chunk)
+            length = int(self.request.headers.get("Content-Length", STREAM_LIMIT))
+            if self._streamed.done() and length - self._taken > BODY_LIMIT:
+                # much more would come for nothing: answered at once, which also ends the connection
                 self._write_problem(self._streamed.exception())
         elif self._refused is None:
             self._body += chunk

@@ -35,7 +35,6 @@ SECURITY = {
     },
     "instrument": {"type": "http", "scheme": "bearer", "description": "the token of an instrument's agent"},
 }
-PICTURES = {"application/x-npy", "image/png", "application/octet-stream"}
 
 
 def document(routes: Sequence[Route], server: str) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def _success(route: Route, names: Any) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "Done."}
     content: dict[str, Any] = {}
     for media in route.media:
-        content[media] = {} if media in PICTURES else {"schema": {"type": "string"}}
+        content[media] = {"schema": {"type": "string"}} if media.startswith("text/") else {}
     if route.answer is not None:
         content["application/json"] = {"schema": names[(route.answer, "serialization")]}
     if content:

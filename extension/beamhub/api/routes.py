@@ -91,7 +91,7 @@ class Route:
     path: str
     run: Callable[..., Awaitable[Any]]
     status: int
-    media: tuple[str, ...]  # of an answer that is no JSON
+    media: tuple[str, ...]  # of answers that no model describes
     streams_body: str | None  # media type of a body that is handed on as it arrives
     public: bool  # asks for no credentials
     headers: Mapping[str, dict[str, Any]]  # that the function reads: name -> JSON Schema
@@ -116,6 +116,10 @@ class Route:
 
 
 ROUTES: list[Route] = []
+
+
+def _is_model(hint: Any) -> bool:
+    return inspect.isclass(hint) and issubclass(hint, BaseModel)
 
 
 def route(
@@ -144,8 +148,8 @@ def route(
         if answer is type(None):
             answer = None
         usual = 204 if answer is None else 201 if method == "POST" else 200
-        if media:
-            answer = None
+        if media:  # and perhaps JSON as well
+            answer = next((one for one in typing.get_args(answer) if _is_model(one)), None)
             usual = 200
         ROUTES.append(
             Route(

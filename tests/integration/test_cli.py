@@ -1,0 +1,156 @@
+"""The command line against a running service, as somebody types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from beamhub.cli import main
+from beamhub.testing import TEMPLATE, Beamtime, RunningService
+from click.testing import CliRunner, Result
+
+Shell = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def beamtime(service: RunningService) -> Beamtime:
+    return service.beamtime()
+
+
+@pytest.fixture
+def shell(service: RunningService) -> Shell:
+    """`shell("ada", "job", "list")`"""
+
+    def run(who: str, *arguments: str | int) -> Result:
+        environment = {"BEAMHUB_URL": service.url, "BEAMHUB_TOKEN": service.tokens[who]}
+        return CliRunner(env=environment).invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+    return run
+
+
+def told(result: Result) -> Any:
+    """What a command with --json printed."""
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_an_operator_and_the_staff_set_a_beamtime_up(shell: Shell, service: RunningService) -> None:
+    made = told(shell("operator", "instrument", "create", "id-29", "ID 29", "--staff", "sam", "--json"))
+    assert made["staff"] == ["sam"]
+    experiment = told(shell("sam", "experiment", "create", "id-29", "Thaumatin", "--pi", "ada", "--json"))
+    active = told(shell("sam", "instrument", "activate", "id-29", experiment["id"], "--json"))
+    assert active["active_experiment"] == experiment["id"]
+    assert told(shell("sam", "instrument", "pause", "id-29", "--json"))["automation"] is False
+    assert told(shell("sam", "instrument", "resume", "id-29", "--json"))["automation"] is True
+    assert told(shell("sam", "instrument", "token", "id-29", "--json"))["token"].startswith("bhi_")
+    assert told(shell("operator", "instrument", "staff", "id-29", "sam", "ben", "--json"))["staff"] == [
+        "sam",
+        "ben",
+    ]
+    added = told(shell("ada", "experiment", "add", experiment["id"], "ben", "--role", "viewer", "--json"))
+    assert added["role"] == "viewer"
+    assert "ben" in shell("ada", "experiment", "members", experiment["id"]).stdout
+    assert shell("ada", "experiment", "remove", experiment["id"], "ben").exit_code == 0
+    state = told(shell("sam", "experiment", "state", experiment["id"], "processing", "--json"))
+    assert state["state"] == "processing"
+    assert told(shell("sam", "instrument", "activate", "id-29", "--json"))["active_experiment"] is None
+    assert "Thaumatin" in shell("ada", "experiment", "list").stdout
+    assert "ID 29" in shell("ada", "instrument", "list").stdout
+
+
+def test_somebody_works_on_a_dataset(
+    shell: Shell, service: RunningService, beamtime: Beamtime, tmp_path: Path
+) -> None:
+    dataset = service.dataset(beamtime)
+    granted = shell(
+        "operator", "licence", "create", "lab-1", "Lab", "--instrument", beamtime.instrument, "--cpu-hours", 9
+    )
+    assert granted.exit_code == 0
+    assert told(shell("operator", "licence", "grant", "lab-1", 1, "--json"))["granted"] == 36000
+    assert "lab-1" in shell("ada", "licence", "sponsors", beamtime.experiment).stdout
+    assert "4/4" in shell("ada", "experiment", "datasets", beamtime.experiment).stdout
+
+    rule = told(
+        shell(
+            *("sam", "trigger", "create", beamtime.instrument, "Echo", "--event", "dataset.complete"),
+            *("--template", TEMPLATE, "--profile", "cpu-1", "--sponsor", "lab-1", "--set", "word=by rule"),
+            *("--kind", "rotation", "--json"),
+        )
+    )
+    assert rule["parameters"] == {"word": "by rule"}
+    assert told(shell("sam", "trigger", "disable", rule["id"], "--json"))["enabled"] is False
+    assert "Echo" in shell("ada", "trigger", "list", beamtime.instrument).stdout
+    assert shell("sam", "trigger", "delete", rule["id"]).exit_code == 0
+
+    job = told(
+        shell(
+            *("ada", "job", "submit", beamtime.experiment, TEMPLATE, dataset.id),
+            *("--sponsor", "lab-1", "--set", "word=good [morning]", "--json"),
+        )
+    )
+    followed = shell("ada", "job", "log", job["id"], "--follow")
+    assert "good [morning]" in followed.stdout
+    assert told(shell("ada", "job", "show", job["id"], "--json"))["state"] == "finished"
+    assert "finished" in shell("ada", "job", "show", job["id"]).stdout
+    assert "said.txt" in shell("ada", "job", "files", job["id"]).stdout
+    to = tmp_path / "said"
+    assert shell("ada", "job", "get", job["id"], "said.txt", to).exit_code == 0
+    assert to.read_text() == "good [morning]"
+    again = told(shell("ada", "job", "rerun", job["id"], "--set", "word=fail", "--json"))
+    assert (again["parent"], again["parameters"]) == (job["id"], {"word": "fail"})
+    shell("ada", "job", "log", again["id"], "-f")
+    assert "told to fail" in shell("ada", "job", "list", "--experiment", beamtime.experiment).stdout
+    assert "charge" in shell("sam", "licence", "ledger", "lab-1").stdout
+
+
+def test_files_go_there_and_back(shell: Shell, beamtime: Beamtime, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("# Notes")
+    sent = told(
+        shell("ada", "upload", "send", beamtime.experiment, notes, "--name", "day 1/notes.md", "--json")
+    )
+    assert sent["state"] == "complete"
+    assert "day 1/notes.md" in shell("ada", "experiment", "files", beamtime.experiment, "shared").stdout
+    assert "notes.md" in shell("ada", "upload", "list", beamtime.experiment).stdout
+    to = tmp_path / "back.md"
+    assert shell("ada", "experiment", "get", beamtime.experiment, sent["path"], to).exit_code == 0
+    assert to.read_text() == "# Notes"
+
+
+def test_errors_are_plain_sentences(shell: Shell, service: RunningService, beamtime: Beamtime) -> None:
+    refusal = shell("eve", "experiment", "show", beamtime.experiment)
+    assert refusal.exit_code == 1
+    assert refusal.stderr.startswith("Error: There is no experiment")
+    assert shell("ada", "job", "cancel", 10**6).exit_code == 1
+    assert (
+        shell(
+            "ada", "job", "submit", beamtime.experiment, TEMPLATE, 1, "--sponsor", "x", "--set", "y"
+        ).exit_code
+        == 2
+    )
+
+    def outside(**environment: str) -> Result:
+        return CliRunner(env={"BEAMHUB_URL": None, "BEAMHUB_TOKEN": None, **environment}).invoke(
+            main, ["job", "list"]
+        )
+
+    assert "BEAMHUB_URL is not set" in outside().stderr
+    assert "No answer from" in outside(BEAMHUB_URL="http://127.0.0.1:9", BEAMHUB_TOKEN="x").stderr
+    assert "not the address of a hub" in outside(BEAMHUB_URL="nonsense", BEAMHUB_TOKEN="x").stderr
+    assert "no valid credentials" in outside(BEAMHUB_URL=service.url, BEAMHUB_TOKEN="x").stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`beamhub --help` answers at once, whatever parts are installed."""
+    code = (
+        "import sys; from click.testing import CliRunner; from beamhub.cli import main; "
+        "r = CliRunner().invoke(main, ['--help']); assert 'simulate' in r.output; "
+        "print([m for m in ('numpy', 'httpx', 'rich', 'pydantic', 'sqlalchemy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,191 @@
+"""Uploads by the tus protocol: with a client that knows nothing of beamhub, and byte by byte on the wire."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from beamhub.schemas import Role, UploadState
+from beamhub.testing import Beamtime, RunningService
+from tusclient.client import TusClient
+
+TUS = {"Tus-Resumable": "1.0.0"}
+BINARY = {"Content-Type": "application/offset+octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def beamtime(service: RunningService) -> Beamtime:
+    return service.beamtime(members={"ben": Role.COLLABORATOR})
+
+
+@pytest.fixture
+def agent(service: RunningService, beamtime: Beamtime) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {beamtime.agent_token}", **TUS}
+    with httpx.Client(base_url=service.api, headers=headers, timeout=30) as client:
+        yield client
+
+
+def metadata(**values: str) -> dict[str, str]:
+    pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
+    return {"Upload-Metadata": ",".join(pairs)}
+
+
+def announce(agent: httpx.Client, name: str, content: bytes) -> str:
+    """The URL of a new upload."""
+    headers = {"Upload-Length": str(len(content))}
+    headers |= metadata(filename=name, sha256=hashlib.sha256(content).hexdigest())
+    answer = agent.post("uploads", headers=headers)
+    assert answer.status_code == 201
+    return str(httpx.URL(str(answer.url)).join(answer.headers["Location"]))
+
+
+def send(agent: httpx.Client, url: str, offset: int, content: bytes, **headers: str) -> httpx.Response:
+    given = {"Upload-Offset": str(offset), **BINARY, **{k.replace("_", "-"): v for k, v in headers.items()}}
+    return agent.patch(url, headers=given, content=content)
+
+
+def offset_of(agent: httpx.Client, url: str) -> int:
+    return int(agent.head(url).headers["Upload-Offset"])
+
+
+def test_a_foreign_client_uploads_a_file(service: RunningService, beamtime: Beamtime, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    file = tmp_path / "image.cbf"
+    file.write_bytes(content)
+    client = TusClient(f"{service.api}uploads", headers={"Authorization": f"Bearer {beamtime.agent_token}"})
+    with file.open("rb") as stream:
+        uploader = client.uploader(
+            file_stream=stream,
+            chunk_size=1_000_000,
+            upload_checksum=True,
+            metadata={"filename": "run 1/image.cbf", "sha256": hashlib.sha256(content).hexdigest()},
+        )
+        uploader.upload()
+    (upload,) = service.client("ada").uploads(beamtime.experiment, state=UploadState.COMPLETE)
+    assert (upload.path, upload.size) == ("raw/run 1/image.cbf", len(content))
+    assert service.client("ada").file(beamtime.experiment, upload.path) == content
+
+
+def test_what_the_service_can_do(service: RunningService) -> None:
+    answer = httpx.options(f"{service.api}uploads")
+    assert answer.status_code == 204
+    assert answer.headers["Tus-Version"] == "1.0.0"
+    assert "checksum" in answer.headers["Tus-Extension"].split(",")
+    assert "sha1" in answer.headers["Tus-Checksum-Algorithm"].split(",")
+
+
+def test_an_upload_in_parts(agent: httpx.Client) -> None:
+    content = os.urandom(700_000)
+    url = announce(agent, "parts.h5", content)
+    assert offset_of(agent, url) == 0
+    answer = send(agent, url, 0, content[:300_000])
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (204, "300000")
+    assert "Upload-Expires" in answer.headers
+    assert send(agent, url, 100, content[100:]).status_code == 409
+    assert offset_of(agent, url) == 300_000
+    assert send(agent, url, 300_000, content[300_000:]).headers["Upload-Offset"] == "700000"
+    head = agent.head(url)
+    assert (head.status_code, head.headers["Upload-Length"]) == (200, "700000")
+    assert agent.get(url).json()["state"] == "complete"
+
+
+def test_damaged_bytes_are_refused(agent: httpx.Client) -> None:
+    content = b"precious"
+    url = announce(agent, "precious", content)
+    good = base64.b64encode(hashlib.sha1(content).digest()).decode()
+    answer = send(agent, url, 0, b"precioux", Upload_Checksum=f"sha1 {good}")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (460, "application/problem+json")
+    assert offset_of(agent, url) == 0
+    assert send(agent, url, 0, content, Upload_Checksum=f"crc32 {good}").status_code == 400
+    assert send(agent, url, 0, content, Upload_Checksum=f"sha1 {good}").status_code == 204
+
+
+def test_a_file_that_differs_from_its_digest_is_never_published(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    url = announce(agent, "promised", b"promised")
+    assert send(agent, url, 0, b"delivery").status_code == 460
+    assert agent.get(url).json()["state"] == "failed"
+    assert "raw/promised" not in [file.path for file in service.client("ada").files(beamtime.experiment)]
+
+
+def test_a_broken_connection_keeps_what_has_arrived(
+    service: RunningService, agent: httpx.Client, beamtime: Beamtime
+) -> None:
+    content = os.urandom(2_000_000)
+    url = announce(agent, "broken.h5", content)
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        head = (
+            f"PATCH {httpx.URL(url).raw_path.decode()} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Bearer {beamtime.agent_token}\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
+            f"Content-Type: application/offset+octet-stream\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + content[:1_000_000])
+    # the connection's end may be noticed after the next request: until then another one is sending
+    while (answer := send(agent, url, offset := offset_of(agent, url), content[offset:])).status_code == 409:
+        continue
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (204, "2000000")
+    assert agent.get(url).json()["state"] == "complete"
+
+
+def test_the_same_file_twice_is_sent_once(agent: httpx.Client) -> None:
+    content = os.urandom(1000)
+    url = announce(agent, "twice", content)
+    send(agent, url, 0, content)
+    again = announce(agent, "twice", content)
+    assert offset_of(agent, again) == len(content)
+
+
+def test_an_upload_can_be_given_up(agent: httpx.Client) -> None:
+    url = announce(agent, "mistake", b"mistake")
+    assert agent.delete(url).status_code == 204
+    assert send(agent, url, 0, b"mistake").status_code in (404, 410)
+    # clients behind strict proxies say so in another way
+    url = announce(agent, "mistake", b"mistake")
+    assert agent.post(url, headers={"X-HTTP-Method-Override": "DELETE"}).status_code == 204
+
+
+def test_an_empty_file(agent: httpx.Client) -> None:
+    assert agent.get(announce(agent, "empty", b"")).json()["state"] == "complete"
+
+
+def test_faulty_requests(agent: httpx.Client) -> None:
+    digest = hashlib.sha256(b"x").hexdigest()
+    good = {"Upload-Length": "1", **metadata(filename="x", sha256=digest)}
+    assert agent.post("uploads", headers=good | {"Tus-Resumable": "0.2.2"}).status_code == 412
+    assert agent.post("uploads", headers=good | {"Upload-Length": "-1"}).status_code == 400
+    assert agent.post("uploads", headers=good | {"Upload-Metadata": "filename ?"}).status_code == 400
+    for wrong in (
+        metadata(filename="x"),
+        metadata(filename="x", sha256="abc"),
+        metadata(filename="../x", sha256=digest),
+        metadata(filename="/x", sha256=digest),
+        metadata(filename="a\0b", sha256=digest),
+        metadata(filename=".hidden", sha256=digest),
+        metadata(sha256=digest),
+    ):
+        assert agent.post("uploads", headers=good | wrong).status_code == 422
+    url = announce(agent, "y", b"y")
+    assert agent.patch(url, headers={"Upload-Offset": "0"}, content=b"y").status_code == 415
+    assert agent.patch(url, headers=BINARY, content=b"y").status_code == 400
+    assert send(agent, url, 0, b"too much").status_code == 413
+    assert send(agent, f"{url}0", 0, b"y").status_code == 404
+    assert send(agent, url, 0, b"y").status_code == 204
+
+
+def test_only_the_sender_goes_on_with_an_upload(service: RunningService, agent: httpx.Client) -> None:
+    url = announce(agent, "mine", b"mine")
+    headers = {"Authorization": f"token {service.tokens['ben']}", **TUS}
+    with httpx.Client(headers=headers) as ben:
+        assert ben.get(url).status_code == 200
+        assert send(ben, url, 0, b"mine").status_code == 404
+        assert ben.delete(url).status_code == 404
+    with httpx.Client(headers=TUS) as nobody:
+        assert send(nobody, url, 0, b"mine").status_code == 401
+    assert offset_of(agent, url) == 0
