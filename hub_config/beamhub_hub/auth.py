@@ -53,6 +53,7 @@ def accounts(c: Config, given: dict[str, str] | None = None) -> None:
     c.NativeAuthenticator.check_common_password = True
     c.NativeAuthenticator.allowed_failed_logins = 5
     c.NativeAuthenticator.seconds_before_next_try = 60
+    c.JupyterHub.template_vars = {"own_accounts": True, "sign_up": not given}  # what the pages have links to
     if given:
         c.Accounts.given = given
         c.Authenticator.allowed_users = set(given)  # known to the hub before they sign in for the first time

@@ -139,15 +139,19 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
         with console.status("Starting hub, service and Cockpit"):
             config = files("beamhub_hub") / "config" / "demo.py"
             hub = programs.start("hub", [sys.executable, "-m", "jupyterhub", f"--config={config}"])
-            _wait_for(client, hub)
-            beamtime = prepare(client, state, dials=machine.dials())
-            credentials = user_tokens(site, secrets.operator, credentials).model_copy(
-                update={"instrument": beamtime.instrument.id, "experiment": beamtime.experiment.id}
-            )
-            credentials.save(state)
+            # the service is up before the Cockpit, and the hub's proxy lets nobody through before both are
+            with Client(site.service_url, secrets.operator) as service:
+                _wait_for(service, hub)
+                beamtime = prepare(service, state, dials=machine.dials())
+            credentials = user_tokens(site, secrets.operator, credentials)
             agent = programs.start(
                 "agent", [*BEAMHUB, "sync", str(_agent_config(state, site, detector_folder))]
             )
+            _wait_for(client, hub)
+            credentials = credentials.model_copy(
+                update={"instrument": beamtime.instrument.id, "experiment": beamtime.experiment.id}
+            )
+            credentials.save(state)  # with an experiment: whoever waits for the file may begin
         notes = [finding for finding in machine.findings(state, port) if finding.name in ("DIALS", "sandbox")]
         welcome(console, credentials, notes)
         with Display(console, client, INSTRUMENT, beamtime.experiment.id) as display:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beamhub.client import Client
+from beamhub.client import ApiError, Client, Unreachable
 from beamhub.schemas import Dataset, Instrument, Job, JobState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -59,9 +59,14 @@ class Display:
 
     def update(self, detector: str) -> None:
         """Ask the service and show what it says; `detector` is what the virtual detector is doing."""
-        instrument = self._client.instrument(self._instrument)
-        datasets = self._client.datasets(self._experiment, limit=1)
-        jobs = self._client.jobs(experiment=self._experiment, limit=JOBS)
+        try:
+            instrument = self._client.instrument(self._instrument)
+            datasets = self._client.datasets(self._experiment, limit=1)
+            jobs = self._client.jobs(experiment=self._experiment, limit=JOBS)
+        except (Unreachable, ApiError) as error:  # the hub starts it again; the next look may find it well
+            self._say("service", str(error))
+            return
+        self._said.pop("service", None)
         if self._live:
             self._live.update(_table(instrument, datasets, jobs, detector), refresh=True)
         else:

@@ -33,7 +33,7 @@ def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
     config = files("beamhub_hub") / "config" / "service.py"
     return {
         "name": "beamhub",
-        "url": f"http://127.0.0.1:{site.service_port}",
+        "url": site.service_url,
         "command": [sys.executable, "-m", "jupyter_server", f"--config={config}"],
         "api_token": secrets.service,
         "timeout": 120,
@@ -58,7 +58,7 @@ def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:
         # there as the viewer, and see what the viewer may see
         "oauth_client_allowed_scopes": ["access:services!service=beamhub", "read:users:name!user"],
         "display": False,
-        **_home(site, "cockpit", {"BEAMHUB_URL": f"http://127.0.0.1:{site.service_port}"}),
+        **_home(site, "cockpit", {"BEAMHUB_URL": site.service_url}),
     }
 
 

@@ -61,7 +61,12 @@ class Site(BaseModel):
 
     @property
     def hub_api(self) -> str:
-        return f"{self.url}/hub/api"
+        return f"http://127.0.0.1:{self.hub_port}/hub/api"
+
+    @property
+    def service_url(self) -> str:
+        """The beamhub service, without the proxy in between: for programs on this machine."""
+        return f"http://127.0.0.1:{self.service_port}"
 
     @property
     def database(self) -> str:

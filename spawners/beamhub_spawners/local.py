@@ -61,7 +61,7 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
         """Start the session; raises HTTPError, with a sentence for the user, if that may not or cannot be."""
         if not self.name:
             raise _refusal(
-                404, "A session belongs to an experiment. Open it from that experiment's page in the Cockpit."
+                403, "A session belongs to an experiment. Open it from that experiment's page in the Cockpit."
             )
         experiment = await self._experiment()
         folder = Path(experiment.folder)

@@ -9,6 +9,9 @@ c.ServerApp.open_browser = False
 c.ServerApp.answer_yes = True
 # the service and the dashboards live beside the hub, not in every session
 c.ServerApp.jpserver_extensions = {"beamhub": False, "voila.server_extension": False}
+# beamtimes have better things to show than news, and no way out to fetch them
+c.LabApp.news_url = None
+c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.HubOAuth.cache_max_age = 5  # seconds
 # who goes home leaves nothing running: kernels end after two idle hours, the session when nothing has
 # happened for four

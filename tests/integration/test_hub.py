@@ -84,6 +84,16 @@ def test_a_wrong_password_gets_nobody_in(demo: RunningDemo) -> None:
         assert browser.get("/hub/signup").status_code == 404
 
 
+def test_the_hubs_own_pages(demo: RunningDemo) -> None:
+    with demo.browser("ben") as browser:
+        for path in ("home", "token", "change-password"):
+            page = browser.get(f"/hub/{path}")
+            assert page.status_code == 200
+            assert "<title>beamhub</title>" in " ".join(page.text.split()).replace("> ", ">").replace(
+                " <", "<"
+            )
+
+
 def test_browser_and_token_act_as_their_user_in_the_service(demo: RunningDemo) -> None:
     with demo.browser("ben") as browser, demo.client("ben") as client:
         # a link that is opened takes the browser through the hub; from then on it has the service's cookie
