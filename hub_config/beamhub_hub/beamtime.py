@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,8 @@ from beamhub.schemas import (
     DatasetKind,
     Experiment,
     Instrument,
+    Job,
+    JobState,
     LicenceCreate,
     TriggerChange,
     TriggerCondition,
@@ -74,6 +77,18 @@ def prepare(client: Client, state: Path, *, dials: bool) -> Beamtime:
     assert instrument.active_experiment is not None  # noqa: S101  # for mypy; it was just set
     experiment = client.experiment(instrument.active_experiment)
     return Beamtime(instrument, experiment, _agent_token(client, state))
+
+
+def resume(client: Client, experiment: Experiment, since: datetime) -> list[Job]:
+    """Run again the jobs that the end of an earlier demo interrupted: begun before `since`, failed after
+    it.
+    """
+    failed = client.jobs(experiment=experiment.id, state=JobState.FAILED)
+    return [
+        client.rerun(job.id)
+        for job in reversed(failed)
+        if job.started is not None and job.ended is not None and job.started < since <= job.ended
+    ]
 
 
 def _rules(sponsor: str, profile: str, *, dials: bool) -> list[TriggerCreate]:

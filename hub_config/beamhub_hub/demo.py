@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from beamhub.client import ApiError, Client, Unreachable
 from rich.console import Console
 
 from beamhub_hub import machine, proxy
-from beamhub_hub.beamtime import INSTRUMENT, prepare, user_tokens
+from beamhub_hub.beamtime import INSTRUMENT, prepare, resume, user_tokens
 from beamhub_hub.credentials import Credentials
 from beamhub_hub.display import Display, welcome
 from beamhub_hub.processes import Ended, Program, Programs, end_stale
@@ -135,6 +136,7 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
     detector_folder = state / "detector"
     detector_folder.mkdir(exist_ok=True)
 
+    since = datetime.now(UTC)
     with Programs(state) as programs, Client(site.url, secrets.operator) as client:
         with console.status("Starting hub, service and Cockpit"):
             config = files("beamhub_hub") / "config" / "demo.py"
@@ -151,6 +153,7 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
             credentials = credentials.model_copy(
                 update={"instrument": beamtime.instrument.id, "experiment": beamtime.experiment.id}
             )
+            resume(client, beamtime.experiment, since)
             credentials.save(state)  # with an experiment: whoever waits for the file may begin
         notes = [finding for finding in machine.findings(state, port) if finding.name in ("DIALS", "sandbox")]
         welcome(console, credentials, notes)

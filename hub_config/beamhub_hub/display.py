@@ -79,7 +79,7 @@ class Display:
     def _say(self, subject: str, state: str) -> None:
         if self._said.get(subject) != state:
             self._said[subject] = state
-            self._console.print(f"{subject}: {state}", highlight=False, markup=False)
+            self._console.print(f"{subject}: {state}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(instrument: Instrument, datasets: list[Dataset], jobs: list[Job], detector: str) -> RenderableType:
