@@ -1,0 +1,127 @@
+"""Real DIALS on a simulated crystal: what it finds is compared with what is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+import pytest
+from beamhub.schemas import JobResult, JobSpec
+from beamhub.simulation.acquisition import Acquisition
+from beamhub.simulation.crystal import Crystal
+from beamhub.simulation.detector import VirtualDetector
+from beamhub.templates import shipped
+from beamhub_notebooks.dials import Processing
+from beamhub_notebooks.live import LiveDataset
+from beamhub_notebooks.spots import SpotFinder
+
+pytestmark = [pytest.mark.dials, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def lysozyme(tmp_path_factory: pytest.TempPathFactory) -> VirtualDetector:
+    """15 degrees, to a moderate resolution so that it is soon processed."""
+    scan = Acquisition(frames=30, width=0.5, distance=0.16)
+    detector = VirtualDetector(tmp_path_factory.mktemp("raw"), "lyso", scan, images_per_file=10, rate=1e3)
+    detector.run()
+    return detector
+
+
+def run(folder: Path, data: Path, **parameters: Any) -> JobResult:
+    """The DIALS template as a job runs it."""
+    folder.mkdir()
+    shutil.copy(shipped() / "dials.ipynb", folder / "template.ipynb")
+    spec = JobSpec(
+        id=1,
+        experiment="sim-mx-2026-00001",
+        template="dials",
+        template_version="0" * 16,
+        parameters=parameters,
+        data=str(data),
+        cpus=1,
+        folder=str(folder),
+    )
+    (folder / "job.json").write_text(spec.model_dump_json())
+    subprocess.run([sys.executable, "-m", "beamhub.run", str(folder)], check=False, timeout=800)
+    return JobResult.model_validate_json((folder / "result.json").read_bytes())
+
+
+def test_it_finds_the_true_crystal(lysozyme: VirtualDetector, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+
+    result = run(folder, lysozyme.master)
+
+    assert result.outcome == "finished", result.reason
+    found = {name: quantity.value for name, quantity in result.metrics.items()}
+    true = lysozyme.scan.crystal
+    for axis, length in (("a", true.a), ("b", true.a), ("c", true.c)):
+        assert found[f"cell_{axis}"] == pytest.approx(length, rel=0.005)
+    for angle in ("alpha", "beta", "gamma"):
+        assert found[f"cell_{angle}"] == pytest.approx(90, abs=0.05)
+    assert found["laue_group"] == true.laue_group
+    assert found["mosaicity"] == pytest.approx(true.mosaicity, rel=0.3)
+    assert _number(found["indexed"]) > 90
+    assert _number(found["cc_half"]) > 0.98
+    assert _number(found["r_meas"]) < 0.1
+    assert 2.5 < _number(found["resolution"]) < 4
+    assert _number(found["completeness"]) > 30
+    assert _number(found["reflections"]) > _number(found["reflections_unique"]) > 500
+    assert result.software["DIALS"].startswith("3.")
+
+    mtz = gemmi.read_mtz_file(str(folder / "scaled.mtz"))
+    assert mtz.cell.a == pytest.approx(true.a, rel=0.005)
+    assert mtz.nreflections == found["reflections"]
+    kinds = {artifact.path: artifact.kind for artifact in result.artifacts}
+    assert {path for path, kind in kinds.items() if kind == "plot"} == {
+        "spots.png",
+        "shells.png",
+        "scale.png",
+    }
+    steps = ("import", "find_spots", "index", "refine", "integrate", "symmetry", "scale", "export")
+    for step in steps:
+        assert kinds[f"dials/{step}.log"] == "log"
+        assert (folder / "dials" / f"{step}.log").stat().st_size > 0
+    told = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
+    fractions = [line["fraction"] for line in told if line["what"] == "progress"]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+
+def test_nothing_to_see_is_said_plainly(tmp_path: Path) -> None:
+    empty = Acquisition(frames=2, crystal=Crystal(strength=0))
+    detector = VirtualDetector(tmp_path / "raw", "empty", empty, images_per_file=2, rate=1e3)
+    detector.run()
+
+    result = run(tmp_path / "job", detector.master)
+
+    assert result.outcome == "failed"
+    assert re.search(r"(No|Only \d+) spots found on (any of )?2 frames", result.reason)
+    assert "in the viewer" in result.reason
+
+
+def test_spots_are_those_that_dials_finds(lysozyme: VirtualDetector, tmp_path: Path) -> None:
+    """Frame by frame, as DIALS does for stills: the same criterion gives the same counts."""
+    process = Processing(tmp_path / "dials")
+    process.run("import", lysozyme.master, "convert_sequences_to_stills=True", "output.log=None")
+    process.run("find_spots", "imported.expt", "algorithm=dispersion", "nproc=1", "output.log=None")
+    log = process.log("find_spots").read_text()
+    theirs = [int(count) for count in re.findall(r"Filtered (\d+) of \d+ spots", log)]
+
+    dataset = LiveDataset(lysozyme.master)
+    finder = SpotFinder(dataset.mask)
+    ours = [count for _, count in dataset.map(lambda frame: len(finder.find(frame)))]
+
+    assert len(theirs) == len(ours) == 30
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=1)
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, int | float)
+    return float(value)
