@@ -217,7 +217,7 @@ def test_frames_in_the_master_itself(tmp_path: Path) -> None:
 
 
 def test_a_file_tells_where_its_frames_belong(tmp_path: Path) -> None:
-    """Links don't say how many frames a file holds: then the second file's own word on its first one counts."""
+    """Links don't say how many frames a file holds: then the second file's own word on its first counts."""
     by_hand(tmp_path)
     with h5py.File(tmp_path / "x_master.h5", "r+") as file:
         file["entry/instrument/detector/detectorSpecific/nimages"][()] = 8

@@ -58,9 +58,13 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.option(
     "--mosaicity", type=click.FloatRange(0.01, 1), default=0.1, show_default=True, help="Degrees, σ."
 )
-@click.option("--b-factor", type=click.FloatRange(0, 200), default=18.0, show_default=True, help="Å².")
+@click.option("--b-factor", type=click.FloatRange(0, 200), default=22.0, show_default=True, help="Å².")
 @click.option(
-    "--strength", type=click.FloatRange(0), default=450.0, show_default=True, help="Photons of a strong spot."
+    "--strength",
+    type=click.FloatRange(0),
+    default=200.0,
+    show_default=True,
+    help="Photons of an average strong spot.",
 )
 @click.option("--background", type=click.FloatRange(0, 20), default=1.0, show_default=True, help="Factor.")
 @click.option(

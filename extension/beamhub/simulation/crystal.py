@@ -30,9 +30,9 @@ class Crystal:
 
     a: float = 79.1
     c: float = 37.9
-    b_factor: float = 18.0
+    b_factor: float = 22.0
     mosaicity: float = 0.1
-    strength: float = 450.0
+    strength: float = 200.0
     seed: int = 7
 
     space_group = "P 43 21 2"

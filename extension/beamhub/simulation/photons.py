@@ -173,9 +173,9 @@ class Exposure:
         return which[part], photons[part]
 
     @cached_property
-    def _field(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        mean = self.background.astype(np.float32)
-        return mean, np.exp(-mean)
+    def _dark(self) -> Floats:
+        """The chance of no background photon; in single precision, rare pixels would get far too many."""
+        return np.exp(-self.background)
 
     def prepare(self) -> None:
         """Compute what all frames share, and compile."""
@@ -190,8 +190,7 @@ class Exposure:
         which, photons = self.partials(frame)
         counts = np.empty(scan.detector.shape, np.int32)
         rng = np.random.default_rng([scan.seed, 4, frame])
-        mean, none = self._field
-        count_background(rng, mean, none, counts)
+        count_background(rng, self.background, self._dark, counts)
         spots = self.reflections
         count_spots(rng, spots.x[which], spots.y[which], photons, scan.spot, scan.beam_stop, counts)
         image: NDArray[Any] = np.minimum(counts, scan.saturation).astype(scan.dtype)
@@ -212,18 +211,22 @@ def count_background(rng: Any, mean: Any, none: Any, counts: Any) -> None:
     """Fill `counts` with Poisson numbers of the given means; `none` is exp(-mean), the chance of no photon.
 
     Inversion: walk up the cumulative distribution until it passes a uniform number. With a mean around one
-    photon that takes two steps.
+    photon that takes two steps, with a mean of many another method is faster.
     """
     rows, columns = mean.shape
     for y in range(rows):
         for x in range(columns):
+            expected = mean[y, x]
+            if expected > 30:
+                counts[y, x] = rng.poisson(expected)
+                continue
             uniform = rng.random()
-            term = np.float64(none[y, x])
+            term = none[y, x]
             total = term
             photons = 0
-            while uniform > total and term > 1e-18:
+            while uniform > total and (term > 1e-18 or photons < expected):  # `total` may round to below 1
                 photons += 1
-                term *= np.float64(mean[y, x]) / photons
+                term *= expected / photons
                 total += term
             counts[y, x] = photons
 
