@@ -107,7 +107,7 @@ def panel(dataset: Dataset | None, job: Job | None, seen: Acquisition, links: Li
             ),
         ),
         acquisition_facts(dataset),
-        aside=el("span.bh-count", ago(dataset.created)),
+        aside=el("span.bh-count", "began ", ago(dataset.created)),
         css="bh-acquisition",
     )
 

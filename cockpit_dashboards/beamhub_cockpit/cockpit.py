@@ -336,8 +336,10 @@ class Cockpit(JobPage):
     def _remove(self, action: Action) -> None:
         scene = self.scene
         if scene is not None and scene.experiment is not None:
-            self.client.remove_member(scene.experiment.id, str(action.args[0]))
+            gone = str(action.args[0])
+            self.client.remove_member(scene.experiment.id, gone)
             scene.members = self.client.members(scene.experiment.id)
+            self.notify(f"{gone} is no longer a member", "Inviting them again undoes it.")
 
     def _automation(self, action: Action) -> None:
         if self.scene is not None and self.scene.instrument is not None:

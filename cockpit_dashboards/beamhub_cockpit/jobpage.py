@@ -81,7 +81,7 @@ class JobPage(Page):
 
     def _cancel(self, action: Action) -> None:
         number = int(action.args[0])
-        job = self.client.cancel(number, f"Cancelled by {self.viewer.name} in the Cockpit.")
+        job = self.client.cancel(number)
         if self.scene is not None:
             self.scene.jobs[number] = job
 

@@ -36,7 +36,7 @@ from beamhub_cockpit.identity import SECRET, TOKEN_HEADER, USER_HEADER
 
 HERE: Final = Path(__file__).parent
 NOTEBOOKS: Final = ("cockpit.ipynb", "viewer.ipynb", "analysis.ipynb", "experiments.ipynb", "facility.ipynb")
-IDLE: Final = 600  # seconds after which a kernel without a page ends
+IDLE: Final = 300  # seconds after which a kernel without a page ends
 POLICY: Final = "; ".join(
     [
         "default-src 'self'",

@@ -20,7 +20,7 @@ def parameter(draw: st.DrawFn) -> tuple[dict[str, Any], JsonValue]:
     spec: dict[str, Any]
     kind = draw(st.sampled_from(["number", "integer", "boolean", "string", "array", "enum", "object"]))
     nullable = kind not in ("boolean", "enum", "object") and draw(st.booleans())
-    value: JsonValue
+    value: Any
     match kind:
         case "number":
             spec, value = {"type": "number"}, draw(finite)

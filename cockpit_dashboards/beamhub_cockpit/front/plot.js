@@ -115,6 +115,7 @@ export default {
     const draw = () => {
       wanted = null;
       el.dataset.rows = data[0].length;
+      el.dataset.rows = data[0].length;
       empty.hidden = data[0].length > 0;
       for (const node of el.querySelectorAll(".bh-plot-panel, .bh-plot-foot")) node.hidden = data[0].length === 0;
       plots.forEach((plot, index) => {

@@ -1,0 +1,318 @@
+"""The cockpit's pages in a real browser, over a real service, without a hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from beamhub.schemas import ExperimentChange, FileProgress, Heartbeat, LicenceCreate, Role
+from beamhub.testing import TEMPLATE, Beamtime, RunningService, free_port
+from playwright.sync_api import Browser, Page, Position, Request, expect, sync_playwright
+
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+WAIT = 90_000  # ms; a good run needs a fiftieth of it
+UNKNOWN = "0b0f7b0e-4c39-4a53-9a1c-0f0c8d6f2a11"
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass
+class RunningCockpit:
+    """The cockpit's server for one person."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def page(self, name: str) -> str:
+        return f"{self.url}/voila/render/{name}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    quiet = ("background-networking", "component-update", "gpu", "quic", "sync")
+    arguments = [f"--disable-{what}" for what in quiet] + ["--no-first-run", "--no-sandbox"]
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def beamtime(service: RunningService) -> Beamtime:
+    """One with hostile names wherever somebody may write something."""
+    found = service.beamtime(members={"ben": Role.VIEWER})
+    sam = service.client("sam")
+    sam.change_experiment(found.experiment, ExperimentChange(title=HOSTILE[:200]))
+    service.client("operator").create_licence(
+        LicenceCreate(
+            id=f"lab-{found.instrument}",
+            title=HOSTILE[:200],
+            kind="lab",
+            instruments=[found.instrument],
+            cpu_hours=5,
+        )
+    )
+    service.agent(found).heartbeat(
+        found.instrument,
+        Heartbeat(
+            host="<b>host</b>",
+            version="1",
+            state="uploading",
+            rate=2e6,
+            current=[FileProgress(name="<i>file.h5", size=4_000_000, sent=1_000_000)],
+            errors=[HOSTILE],
+        ),
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def cockpits(
+    service: RunningService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, RunningCockpit]]:
+    """A cockpit for ada and one for eve; hers has cold kernels."""
+    running = {
+        "ada": start(service, "ada", tmp_path_factory.mktemp("ada"), warm=1),
+        "eve": start(service, "eve", tmp_path_factory.mktemp("eve"), warm=0),
+    }
+    yield running
+    for cockpit in running.values():
+        cockpit.process.send_signal(signal.SIGTERM)
+    for cockpit in running.values():
+        cockpit.process.wait(timeout=60)
+
+
+def start(service: RunningService, user: str, folder: Path, *, warm: int) -> RunningCockpit:
+    port = free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTERHUB_")} | {
+        "HOME": str(folder),
+        "JUPYTER_NO_CONFIG": "1",
+        "JUPYTERHUB_SERVICE_PREFIX": "/services/cockpit/",
+        "BEAMHUB_URL": service.url,
+        "BEAMHUB_USER": user,
+        "BEAMHUB_TOKEN": service.tokens[user],
+        "BEAMHUB_COCKPIT_KERNELS": str(warm),
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "beamhub_cockpit", f"--Voila.port={port}"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=folder,
+        )
+    cockpit = RunningCockpit(f"http://127.0.0.1:{port}/services/cockpit", process)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            httpx.get(cockpit.page("nothing.ipynb"), timeout=10)
+            return cockpit
+        except httpx.TransportError:
+            ended = process.poll() is not None or time.monotonic() > deadline
+            assert not ended, (folder / "log").read_text(errors="replace")
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that loads nothing from elsewhere, and in which nothing goes wrong."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    found = context.new_page()
+    wrong: list[str] = []
+    found.on("pageerror", lambda error: wrong.append(str(error)))
+
+    def look(request: Request) -> None:
+        if request.url.startswith("http") and "//127.0.0.1:" not in request.url:
+            wrong.append(request.url)
+
+    found.on("request", look)
+    yield found
+    context.close()
+    assert wrong == []
+
+
+def open_cockpit(page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime) -> None:
+    page.goto(f"{cockpits['ada'].page('cockpit.ipynb')}?experiment={beamtime.experiment}")
+    expect(page.locator(".bh-experiment")).to_have_attribute(
+        "data-experiment", beamtime.experiment, timeout=WAIT
+    )
+
+
+def test_names_stay_text(page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime) -> None:
+    open_cockpit(page, cockpits, beamtime)
+    expect(page.locator(".bh-experiment h1")).to_have_text(HOSTILE[:200])
+    expect(page.locator(".bh-licence-title")).to_have_text(HOSTILE[:200])
+    expect(page.locator(".bh-instrument")).to_contain_text("<b>host</b>")
+    expect(page.locator(".bh-upload-name")).to_have_text("<i>file.h5")
+    expect(page.locator(".bh-agent-error")).to_have_text(HOSTILE)
+    assert page.locator(".bh-page img[src=x], .bh-page script, .bh-page i").count() == 0
+    assert "taken" not in page.title()
+
+
+def test_a_beamtime_shows_by_itself(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    open_cockpit(page, cockpits, beamtime)
+    expect(page.locator(".bh-acquisition")).to_contain_text("No data yet")
+
+    dataset = service.dataset(beamtime, name="<u>lyso", frames=4)
+    expect(page.locator(".bh-dataset-name")).to_have_text("<u>lyso", timeout=WAIT)
+    expect(page.locator(".bh-frames")).to_have_attribute("data-frames", "4", timeout=WAIT)
+    expect(page.locator(".bh-dataset-state")).to_have_attribute("data-state", "complete", timeout=WAIT)
+    thumbnail = page.locator(".bh-thumbnail img")
+    expect(thumbnail).to_be_visible(timeout=WAIT)
+    assert thumbnail.evaluate("image => image.decode().then(() => image.naturalWidth)") == 20
+
+    job = service.client("ada").submit(
+        beamtime.experiment,
+        TEMPLATE,
+        dataset.id,
+        sponsor=f"lab-{beamtime.instrument}",
+        parameters={"word": HOSTILE},
+    )
+    row = page.locator(f".bh-job[data-job='{job.id}']")
+    expect(row).to_have_attribute("data-state", "finished", timeout=WAIT)
+    expect(row.locator(".bh-job-starter")).to_have_text("by ada")
+    row.locator(".bh-job-row").click()
+    expect(row.locator(".bh-metric[data-metric=length] .bh-metric-value")).to_have_text(
+        str(len(HOSTILE)), timeout=WAIT
+    )
+    expect(row.locator(".bh-series")).to_have_attribute("data-rows", "3", timeout=WAIT)
+    row.locator(".bh-tab-log").click()
+    expect(row.locator(".bh-log")).to_contain_text(HOSTILE)
+    row.locator(".bh-tab-parameters").click()
+    expect(row.locator(".bh-parameters")).to_contain_text(HOSTILE)
+    row.locator(".bh-tab-files").click()
+    expect(row.locator(".bh-file", has_text="said.txt")).to_contain_text("What was said")
+    assert "taken" not in page.title()
+
+
+def test_a_rerun_from_the_form(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    ada = service.client("ada")
+    parent = ada.jobs(beamtime.experiment)[0]
+    open_cockpit(page, cockpits, beamtime)
+    row = page.locator(f".bh-job[data-job='{parent.id}']")
+    row.locator(".bh-job-row").click()
+    row.locator(".bh-job-rerun").click()
+    dialog = page.locator(".bh-rerun")
+    word = dialog.locator("[name='p.word']")
+    expect(word).to_have_value(HOSTILE, timeout=WAIT)
+    word.fill("fail")
+    dialog.locator(".bh-form-submit").click()
+
+    child = page.locator(".bh-job", has=page.locator(".bh-job-parent", has_text=f"rerun of #{parent.id}"))
+    expect(child).to_have_attribute("data-state", "failed", timeout=WAIT)
+    expect(child.locator(".bh-job-reason")).to_contain_text("it was told to fail")
+    expect(dialog).to_have_count(0)
+    job = ada.jobs(beamtime.experiment)[0]
+    assert (job.parent, job.parameters, job.launched_by) == (parent.id, {"word": "fail"}, "ada")
+
+
+def test_what_the_service_refuses_is_said_in_the_form(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime
+) -> None:
+    open_cockpit(page, cockpits, beamtime)
+    page.locator(".bh-invite [name=user]").fill("not a name")
+    page.locator(".bh-invite [type=submit]").click()
+    expect(page.locator(".bh-invite .bh-error")).to_contain_text("Give the name", timeout=WAIT)
+    page.locator(".bh-invite [name=user]").fill("zoe")
+    page.locator(".bh-invite [type=submit]").click()
+    expect(page.locator(".bh-member[data-user=zoe]")).to_be_visible(timeout=WAIT)
+    expect(page.locator(".bh-invite .bh-error")).to_have_count(0)
+    page.locator(".bh-member[data-user=zoe] .bh-member-remove").click()
+    expect(page.locator(".bh-member[data-user=zoe]")).to_have_count(0, timeout=WAIT)
+
+
+def test_frames_down_to_single_pixels(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    dataset = service.client("ada").datasets(beamtime.experiment)[0]
+    page.goto(f"{cockpits['ada'].page('viewer.ipynb')}?dataset={dataset.id}&frame=2")
+    canvas = page.locator(".bh-frame-canvas")
+    expect(canvas).to_be_visible(timeout=WAIT)
+    expect(page.locator(".bh-frame-number")).to_have_value("2")
+    readout = page.locator(".bh-frame-readout")
+    box: Any = canvas.bounding_box()
+    middle: Position = {"x": box["width"] / 2, "y": box["height"] / 2}
+    canvas.hover(position=middle)
+    expect(readout).to_contain_text("counts 2", timeout=WAIT)
+    page.locator(".bh-frame-next").click()
+    canvas.hover(position=middle)
+    expect(readout).to_contain_text("counts 3", timeout=WAIT)
+    page.keyboard.press("End")
+    expect(readout).to_contain_text("counts 4", timeout=WAIT)
+    expect(page.locator(".bh-frame-number")).to_have_value("4")
+    assert page.url.endswith("frame=4")
+
+    # the frame has 16 x 20 pixels, fitted to the canvas: its first one, in the corner, is masked
+    side = 0.98 * min(box["width"] / 20, box["height"] / 16)
+    corner: Position = {"x": box["width"] / 2 - 9.5 * side, "y": box["height"] / 2 - 7.5 * side}
+    canvas.hover(position=corner)
+    expect(readout).to_contain_text("x 0   y 0   masked")
+    for kind in ("Heat", "Viridis", "Grey"):
+        page.locator(".bh-frame-map").select_option(kind)
+    page.locator(".bh-frame-scale").select_option("Logarithmic")
+    page.locator(".bh-frame-high").fill("9")
+    page.locator(".bh-frame-high").press("Enter")
+    expect(page.locator(".bh-frame-auto")).not_to_be_checked()
+
+
+def test_a_stranger_sees_nothing(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    dataset = service.client("ada").datasets(beamtime.experiment)[0]
+    job = service.client("ada").jobs(beamtime.experiment)[0]
+    for address in (
+        f"cockpit.ipynb?experiment={beamtime.experiment}",
+        f"analysis.ipynb?job={job.id}",
+        f"viewer.ipynb?dataset={dataset.id}",
+        "experiments.ipynb",
+        "facility.ipynb",
+    ):
+        page.goto(cockpits["eve"].page(address))
+        expect(page.locator(".bh-nothing")).to_be_visible(timeout=WAIT)
+        shown = page.locator("body").inner_text()
+        assert not [word for word in (beamtime.experiment, "lyso", "host", "ada", TEMPLATE) if word in shown]
+
+
+def test_only_what_is_meant_to_be_reached_is(cockpits: dict[str, RunningCockpit]) -> None:
+    ada = cockpits["ada"]
+    with httpx.Client(base_url=ada.url, timeout=60) as http:
+        assert http.get("/").headers["location"].endswith("/services/cockpit/voila/render/cockpit.ipynb")
+        for path in (
+            "/voila/tree",
+            "/voila/files/cockpit.ipynb",
+            "/voila/api/contents",
+            "/api/contents",
+            "/api/kernels",
+        ):
+            assert http.get(path).status_code == 404, path
+        told = http.get(
+            f"/voila/query/{UNKNOWN}",
+            headers={
+                "Connection": "Upgrade",
+                "Upgrade": "websocket",
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+            },
+        )
+        assert told.status_code == 403
+        policy = http.get("/voila/render/nothing.ipynb").headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "frame-ancestors 'self'" in policy
