@@ -143,22 +143,12 @@ def test_a_grid_scan(tmp_path: Path) -> None:
         assert (file["entry/sample/transformations/omega"][()] == 0).all()
 
 
-# --- the command ------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------
 
 
 def test_command(tmp_path: Path) -> None:
-    options = [
-        "--folder",
-        str(tmp_path),
-        "--frames",
-        "2",
-        "--rate",
-        "100",
-        "--images-per-file",
-        "1",
-        "--json",
-    ]
-    result = CliRunner().invoke(simulate, [*options, "--prefix", "lyso"])
+    words = f"--folder {tmp_path} --prefix lyso --frames 2 --rate 100 --images-per-file 1 --json".split()
+    result = CliRunner().invoke(simulate, words)
     assert result.exit_code == 0, result.output
     master = tmp_path / "lyso_master.h5"
     assert json.loads(result.stdout) == {"master": str(master), "frames": 2, "announced": 2}
