@@ -1,0 +1,233 @@
+"""The agent in front of servers that are not, or not quite, the service: it trusts them with nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from beamhub.agent.config import Config
+from beamhub.agent.service import OffsetError, RefusedError, RestartError, Service, UnavailableError
+from beamhub.schemas import Heartbeat, UploadState
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+UPLOAD = (
+    '{"id": "1", "experiment": "sim-mx-2026-00001", "instrument": "sim-mx", "path": "raw/a", "size": 5,'
+    ' "offset": 0,'
+    ' "digest": "00", "version": 1, "state": "receiving", "created": "2026-01-01T00:00:00Z", "ended": null,'
+    ' "created_by": "sim-mx"}'
+)
+
+
+class Stranger:
+    """Gives the same answer to every request, and keeps the requests."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+        self.requests: list[str] = []
+        self.port = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        head, _, body = self.answer.partition("\n\n")
+        lines = [*head.splitlines(), f"Content-Length: {len(body.encode())}", "Connection: close", "", ""]
+        writer.write("\r\n".join(lines).encode() + body.encode())
+        await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def stranger(
+    answer: str, folder: Path, tls: ssl.SSLContext | None = None, **settings: object
+) -> AsyncIterator[tuple[Stranger, Service]]:
+    """A server with this answer, and the agent's way to it."""
+    answering = Stranger(answer)
+    server = await asyncio.start_server(answering.handle, "127.0.0.1", ssl=tls)
+    answering.port = server.sockets[0].getsockname()[1]
+    scheme = "https" if tls else "http"
+    tables = {
+        "service": {"url": f"{scheme}://127.0.0.1:{answering.port}", "token": "secret", **settings},
+        "instrument": {"id": "sim-mx"},
+        "watch": [{"path": "data"}],
+        "journal": {"path": "journal.sqlite"},
+    }
+    service = Service(Config.model_validate(tables, context=folder))
+    try:
+        yield answering, service
+    finally:
+        await service.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def nothing() -> AsyncIterator[bytes]:
+    for chunk in list[bytes]():
+        yield chunk
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("HTTP/1.1 200 OK\n\n<html>Welcome</html>", "does not answer like beamhub"),
+        ("HTTP/1.1 200 OK\n\n", "does not answer like beamhub"),
+        ("HTTP/1.1 302 Found\nLocation: http://elsewhere.example.org/\n\n", "answers 302 Found"),
+        ("HTTP/1.1 503 Service Unavailable\n\n", "answers 503 Service Unavailable"),
+        ("HTTP/1.1 404 Not Found\n\n", "there is no instrument sim-mx at http://127.0.0.1"),
+        (
+            "HTTP/1.1 401 Unauthorized\n\n",
+            "the token of instrument sim-mx is not accepted: ask for a new one",
+        ),
+        (
+            'HTTP/1.1 500 Oops\n\n{"title": "Oops\\u0000\\u001b[31m", "status": 500,'
+            ' "remedy": "Call\\nsomebody."}',
+            r"^Oops \[31m: Call somebody$",
+        ),
+        ("SSH-2.0-OpenSSH_9.2\n\n", "does not answer"),
+    ],
+)
+async def test_what_is_wrong_is_one_plain_line(tmp_path: Path, answer: str, reason: str) -> None:
+    async with stranger(answer, tmp_path) as (_, service):
+        with pytest.raises(UnavailableError, match=reason) as raised:
+            await service.instrument()
+        assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://evil.example.org/uploads/1",
+        "//evil.example.org/uploads/1",
+        "/uploads/1",
+        "http:////evil.example.org/",
+    ],
+)
+async def test_the_token_goes_to_no_other_host(tmp_path: Path, location: str) -> None:
+    answer = f"HTTP/1.1 201 Created\nLocation: {location}\nUpload-Offset: 5\n\n{UPLOAD}"
+    async with stranger(answer, tmp_path) as (server, service):
+        where, upload = await service.create("a", 5, "0" * 64, experiment=None, key="k")
+        assert where.startswith("/")
+        assert upload.state is UploadState.RECEIVING
+        assert await service.append(where, 5, 5, 0, nothing()) == 5
+
+        assert len(server.requests) == 2
+        assert server.requests[1].startswith(f"PATCH {where} HTTP/1.1\r\n")
+        assert f"Host: 127.0.0.1:{server.port}\r\n" in server.requests[1]
+
+
+@pytest.mark.parametrize("offset", ["6", "-1", "1e3", "", "99999999999999999999", "0x5"])
+async def test_an_impossible_offset(tmp_path: Path, offset: str) -> None:
+    async with stranger(f"HTTP/1.1 204 No Content\nUpload-Offset: {offset}\n\n", tmp_path) as (_, service):
+        with pytest.raises(UnavailableError, match="Upload-Offset is"):
+            await service.append("/uploads/1", 5, 5, 0, nothing())
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (409, OffsetError),
+        (423, OffsetError),
+        (404, RestartError),
+        (410, RestartError),
+        (460, RestartError),
+        (403, RefusedError),
+        (413, RefusedError),
+        (429, UnavailableError),
+        (507, UnavailableError),
+    ],
+)
+async def test_what_to_do_when_bytes_are_not_taken(
+    tmp_path: Path, status: int, error: type[Exception]
+) -> None:
+    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
+        with pytest.raises(error):
+            await service.append("/uploads/1", 5, 5, 0, nothing())
+
+
+@pytest.mark.parametrize(
+    ("status", "experiment", "error"),
+    [
+        (409, None, UnavailableError),
+        (409, "sim-mx-2026-00001", RefusedError),
+        (422, None, RefusedError),
+        (507, None, UnavailableError),
+    ],
+)
+async def test_what_to_do_when_a_file_is_not_taken(
+    tmp_path: Path, status: int, experiment: str | None, error: type[Exception]
+) -> None:
+    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
+        with pytest.raises(error):
+            await service.create("a", 5, "0" * 64, experiment=experiment, key="k")
+
+
+async def test_a_name_in_any_script_travels(tmp_path: Path) -> None:
+    answer = f"HTTP/1.1 201 Created\nLocation: /uploads/1\n\n{UPLOAD}"
+    async with stranger(answer, tmp_path) as (server, service):
+        await service.create("α β/Å,1.h5", 5, "0" * 64, experiment=None, key="k")
+
+        assert "Upload-Metadata: filename zrEgzrIvw4UsMS5oNQ==,sha256 " in server.requests[0]
+        assert "Idempotency-Key: k\r\n" in server.requests[0]
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    async with stranger("", tmp_path) as (server, service):
+        pass
+    async with stranger("", tmp_path) as (_, service):
+        service._base = service._base.copy_with(port=server.port)
+        with pytest.raises(UnavailableError, match="can't be reached"):
+            await service.heartbeat(Heartbeat(host="detector", version="1"))
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate of its own, which is left in `folder`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hub")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "hub.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (folder / "hub.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "hub.pem", folder / "hub.key")
+    return context
+
+
+async def test_only_a_certificate_that_is_trusted_gets_the_token(tmp_path: Path) -> None:
+    context = certificate(tmp_path)
+    answer = "HTTP/1.1 204 No Content\n\n"
+    beat = Heartbeat(host="detector", version="1")
+
+    async with stranger(answer, tmp_path, context) as (server, service):
+        with pytest.raises(UnavailableError, match="certificate verify failed"):
+            await service.heartbeat(beat)
+        assert server.requests == []
+    async with stranger(answer, tmp_path, context, ca_file="hub.pem") as (server, service):
+        await service.heartbeat(beat)
+        assert "Authorization: Bearer secret\r\n" in server.requests[0]
+    async with stranger(answer, tmp_path, context, verify=False) as (server, service):
+        await service.heartbeat(beat)
+        assert len(server.requests) == 1
