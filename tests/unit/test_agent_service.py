@@ -85,8 +85,10 @@ async def nothing() -> AsyncIterator[bytes]:
             "the token of instrument sim-mx is not accepted: ask for a new one",
         ),
         (
-            'HTTP/1.1 500 Oops\n\n{"title": "Oops\\u0000\\u001b[31m", "status": 500,'
-            ' "remedy": "Call\\nsomebody."}',
+            (
+                'HTTP/1.1 500 Oops\n\n{"title": "Oops\\u0000\\u001b[31m", "status": 500,'
+                ' "remedy": "Call\\nsomebody."}'
+            ),
             r"^Oops \[31m: Call somebody$",
         ),
         ("SSH-2.0-OpenSSH_9.2\n\n", "does not answer"),
