@@ -215,7 +215,7 @@ def dataset(master: Path, root: Path | None = None) -> FrameIndex:
     return _dataset(master, root, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def _dataset(master: Path, root: Path | None, _version: tuple[int, ...]) -> FrameIndex:
     return FrameIndex(master, root)
 
