@@ -176,7 +176,8 @@ def frame_range(frames: int, first: int | None, last: int | None) -> tuple[int, 
     Raises:
         ProcessingError: there is no such range in the dataset.
     """
-    start, stop = first or 1, last or frames
+    start = 1 if first is None else first
+    stop = frames if last is None else last
     if not 1 <= start <= stop <= frames:
         raise ProcessingError(
             f"There are no frames {start} to {stop}: the dataset has frames 1 to {frames}. "
@@ -401,7 +402,10 @@ _COLUMNS = {
 
 
 def _shell(named: Mapping[str, Any]) -> Shell:
-    """One shell out of a column's or row's entries, which are texts with units, stars and empty places."""
+    """One shell out of a column's or row's entries, which are texts with units, stars and empty places.
+
+    DIALS also writes 0 for what cannot be computed because nothing was measured twice: that is not a CC½ of 0.
+    """
     d_max, d_min = (float(edge) for edge in str(named["Resolution (Å)"]).split(" - "))
     values: dict[str, float | None] = {}
     for field, names in _COLUMNS.items():
@@ -415,10 +419,10 @@ def _shell(named: Mapping[str, Any]) -> Shell:
         multiplicity=values["multiplicity"] or 0.0,
         completeness=values["completeness"] or 0.0,
         i_over_sigma=values["i_over_sigma"] or 0.0,
-        r_merge=values["r_merge"],
-        r_meas=values["r_meas"],
-        r_pim=values["r_pim"],
-        cc_half=values["cc_half"],
+        r_merge=values["r_merge"] or None,
+        r_meas=values["r_meas"] or None,
+        r_pim=values["r_pim"] or None,
+        cc_half=values["cc_half"] or None,
     )
 
 

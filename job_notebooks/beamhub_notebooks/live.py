@@ -87,10 +87,10 @@ class LiveDataset:
         return laid_out, (int(row) + 1, int(column) + 1)
 
     def outcome(self, done: int) -> str:
-        """How `map` ended, in a few words.
+        """What there is when `done` frames have arrived, in a few words.
 
         Raises:
-            ProcessingError: it ended without a single frame.
+            ProcessingError: there is not a single one.
         """
         if done == 0:
             raise ProcessingError(
