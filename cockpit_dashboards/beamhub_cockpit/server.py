@@ -29,8 +29,10 @@ from jupyter_server.utils import url_path_join
 from jupyterhub.singleuser.extension import JupyterHubIdentityProvider
 from tornado.web import HTTPError, RedirectHandler, RequestHandler
 from traitlets.config import Config
+from voila import __version__ as voila_version
 from voila.app import Voila
 from voila.request_info_handler import RequestInfoSocketHandler
+from voila.static_file_handler import MultiStaticFileHandler
 
 from beamhub_cockpit.identity import SECRET, TOKEN_HEADER, USER_HEADER
 
@@ -52,6 +54,7 @@ POLICY: Final = "; ".join(
         "object-src 'none'",
     ]
 )
+STAMP: Final = f"static-{voila_version}"
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -164,6 +167,18 @@ def harmless_header(message: bytes) -> dict[str, Any] | None:
     return header if isinstance(header, dict) else None
 
 
+class LastingFiles(MultiStaticFileHandler):  # type: ignore[misc]  # voila is not typed
+    """Voila's own scripts at an address that changes with its version, so that browsers may keep them."""
+
+    def set_extra_headers(self, path: str) -> None:  # noqa: ARG002 (tornado's signature)
+        self.set_header("Cache-Control", "public, max-age=31536000, immutable")
+
+
+def lasting_address(page_config: dict[str, Any], base_url: str, **_options: Any) -> dict[str, Any]:
+    """Have pages load Voila's scripts from where they may be kept."""
+    return {**page_config, "fullStaticUrl": url_path_join(base_url, "voila", STAMP)}
+
+
 class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
     """`python -m beamhub_cockpit`: as a managed service of the hub, or alone on 127.0.0.1."""
 
@@ -197,8 +212,6 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
                 "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "same-origin",
             },
-            "compress_response": True,
-            "websocket_ping_interval": 20,
         }
         config.VoilaConfiguration.template = "beamhub"
         config.VoilaConfiguration.allow_template_override = "NO"
@@ -207,11 +220,11 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
         config.VoilaConfiguration.show_tracebacks = False
         config.VoilaConfiguration.http_header_envs = [USER_HEADER, TOKEN_HEADER]
         config.VoilaConfiguration.extension_allowlist = [
-            "@jupyter-widgets/jupyterlab-manager",
             "@voila-dashboards/widgets-manager8",
             "anywidget",
         ]
         config.KernelManager.transport = "ipc"  # sockets of this user, instead of ports of this machine
+        config.VoilaConfiguration.page_config_hook = lasting_address
         config.VoilaConfiguration.multi_kernel_manager_class = Kernels
         config.VoilaConfiguration.preheat_kernel = warm > 0
         config.VoilaConfiguration.default_pool_size = warm
@@ -225,8 +238,17 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
         config.merge(self.cli_config)
         self.update_config(config)
 
+    def init_settings(self) -> dict[str, Any]:
+        """Voila's settings; what a browser has once loaded it need not load again."""
+        return {
+            **super().init_settings(),
+            "compress_response": True,
+            "static_immutable_cache": [url_path_join(self.server_url, "voila/labextensions")],
+        }
+
     def init_handlers(self) -> list[Any]:
         """Voila's handlers, without its file browser and its list of notebooks."""
+        lasting = url_path_join(self.server_url, f"/voila/{STAMP}/(.*)")
         hidden = ("/voila/tree", "/voila/files", "/voila/api/contents")
         handlers = []
         for pattern, handler, *rest in super().init_handlers():
@@ -236,7 +258,11 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
                 handlers.append((pattern, handler, *rest))
         cockpit = url_path_join(self.base_url, "voila/render/cockpit.ipynb")
         start = re.escape(self.base_url.rstrip("/")) + "/?"
-        return [*handlers, (start, RedirectHandler, {"url": cockpit, "permanent": False})]
+        return [
+            *handlers,
+            (lasting, LastingFiles, {"paths": self.static_paths}),
+            (start, RedirectHandler, {"url": cockpit, "permanent": False}),
+        ]
 
 
 def main() -> None:
