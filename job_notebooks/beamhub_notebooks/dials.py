@@ -404,7 +404,7 @@ _COLUMNS = {
 def _shell(named: Mapping[str, Any]) -> Shell:
     """One shell out of a column's or row's entries, which are texts with units, stars and empty places.
 
-    DIALS also writes 0 for what cannot be computed because nothing was measured twice: that is not a CC½ of 0.
+    DIALS also writes 0 for what it cannot compute because nothing was measured twice: that is no CC½ of 0.
     """
     d_max, d_min = (float(edge) for edge in str(named["Resolution (Å)"]).split(" - "))
     values: dict[str, float | None] = {}
