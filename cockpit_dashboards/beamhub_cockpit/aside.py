@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from beamhub.schemas import AgentStatus, Dataset, Experiment, Instrument, Licence, Member, Role, Trigger
+from beamhub.schemas import (
+    AgentStatus,
+    Dataset,
+    Experiment,
+    Instrument,
+    Licence,
+    Member,
+    Role,
+    Trigger,
+    TriggerEvent,
+)
 
 from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
@@ -54,7 +64,8 @@ def instrument(seen: Instrument, experiment: Experiment | None) -> Element:
             lines.append(
                 el(
                     "p.bh-hint.bh-warn",
-                    "No heartbeat: check that the agent runs and that its network is up. Nothing is lost meanwhile; it resumes where it stopped.",
+                    "No heartbeat: check that the agent runs and that its network is up. "
+                    "Nothing is lost meanwhile; it resumes where it stopped.",
                 )
             )
         lines.append(_uploads(agent))
@@ -251,7 +262,8 @@ def automation(
                     state("on" if t.enabled and on else "paused"),
                     el(
                         "span.bh-trigger-line",
-                        f"{'start' if str(t.event) == 'dataset.started' else 'end'} of {t.pattern}{NARROW}→{NARROW}",
+                        "start of " if t.event is TriggerEvent.DATASET_STARTED else "end of ",
+                        f"{t.pattern}{NARROW}→{NARROW}",
                         templates[t.template].title if t.template in templates else t.template,
                         f" · {t.profile} · paid by {t.sponsor}",
                     ),

@@ -242,7 +242,8 @@ class Cockpit(JobPage):
                 el("h1", "There is nothing to see here"),
                 el(
                     "p",
-                    "This address leads to no experiment that you belong to. Choose one of yours above, or ask its PI to invite you.",
+                    "This address leads to no experiment that you belong to. "
+                    "Choose one of yours above, or ask its PI to invite you.",
                 ),
             )
         return el(

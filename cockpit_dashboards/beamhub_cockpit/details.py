@@ -109,7 +109,7 @@ class Around:
 
 
 def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Element:
-    """The opened job. With `page` it has a page to itself: everything below one another instead of in tabs."""
+    """The opened job, in tabs; with `page`, on a page of its own, everything below one another."""
     sections: dict[str, Callable[[], list[Child]]] = {
         "results": lambda: _results(job, detail, around),
         "log": lambda: _log(job, detail),

@@ -37,7 +37,8 @@ class Experiments(Page):
                 el("h1", "You do not belong to an experiment yet"),
                 el(
                     "p",
-                    "Ask the principal investigator of a beamtime to invite you, or the staff of the instrument to create yours.",
+                    "Ask the principal investigator of a beamtime to invite you, "
+                    "or the staff of the instrument to create yours.",
                 ),
             )
             return {"list": (nothing,)}

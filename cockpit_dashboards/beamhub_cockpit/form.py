@@ -1,7 +1,8 @@
 """A form made from a template's JSON schema, and back: what was typed as checked values.
 
-`fields` turns each property of the schema into a field that carries its text; `read` turns the texts into values
-again. For every value that a field can show, `read(schema, typed(fields(schema, values)))` gives the values back.
+`fields` turns each property of the schema into a field that carries its text; `read` turns the texts into
+values again. For every value that a field can show, `read(schema, typed(fields(schema, values)))` gives
+the values back.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def typed(found: Iterable[Field]) -> dict[str, str]:
 def read(schema: Mapping[str, Any], texts: Mapping[str, str]) -> tuple[dict[str, JsonValue], dict[str, str]]:
     """Values of what was typed, and for each field that can't be read a sentence that says why.
 
-    Fields that were not sent are left out. What lies outside of its bounds is an error here already, so that the
-    form can say so beside the field; the service checks everything once more.
+    Fields that were not sent are left out. What lies outside of its bounds is an error here already, so
+    that the form can say so beside the field; the service checks everything once more.
     """
     values: dict[str, JsonValue] = {}
     wrong: dict[str, str] = {}
@@ -190,7 +191,7 @@ def _within(field: Field, value: float) -> float:
 
 
 def show(found: Iterable[Field], wrong: Mapping[str, str], prefix: str) -> list[Element]:
-    """The fields as fieldsets: one for each group, and what is advanced folded away (open where it has an error)."""
+    """The fields, in a fieldset for each group; what is advanced is folded away, unless it has an error."""
     plain: dict[str, list[Field]] = {}
     advanced: list[Field] = []
     for field in found:

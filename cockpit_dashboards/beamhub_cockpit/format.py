@@ -15,8 +15,8 @@ NONE: Final = "–"
 def number(value: float | int | str | bool | None, spec: str = "") -> str:
     """A number as people write it: digits that matter, thousands set apart, "–" for what is not there.
 
-    `spec` is a format specification (".2f"); one that does not fit the value is ignored, not an error: templates
-    are written by users.
+    `spec` is a format specification (".2f"); one that does not fit the value is ignored, not an error:
+    templates are written by users.
     """
     if value is None:
         return NONE
@@ -86,7 +86,7 @@ def metric(spec: MetricSpec | None, q: Quantity) -> tuple[str, str]:
 
 
 def mark(spec: MetricSpec | None, q: Quantity) -> str:
-    """How good a metric is by its template's bounds: "good", "acceptable", "poor", or "" where none are given."""
+    """How good a metric is by its template's bounds: "good", "acceptable", "poor", or "" without bounds."""
     value = q.value
     if spec is None or spec.better is None or isinstance(value, bool) or not isinstance(value, int | float):
         return ""

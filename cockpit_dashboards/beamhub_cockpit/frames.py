@@ -48,16 +48,16 @@ class Wanted(BaseModel):
 
 @dataclass(frozen=True)
 class Packed:
-    """Counts as the browser takes them: little-endian, 1, 2 or 4 bytes a pixel, deflated; the largest value is "masked"."""
+    """Counts as the browser takes them: little-endian, deflated; the largest value means "masked"."""
 
     width: int
     height: int
-    depth: int  # bytes a pixel
+    depth: int  # bytes a pixel: 1, 2 or 4
     data: bytes
 
 
 def pack(counts: NDArray[Any]) -> Packed:
-    """The smallest unsigned type that holds all counts, with masked pixels (largest of theirs) as its largest value."""
+    """Counts in the smallest unsigned type that holds them; masked pixels get its largest value."""
     if counts.dtype.kind != "u":
         counts = np.clip(counts, 0, None).astype(np.uint32)
     masked = counts == np.iinfo(counts.dtype).max
@@ -160,7 +160,7 @@ class FrameCanvas(anywidget.AnyWidget):
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """What the canvas must know of a dataset: its size, and its geometry in Å, m and pixels where that is known."""
+    """What the canvas must know of a dataset: size, and geometry (Å, m, pixels) where it is known."""
     rows, columns = dataset.shape
     meta = dataset.metadata
     return {

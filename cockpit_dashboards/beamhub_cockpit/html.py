@@ -1,9 +1,9 @@
 """Pages as trees of elements, never as strings of markup.
 
-A page is built in Python from `el("tag.class", ..., attribute=...)`, travels to the browser as JSON and becomes DOM
-nodes there by `createElement` and `createTextNode` (front/region.js). Text therefore stays text whatever it holds:
-no name, parameter, log line or file can become markup, because no step of the way parses markup. Tags and
-attributes are from a short list; links lead to this site or to http(s) and nowhere else.
+A page is built in Python from `el("tag.class", ..., attribute=...)`, travels to the browser as JSON and
+becomes DOM nodes there by `createElement` and `createTextNode` (front/region.js). Text therefore stays text
+whatever it holds: no name, parameter, log line or file can become markup, because no step of the way parses
+markup. Tags and attributes are from a short list; links lead to this site or to http(s) and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 _TAGS = """
-    a article aside b button caption code dd details dialog div dl dt em fieldset figcaption figure footer form
-    h1 h2 h3 h4 header hr img input label legend li main meter nav ol optgroup option output p pre progress
-    section select small span strong sub summary sup table tbody td textarea th thead time tr ul
+    a article aside b button caption code dd details dialog div dl dt em fieldset figcaption figure
+    footer form h1 h2 h3 h4 header hr img input label legend li main meter nav ol optgroup option output
+    p pre progress section select small span strong sub summary sup table tbody td textarea th thead
+    time tr ul
 """
 _ORDINARY = """
-    alt autocomplete checked colspan disabled download for hidden href id inputmode max maxlength method min name
-    open pattern placeholder readonly rel required role rows scope selected spellcheck step tabindex target title
-    type value width height datetime
+    alt autocomplete checked colspan disabled download for hidden href id inputmode max maxlength method
+    min name open pattern placeholder readonly rel required role rows scope selected spellcheck step
+    tabindex target title type value width height datetime
 """
 _OWN = "ago since on blob widget modal tail focus vars key"  # front/region.js says what they do
 TAGS: Final = frozenset(_TAGS.split())
@@ -50,8 +51,9 @@ class Element:
 def el(tag: str, *children: Child, **attributes: Any) -> Element:
     """An element; `tag` may carry classes as in "div.bh-card.bh-wide".
 
-    Attribute names write `-` as `_` (aria_label) and reserved words with a trailing `_` (for_). An attribute that
-    is None or False is left out. Children may be text, whole numbers, elements, nested lists of these, or None.
+    Attribute names write `-` as `_` (aria_label) and reserved words with a trailing `_` (for_). An
+    attribute that is None or False is left out. Children may be text, whole numbers, elements, nested
+    lists of these, or None.
 
     Raises:
         ValueError: for a tag, an attribute or a link that is not allowed.

@@ -1,8 +1,8 @@
 """Who looks at this page: told by the cockpit's server to the kernel that draws the page.
 
-A warm kernel has imported everything and waits in `viewer()` until somebody opens its page; a cold one finds the
-same facts in its environment. The token is the viewer's own OAuth token, so that all this kernel asks of the service
-is asked, and allowed or refused, as the viewer.
+A warm kernel has imported everything and waits in `viewer()` until somebody opens its page; a cold one
+finds the same facts in its environment. The token is the viewer's own OAuth token, so that all this
+kernel asks of the service is asked, and allowed or refused, as the viewer.
 """
 
 from __future__ import annotations

@@ -38,10 +38,9 @@ class Links:
         return self.api("jobs", job, "files", path)
 
     def session(self, experiment: str, path: str = "") -> str:
-        """The experiment's JupyterLab session, started where it does not run, opened at a path in the experiment."""
-        server = f"{quote(self.user, safe='')}/{quote(experiment, safe='')}"
-        lab = f"{self.base}user/{server}/lab" + (f"/tree/{quote(path)}" if path else "")
-        return f"{self.base}hub/spawn/{server}?{urlencode({'next': lab})}"
+        """The experiment's JupyterLab session at a path in the experiment; the hub starts it if needed."""
+        lab = f"user/{quote(self.user, safe='')}/{quote(experiment, safe='')}/lab"
+        return self.base + lab + (f"/tree/{quote(path)}" if path else "")
 
     @property
     def home(self) -> str:

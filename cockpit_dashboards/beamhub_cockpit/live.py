@@ -1,8 +1,9 @@
 """Keeps a page current without ever blocking or racing its kernel.
 
-Three threads, one duty each. The kernel's own loop alone touches widgets. One *worker* does everything else, one thing
-after the other: it asks the service, changes what the page knows, and builds what is to be shown; so nothing that
-the page knows needs a lock. One *listener* reads the service's event stream and hands each message to the worker.
+Three threads, one duty each. The kernel's own loop alone touches widgets. One *worker* does everything
+else, one thing after the other: it asks the service, changes what the page knows, and builds what is to
+be shown; so nothing that the page knows needs a lock. One *listener* reads the service's event stream and
+hands each message to the worker.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ class Notice:
 
 
 class Page:
-    """A page for one viewer. Subclasses say what it shows (`regions`), knows (`load`, `heard`) and does (`actions`).
+    """A page for one viewer.
+
+    Subclasses say what it shows (`regions`), knows (`load`, `heard`) and does (`actions`).
 
     All methods but the constructor and `open` run on the page's worker.
     """
@@ -226,7 +228,10 @@ class Page:
         if isinstance(error, Unreachable) or (
             isinstance(error, ApiError) and error.status in (502, 503, 504)
         ):
-            self._lost = "The beamhub service does not answer. Data taking and jobs go on without it; this page resumes by itself."
+            self._lost = (
+                "The beamhub service does not answer. Data taking and jobs go on without it; "
+                "this page resumes by itself."
+            )
         elif isinstance(error, ApiError) and error.status == 401:
             self._lost = "Your sign-in has ended. Reload this page to sign in again."
         elif isinstance(error, ApiError):
@@ -235,7 +240,8 @@ class Page:
             traceback.print_exception(error, file=sys.__stderr__)
             self.notify(
                 "Something on this page went wrong",
-                f"Reload it; if that does not help, tell the staff what you did and when ({type(error).__name__}).",
+                "Reload it; if that does not help, tell the staff what you did and when "
+                f"({type(error).__name__}).",
                 kind="problem",
             )
 

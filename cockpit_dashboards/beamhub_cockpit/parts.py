@@ -13,11 +13,12 @@ from beamhub_cockpit.html import Child, Element, el
 
 # state -> how it looks (the word itself is always there too)
 TONES: Final = {
-    "pending": "wait", "queued": "wait", "running": "live", "finished": "good", "failed": "bad", "cancelled": "off",
+    "pending": "wait", "queued": "wait", "running": "live", "finished": "good", "failed": "bad",
+    "cancelled": "off",
     "receiving": "live", "complete": "good", "incomplete": "warn",
     "planned": "off", "processing": "good", "closed": "off",
-    "connected": "good", "not connected": "bad", "no agent yet": "off", "uploading": "live", "idle": "good", "waiting": "warn",
-    "error": "bad", "on": "good", "paused": "warn", "active": "live",
+    "connected": "good", "not connected": "bad", "no agent yet": "off",
+    "on": "good", "paused": "warn", "active": "live",
 }  # fmt: skip
 ROLES: Final = {Role.PI: "PI", Role.COLLABORATOR: "collaborator", Role.VIEWER: "viewer", Role.STAFF: "staff"}
 

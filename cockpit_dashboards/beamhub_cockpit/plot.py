@@ -24,7 +24,8 @@ class Plot(anywidget.AnyWidget):
     Args:
         columns: name -> unit, in order; the first is the horizontal axis.
         height: of one panel, in pixels.
-        x_range: of the horizontal axis, so that a running acquisition fills the plot from the left; None: as the data.
+        x_range: of the horizontal axis, so that a running acquisition fills the plot from the left; None: as
+            the data.
         on_pick: told (on the kernel's loop) of the horizontal value where somebody clicked.
     """
 

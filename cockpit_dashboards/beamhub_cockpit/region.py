@@ -30,8 +30,8 @@ class Action(BaseModel):
 class Region(anywidget.AnyWidget):
     """Shows `tree`; calls `on_action` (on the kernel's loop) for each action in it.
 
-    With `pulse` it is the outermost region of its page: the browser then asks every few seconds whether the kernel
-    is there, and `last_seen` (monotonic seconds) tells when it last did.
+    With `pulse` it is the outermost region of its page: the browser then asks every few seconds whether
+    the kernel is there, and `last_seen` (monotonic seconds) tells when it last did.
     """
 
     _esm = (FRONT / "region.js").read_text()

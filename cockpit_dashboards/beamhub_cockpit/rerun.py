@@ -275,9 +275,12 @@ def _cannot(launch: Launch, template: Template | None, sponsors: list[Licence]) 
     if template is None:
         return "The template of this job is not available any more. Choose another one."
     if template.missing:
-        return f"This template needs {', '.join(template.missing)}, which is not installed here. Ask the staff, or choose another template."
+        lacks = ", ".join(template.missing)
+        return f"This template needs {lacks}, which is not installed here. Choose another, or ask the staff."
     if not sponsors:
-        return "No licence pays for jobs of yours in this experiment. Ask the PI or the staff of the instrument for CPU-hours."
+        return (
+            "No licence pays for your jobs in this experiment. Ask the staff of the instrument for CPU-hours."
+        )
     return "" if launch.sponsor else "Choose a licence that pays."
 
 

@@ -54,7 +54,7 @@ class Scene:
         return self.me.operator or (self.instrument is not None and self.instrument.id in self.me.staff_of)
 
     def load(self, wanted: str | None) -> None:
-        """Everything anew. `wanted` is an experiment's id; None: the one to which the viewer most likely came.
+        """Everything anew, of the experiment `wanted`; None: of the one the viewer most likely came for.
 
         Raises:
             ApiError: 404 where the viewer may not see the experiment, or there is none.

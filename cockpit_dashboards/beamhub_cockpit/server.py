@@ -4,8 +4,8 @@ What it changes in Voila 0.5:
 
 - the viewer's own OAuth token reaches the viewer's kernel, and no other (`HubIdentity`, `RequestInfo`);
 - a kernel answers only to the person whose page it draws (`check_owner`);
-- a websocket message whose header claims billions of parts is dropped, instead of making the server allocate without
-  bound (`harmless_header`);
+- a websocket message whose header claims billions of parts is dropped, instead of making the server
+  allocate without bound (`harmless_header`);
 - pages come from this package's own template, and the browser is told to load nothing from anywhere else.
 """
 
@@ -42,7 +42,7 @@ IDLE: Final = 300  # seconds after which a kernel without a page ends
 POLICY: Final = "; ".join(
     [
         "default-src 'self'",
-        # widgets arrive as modules in blob URLs; Voila's own loader and the templates of its bundle need the rest
+        # widgets are modules in blob URLs; Voila's loader and what it bundles need the rest
         "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
@@ -153,8 +153,8 @@ class LocalIdentity(IdentityProvider):
 def harmless_header(message: bytes) -> dict[str, Any] | None:
     """The header of a v1 websocket message, or None where the bytes are no such message.
 
-    The first 8 bytes say how many offsets follow. A message of the older protocol has other things there, which read
-    as a number of offsets would be billions.
+    The first 8 bytes say how many offsets follow. A message of the older protocol has other things there,
+    which read as a number of offsets would be billions.
     """
     count = int.from_bytes(message[:8], "little")
     if not 3 <= count <= 64 or 8 * (count + 1) > len(message):

@@ -19,7 +19,7 @@ LISTED = 100  # datasets to switch between
 
 
 class FrameViewer(Page):
-    """The page `viewer.ipynb?dataset=&frame=`. Without `frame` a dataset that is arriving is followed live."""
+    """The page `viewer.ipynb?dataset=&frame=`; without `frame` it follows a dataset that is arriving."""
 
     names = ("head", "stage", "facts")
 
@@ -113,7 +113,8 @@ class FrameViewer(Page):
                 el("h1", "There is no such dataset here"),
                 el(
                     "p",
-                    "Open one from the Cockpit. If it belongs to somebody else's experiment, ask its PI to invite you.",
+                    "Open one from the Cockpit. If it belongs to somebody else's experiment, "
+                    "ask its PI to invite you.",
                 ),
             )
             return {"head": (nothing,), "stage": (), "facts": ()}
