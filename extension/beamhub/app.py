@@ -29,6 +29,7 @@ from beamhub.engine import Engine
 from beamhub.errors import BeamhubError
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
+from beamhub.frames import picture
 from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
 from beamhub.rules import Rules
@@ -153,6 +154,7 @@ class BeamhubApp(ExtensionApp):
             await self.service.uploads.recover()
             self._run(self._engine.run_forever(), "the job engine")
             self._run(self._keep_house(), "housekeeping")
+            self._tasks.append(asyncio.create_task(self._warm()))
             self.log.info("beamhub: experiments in %s", self.data_dir)
 
     def _run(self, work: Coroutine[Any, Any, None], what: str) -> None:
@@ -171,6 +173,13 @@ class BeamhubApp(ExtensionApp):
         task.add_done_callback(ended)
         self._tasks.append(task)
 
+    async def _warm(self) -> None:
+        """Compile what the first frame would otherwise keep everybody waiting for."""
+        try:
+            await asyncio.to_thread(picture.warm)
+        except Exception:
+            self.log.warning("beamhub: the first frames will be slow", exc_info=True)
+
     async def _keep_house(self) -> None:
         while True:
             now = datetime.now(UTC)
@@ -188,6 +197,7 @@ class BeamhubApp(ExtensionApp):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.service.uploads.close()
+        await asyncio.to_thread(self.service.datasets.close)
         await self._inspector.close()
         await asyncio.to_thread(self.service.store.close)
         self._lock.close()

@@ -74,6 +74,7 @@ M = TypeVar("M", bound=BaseModel)
 SERVICE = "/services/beamhub"
 PART = 8 * 2**20  # bytes per PATCH of an upload
 BLOCK = 256 * 2**10  # bytes per read and write
+LONGEST_PAGE = 500  # items; what the service gives at most
 LONGEST_PAUSE = 10.0  # seconds between attempts to reconnect
 
 
@@ -525,7 +526,7 @@ class Client:
 
     def _list(self, model: type[M], path: str, limit: int | None = None, **params: Any) -> list[M]:
         items: list[M] = []
-        params = _given(params) | {"limit": 1000 if limit is None else min(limit, 1000)}
+        params = _given(params) | {"limit": LONGEST_PAGE if limit is None else min(limit, LONGEST_PAGE)}
         while True:
             page = _parse(Page[model], self._call("GET", path, params=params))  # type: ignore[valid-type]
             items += page.items

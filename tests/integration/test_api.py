@@ -208,6 +208,17 @@ def test_a_key_is_for_one_request_of_one_caller(http: httpx.Client, service: Run
     assert http.post(path, json={"user": "carol"}, headers={"Idempotency-Key": "x" * 300}).status_code == 422
 
 
+def test_a_secret_answer_is_kept_nowhere(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    headers = {"Authorization": f"token {service.tokens['sam']}", "Idempotency-Key": "again"}
+    with httpx.Client(base_url=service.api, headers=headers) as http:
+        path = f"instruments/{beamtime.instrument}/token"
+        first, second = http.post(path).json()["token"], http.post(path).json()["token"]
+    assert first != second
+    for file in (service.data_dir / ".beamhub").glob("beamhub.sqlite*"):
+        assert second.encode() not in file.read_bytes()
+
+
 def test_a_refused_request_leaves_its_key_free(http: httpx.Client, beamtime: Beamtime) -> None:
     path, key = f"experiments/{beamtime.experiment}/members", {"Idempotency-Key": "second-try"}
     assert http.post(path, json={"user": ""}, headers=key).status_code == 422
@@ -364,7 +375,7 @@ def test_datasets_and_frames(service: RunningService) -> None:
     assert ada.frame_png(dataset.id, 1).startswith(b"\x89PNG")
     for n, query in ((5, {}), (1, {"region": (0, 0, 30, 8)}), (1, {"bin": 0})):
         with pytest.raises(ApiError) as error:
-            ada.frame(dataset.id, n, **query)  # type: ignore[arg-type]
+            ada.frame(dataset.id, n, **query)
         assert error.value.status in (404, 422)
 
 

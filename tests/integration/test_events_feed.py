@@ -98,7 +98,7 @@ def test_a_feed_resumes_without_loss_through_kills_of_the_service(own_service: R
 
     follower = threading.Thread(target=follow)
     follower.start()
-    for number in range(3):
+    for number in range(2):
         for user in range(5):
             sam.add_member(beamtime.experiment, f"user-{number}-{user}")
         own_service.kill()

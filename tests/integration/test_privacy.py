@@ -202,12 +202,6 @@ def other_agent(service: RunningService) -> str:
     return service.beamtime().agent_token
 
 
-def test_what_a_stranger_may_list_is_the_strangers_own(service: RunningService, scene: Scene) -> None:
-    eve = service.client("eve")
-    assert (eve.instruments(), eve.experiments(), eve.jobs(), eve.licences(), eve.past_events()) == ([],) * 5
-    assert scene
-
-
 def test_ids_that_exist_and_ids_that_do_not_look_alike(
     service: RunningService, wire: httpx.Client, scene: Scene
 ) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from beamhub.api.handler import _filename
 from beamhub.api.identity import bearer_token, principal_of
 from beamhub.api.routes import Paging, page_of
 from beamhub.errors import Conflict, TooLarge
+from beamhub.page import LIMIT, NoNotebook
+from beamhub.page import page as page_of_notebook
 from beamhub.schemas import Profile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,7 +104,7 @@ def test_pages_of_a_list_that_is_at_hand(numbers: set[int], limit: int) -> None:
 
 def page(*cells: dict[str, Any]) -> str:
     content = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": list(cells)}
-    return notebook.page(io.BytesIO(json.dumps(content).encode()), "Job 1").decode()
+    return page_of_notebook(json.dumps(content).encode(), "Job 1").decode()
 
 
 def code(**data: str) -> dict[str, Any]:
@@ -132,9 +134,21 @@ def test_the_page_of_a_notebook_has_no_code_of_its_authors() -> None:
         assert host not in html
 
 
-def test_what_is_no_notebook_has_no_page() -> None:
-    for content in (b"", b"{", b"[]", b'{"cells": 1}', b"\xff"):
-        with pytest.raises(Conflict):
-            notebook.page(io.BytesIO(content), "Job 1")
-    with pytest.raises(TooLarge):
-        notebook.page(io.BytesIO(b" " * (notebook.LIMIT + 1)), "Job 1")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"cells": 1}', b"\xff"])
+def test_what_is_no_notebook_has_no_page(content: bytes) -> None:
+    with pytest.raises(NoNotebook):
+        page_of_notebook(content, "Job 1")
+
+
+async def test_pages_are_made_in_a_process_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "job.ipynb"
+    file.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}))
+    with file.open("rb") as good:
+        assert b"<html" in await notebook.page(good, "job 1")
+    file.write_bytes(b"{")
+    with file.open("rb") as bad, pytest.raises(Conflict, match="job 1"):
+        await notebook.page(bad, "job 1")
+    with file.open("r+b") as huge:
+        huge.truncate(LIMIT + 1)
+        with pytest.raises(TooLarge):
+            await notebook.page(huge, "job 1")

@@ -5,6 +5,8 @@ Each module declares the routes of some nouns (see `beamhub.api.routes`); `handl
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 from typing import Any
 
@@ -27,7 +29,12 @@ _NOUNS = (instruments, experiments, uploads, datasets, templates, jobs, licences
 async def get_openapi(call: Call) -> Content:
     """This description of the API."""
     server = call.path.removesuffix("/openapi.json")
-    return Content(json.dumps(document(ROUTES, server)).encode(), "application/json")
+    return Content(await asyncio.to_thread(_document, server), "application/json")
+
+
+@functools.lru_cache(maxsize=1)
+def _document(server: str) -> bytes:
+    return json.dumps(document(ROUTES, server)).encode()
 
 
 def handlers(service: Service) -> list[tuple[str, type[Handler], dict[str, Any]]]:

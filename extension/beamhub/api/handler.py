@@ -197,12 +197,8 @@ class Handler(JupyterHandler):
             if self._inflow is not None and self._streamed is not None:
                 self._inflow.end()
                 answer = await self._streamed
-            elif (
-                self._principal
-                and self.request.method == "POST"
-                and "Idempotency-Key" in self.request.headers
-            ):
-                await self._once(self._route, self._principal, self.request.headers["Idempotency-Key"])
+            elif self._principal and (key := self._key(self._route)):
+                await self._once(self._route, self._principal, key)
                 return
             else:
                 answer = await self._run(self._route)
@@ -266,6 +262,14 @@ class Handler(JupyterHandler):
             return json.loads(self._body, parse_constant=_no_constant) if self._body else {}
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"The body is not JSON: {error}.", "Send a JSON object.") from error
+
+    def _key(self, route: Route) -> str | None:
+        """The Idempotency-Key, where it counts."""
+        return (
+            self.request.headers.get("Idempotency-Key")
+            if route.method == "POST" and not route.secret
+            else None
+        )
 
     async def _once(self, route: Route, principal: Principal, key: str) -> None:
         """Answer a request with an Idempotency-Key: the first as usual, repetitions with its answer."""

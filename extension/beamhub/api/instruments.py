@@ -44,7 +44,7 @@ async def change_instrument(call: Call, instrument: str, body: InstrumentChange)
     return await call.service.experiments.change_instrument(call.principal, instrument, body)
 
 
-@route("POST", "instruments/{instrument}/token")
+@route("POST", "instruments/{instrument}/token", secret=True)
 async def rotate_token(call: Call, instrument: str) -> InstrumentToken:
     """Make a new token for the instrument's agent; it is shown once, and older ones stop working (staff)."""
     return await call.service.experiments.rotate_token(call.principal, instrument)

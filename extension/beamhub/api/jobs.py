@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -97,7 +96,7 @@ async def get_notebook(call: Call, job: BigInt, query: NotebookQuery) -> Downloa
     if query.format == "ipynb":
         return Download(file, f"job-{job}.ipynb")
     with file:
-        page = await asyncio.to_thread(notebook.page, file, f"Job {job}")
+        page = await notebook.page(file, f"job {job}")
     return Content(page, "text/html; charset=utf-8", {"Content-Security-Policy": notebook.POLICY})
 
 

@@ -1,46 +1,57 @@
-"""A notebook as a page that is safe to look at: its outputs are text and pictures there, never code."""
+"""Notebooks as pages that are safe to look at."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, BinaryIO
+import asyncio
+import logging
+import sys
+from typing import BinaryIO
 
 from beamhub.errors import Conflict, TooLarge
+from beamhub.page import LIMIT, NO_NOTEBOOK, TOO_LARGE
 
-LIMIT = 32 * 2**20  # bytes; beyond that a page takes too long to make
+log = logging.getLogger(__name__)
+
+PATIENCE = 60.0  # seconds
 # whatever sanitising may have missed: no scripts, nothing from elsewhere, no origin; the Cockpit may show it
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "frame-ancestors 'self'; sandbox"
 )
+_turns = asyncio.Semaphore(2)  # pages that are made at the same time
 
-_SCRIPT = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
 
-
-def page(file: BinaryIO, title: str) -> bytes:
-    """HTML of the notebook in `file`. Takes seconds: call it in a thread.
+async def page(file: BinaryIO, title: str) -> bytes:
+    """HTML of the notebook in `file`, made by `beamhub.page` in a process of its own; takes seconds.
 
     Raises TooLarge, and Conflict for a notebook that is being written just now.
     """
-    # heavy, and most services are never asked for it
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise TooLarge(f"The notebook has more than {LIMIT // 2**20} MiB.", "Download it as .ipynb instead.")
-    try:
-        notebook: Any = nbformat.reads(content.decode(), as_version=4)  # type: ignore[no-untyped-call]
-        nbformat.validate(notebook)
-    except (ValueError, LookupError, TypeError, AttributeError, nbformat.ValidationError) as error:
+    async with _turns:
+        process = await asyncio.create_subprocess_exec(
+            *("nice", sys.executable, "-m", "beamhub.page", title),
+            stdin=file,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(PATIENCE):
+                html, complaints = await process.communicate()
+        except TimeoutError:
+            html, complaints = b"", b"timeout"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    if process.returncode == 0:
+        return html
+    if process.returncode == NO_NOTEBOOK:
         raise Conflict(
-            "The notebook can't be read: it is being written just now, or is no notebook.", "Try again."
-        ) from error
-    exporter = HTMLExporter(  # type: ignore[no-untyped-call]
-        template_name="lab",
-        sanitize_html=True,
+            f"The notebook of {title} can't be read: it is being written just now, or is no notebook.",
+            "Try again, or download it as .ipynb.",
+        )
+    if process.returncode != TOO_LARGE:
+        log.warning("no page of %s: %s", title, complaints.decode(errors="replace")[-2000:])
+    raise TooLarge(
+        f"The notebook of {title} is too large for a page: more than {LIMIT // 2**20} MiB, or too intricate.",
+        "Download it as .ipynb instead.",
     )
-    html: str
-    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
-    # the exporter's own scripts, from other hosts; POLICY would not let them run
-    return _SCRIPT.sub("", html).encode()

@@ -134,7 +134,7 @@ def _parameters(route: Route, names: Any, schemas: dict[str, Any]) -> list[dict[
     for name, field in route.headers.items():
         required = name != "Upload-Checksum"
         parameters.append({"name": name, "in": "header", "required": required, "schema": field})
-    if route.method == "POST":
+    if route.method == "POST" and not route.secret:
         parameters.append(KEY)
     return parameters
 

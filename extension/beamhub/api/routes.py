@@ -31,7 +31,8 @@ class Paging(Request):
     """Which page of a list."""
 
     after: str | None = Field(None, max_length=2000, description="`next` of the page before")
-    limit: int = Field(100, ge=1, le=1000, description="how many items at most")
+    # making JSON of a longer page would hold up everybody else for more than 50 ms
+    limit: int = Field(100, ge=1, le=500, description="how many items at most")
 
 
 def page_of(items: Iterable[M], query: Paging, key: Callable[[M], str]) -> Page[M]:
@@ -94,6 +95,7 @@ class Route:
     media: tuple[str, ...]  # of answers that no model describes
     streams_body: str | None  # media type of a body that is handed on as it arrives
     public: bool  # asks for no credentials
+    secret: bool  # its answer is shown once: never kept, not even for a repetition
     headers: Mapping[str, dict[str, Any]]  # that the function reads: name -> JSON Schema
     parameters: Mapping[str, TypeAdapter[Any]]  # of the path
     query: type[BaseModel] | None
@@ -130,6 +132,7 @@ def route(
     media: tuple[str, ...] = (),
     streams_body: str | None = None,
     public: bool = False,
+    secret: bool = False,
     headers: Mapping[str, dict[str, Any]] | None = None,
 ) -> Callable[[F], F]:
     """Declare a route. The function has the parameters `call`, those of the path, and `query` and `body`.
@@ -160,6 +163,7 @@ def route(
                 media=media,
                 streams_body=streams_body,
                 public=public,
+                secret=secret,
                 headers=headers or {},
                 parameters={name: TypeAdapter(hint) for name, hint in hints.items()},
                 query=query,
