@@ -220,6 +220,7 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
         config.VoilaConfiguration.show_tracebacks = False
         config.VoilaConfiguration.http_header_envs = [USER_HEADER, TOKEN_HEADER]
         config.VoilaConfiguration.extension_allowlist = [
+            "@jupyter-widgets/jupyterlab-manager",
             "@voila-dashboards/widgets-manager8",
             "anywidget",
         ]
