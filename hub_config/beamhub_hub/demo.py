@@ -95,15 +95,14 @@ def demo(
     console = Console(quiet=quiet)
     acquisition = Acquisition(0 if no_acquisition else acquisitions, frames, rate, width, detector)
     state = state.absolute()
-    signal.signal(
-        signal.SIGINT, _interrupt
-    )  # also where a script started us in its background, with it ignored
+    # also where a script started us in its background, with SIGINT ignored
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if obstacle := machine.obstacle(state, port):
-            raise click.ClickException(obstacle)
+        _check(machine.python(), machine.folder(state))
         with _alone(state):
             end_stale(state)
+            _check(machine.port(port))
             if fresh:
                 _clear(state)
             with console.status("Installing the proxy"):
@@ -115,6 +114,11 @@ def demo(
         raise click.ClickException(f"{error.strerror or error}: {error.filename or state}") from error
     except (proxy.ProxyMissing, Ended, Unreachable, ApiError, httpx.HTTPError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _check(*found: machine.Finding) -> None:
+    if obstacle := machine.obstacle(*found):
+        raise click.ClickException(obstacle)
 
 
 def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition: Acquisition) -> None:

@@ -27,12 +27,12 @@ class Finding:
     needed: bool = False
 
 
-def findings(state: Path, port: int) -> list[Finding]:
+def findings(state: Path, number: int) -> list[Finding]:
     """Everything that is looked at, the needed things first."""
     return [
-        _python(),
-        _folder(state),
-        _port(port),
+        python(),
+        folder(state),
+        port(number),
         _proxy(),
         _sandbox(),
         _dials(),
@@ -40,10 +40,9 @@ def findings(state: Path, port: int) -> list[Finding]:
     ]
 
 
-def obstacle(state: Path, port: int) -> str:
-    """The first reason why beamhub can't start here, or ""."""
-    looked = (_python(), _folder(state), _port(port))
-    return next((finding.message for finding in looked if not finding.fine), "")
+def obstacle(*found: Finding) -> str:
+    """The first of these that makes a start impossible, in words, or ""."""
+    return next((finding.message for finding in found if finding.needed and not finding.fine), "")
 
 
 def dials() -> bool:
@@ -51,7 +50,8 @@ def dials() -> bool:
     return shutil.which("dials.import") is not None
 
 
-def _python() -> Finding:
+def python() -> Finding:
+    """Whether this Python is new enough."""
     version = platform.python_version()
     if sys.version_info < (3, 11):  # noqa: UP036  # what an installation by hand may have got round
         return Finding(
@@ -60,8 +60,9 @@ def _python() -> Finding:
     return Finding("Python", fine=True, message=version, needed=True)
 
 
-def _folder(state: Path) -> Finding:
-    parent = next(folder for folder in (state.absolute(), *state.absolute().parents) if folder.exists())
+def folder(state: Path) -> Finding:
+    """Whether the state folder can be made, and has room."""
+    parent = next(above for above in (state.absolute(), *state.absolute().parents) if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         return Finding(
             "folder", fine=False, message=f"{parent} can't be written to: choose --state", needed=True
@@ -75,17 +76,18 @@ def _folder(state: Path) -> Finding:
     return Finding("disk", fine=True, message=f"{free / 1e9:.0f} GB free in {parent}", needed=True)
 
 
-def _port(port: int) -> Finding:
+def port(number: int) -> Finding:
+    """Whether people can be served there."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind(("127.0.0.1", port))
+            trial.bind(("127.0.0.1", number))
         except OSError as error:
             message = (
-                f"port {port} can't be used ({error.strerror}): choose another with --port (make demo PORT=…)"
+                f"port {number} can't be used ({error.strerror}): choose another (--port, make demo PORT=…)"
             )
             return Finding("port", fine=False, message=message, needed=True)
-    return Finding("port", fine=True, message=f"{port} is free", needed=True)
+    return Finding("port", fine=True, message=f"{number} is free", needed=True)
 
 
 def _proxy() -> Finding:

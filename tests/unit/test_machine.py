@@ -17,25 +17,25 @@ from click.testing import CliRunner
 
 def test_nothing_stands_in_the_way_here(tmp_path: Path) -> None:
     [port] = machine.free_ports(1)
-    assert machine.obstacle(tmp_path / "state", port) == ""
+    assert machine.obstacle(machine.python(), machine.folder(tmp_path / "state"), machine.port(port)) == ""
 
 
-def test_a_taken_port(tmp_path: Path) -> None:
+def test_a_taken_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        obstacle = machine.obstacle(tmp_path, port)
+        obstacle = machine.obstacle(machine.port(port))
     assert f"port {port} can't be used" in obstacle
     assert "--port" in obstacle
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "FREE", 1 << 60)
-    assert "GB of disk are free" in machine.obstacle(tmp_path, machine.free_ports(1)[0])
+    assert "GB of disk are free" in machine.obstacle(machine.folder(tmp_path))
 
 
 def test_a_state_folder_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "can't be written to" in machine.obstacle(tmp_path / "file" / "state", machine.free_ports(1)[0])
+    assert "can't be written to" in machine.obstacle(machine.folder(tmp_path / "file" / "state"))
 
 
 def test_free_ports_differ() -> None:
