@@ -25,6 +25,7 @@ PLOTS: Final = 12
 EVERY: Final = 2.0  # seconds between two looks at a running job
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 TABS: Final = (("results", "Results"), ("log", "Log"), ("parameters", "Parameters"), ("files", "Files"))
+PAGE: Final = (("results", "Results"), ("parameters", "Parameters"), ("files", "Files"), ("log", "Log"))
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -120,8 +121,8 @@ def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Ele
         return el(
             "div.bh-job-detail.bh-job-page",
             [
-                el(f"section.bh-card.bh-{name}", el("h2", title), sections[name](), key=name)
-                for name, title in TABS
+                el(f"section.bh-card.bh-part-{name}", el("h2", title), sections[name](), key=name)
+                for name, title in PAGE
             ],
             key=f"detail-{job.id}",
         )
@@ -302,12 +303,13 @@ def _bounds(job: Job, template: Template | None, name: str) -> str:
     return ", ".join(found)
 
 
-def key_metrics(job: Job, template: Template | None, count: int = 4) -> list[Element]:
-    """The first few metrics, as a line."""
+def key_metrics(job: Job, template: Template | None, count: int = 6) -> list[Element]:
+    """The metrics that matter most, as a line: the first, and those of which is known what is better."""
     specs = template.metrics if template else {}
-    names = [n for n in specs if n in job.metrics] or list(job.metrics)
+    given = [n for n in specs if n in job.metrics] or list(job.metrics)
+    judged = [n for n in given[1:] if n in specs and specs[n].better and "," not in specs[n].title]
     found = []
-    for name in names[:count]:
+    for name in [*given[:1], *(judged or given[1:])][:count]:
         spec = specs.get(name)
         shown, unit = metric(spec, job.metrics[name])
         how = mark(spec, job.metrics[name])
@@ -425,7 +427,8 @@ def _files(job: Job, detail: Detail, links: Links) -> list[Child]:
     if not detail.files:
         return [el("p.bh-empty", "No files yet.")]
     titles = {a.path: a.title for a in job.artifacts}
-    order = sorted(detail.files, key=lambda f: (f.path not in titles, f.path))
+    wanted = {a.path: ("data", "notebook", "plot", "log").index(a.kind) for a in job.artifacts}
+    order = sorted(detail.files, key=lambda f: (wanted.get(f.path, len(wanted) + 4), f.path))
     return [
         el(
             "table.bh-files",
