@@ -30,7 +30,9 @@ class Acquisition:
     pictured: int = 0  # frame
     looked: float = 0.0
 
-    def follow(self, dataset: Dataset | None, job: Job | None, client: Client, live: Live) -> None:
+    def follow(
+        self, dataset: Dataset | None, job: Job | None, client: Client, live: Live, links: Links
+    ) -> None:
         """Read what is new of this dataset and of the job that follows it. On the page's worker."""
         if dataset is None:
             self.dataset, self.follower, self.picture, self.pictured = None, None, b"", 0
@@ -44,7 +46,7 @@ class Acquisition:
                 0.0,
             )
         if job is not None and job.started is not None:
-            self._plot(dataset, job, client, live)
+            self._plot(dataset, job, client, live, links)
         now = time.monotonic()
         if dataset.frames_readable > self.pictured and now - self.looked > THUMBNAIL_EVERY:
             self.looked = now
@@ -57,13 +59,13 @@ class Acquisition:
                 return
             self.pictured = dataset.frames_readable
 
-    def _plot(self, dataset: Dataset, job: Job, client: Client, live: Live) -> None:
+    def _plot(self, dataset: Dataset, job: Job, client: Client, live: Live, links: Links) -> None:
         if self.follower is None or self.follower.job != job.id:
             begun = names(client.job_files(job.id))
             if not begun:  # the series appears with its first row
                 return
             frames = (1, max(2, dataset.frames_announced))
-            self.follower = Follower(job.id, begun[0], height=64, x_range=frames)
+            self.follower = Follower(job.id, begun[0], 64, frames, links.frames(job))
         self.follower.refresh(client, live)
 
 

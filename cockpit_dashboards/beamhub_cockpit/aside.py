@@ -20,7 +20,7 @@ from beamhub.schemas import (
 from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.parts import ROLES, ago, bar, button, can, card, facts, person, state
+from beamhub_cockpit.parts import ROLES, ago, bar, button, can, card, facts, more_button, person, state
 
 
 def agent_state(agent: AgentStatus | None) -> Element:
@@ -167,8 +167,10 @@ def team(experiment: Experiment, members: list[Member], me: str, problem: str = 
     )
 
 
-def datasets(found: Iterable[Dataset], shown: int | None, links: Links, *, may_run: bool) -> Element:
-    """All datasets, newest first."""
+def datasets(
+    found: Iterable[Dataset], seen: int | None, links: Links, *, may_run: bool, shown: int | None = None
+) -> Element:
+    """Datasets, newest first: `shown` of them (None: all). `seen` is the one in view."""
     ordered = sorted(found, key=lambda d: d.id, reverse=True)
     return card(
         "Datasets",
@@ -176,13 +178,13 @@ def datasets(found: Iterable[Dataset], shown: int | None, links: Links, *, may_r
             "ul.bh-datasets",
             [
                 el(
-                    "li.bh-dataset" + (".bh-dataset-shown" if d.id == shown else ""),
+                    "li.bh-dataset" + (".bh-dataset-shown" if d.id == seen else ""),
                     el(
                         "button.bh-dataset-pick",
                         el("span.bh-dataset-title", d.name),
                         type="button",
                         title="Show above",
-                        aria_pressed="true" if d.id == shown else "false",
+                        aria_pressed="true" if d.id == seen else "false",
                         on={"click": ["dataset.show", d.id]},
                     ),
                     state(str(d.state)),
@@ -206,11 +208,12 @@ def datasets(found: Iterable[Dataset], shown: int | None, links: Links, *, may_r
                     key=d.id,
                     data_dataset=str(d.id),
                 )
-                for d in ordered
+                for d in ordered[:shown]
             ],
         )
         if ordered
         else el("p.bh-empty", "None yet."),
+        more_button(len(ordered), shown),
         aside=el("span.bh-count", number(len(ordered))) if ordered else None,
         css="bh-datasets-card",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from beamhub.client import ApiError, Message
 from beamhub.schemas import Dataset, ExperimentState, InstrumentChange, MemberCreate
@@ -18,17 +18,20 @@ from beamhub_cockpit.region import Action
 from beamhub_cockpit.rerun import Launch
 from beamhub_cockpit.scene import Scene
 
+RECENT: Final = 25  # jobs and datasets that a page shows at first
+
 
 class Cockpit(JobPage):
     """The page `cockpit.ipynb?experiment=`."""
 
-    names = ("experiment", "acquisition", "jobs", "aside", "launch")
+    names = ("experiment", "acquisition", "jobs", "instrument", "aside", "launch")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.wanted = self.viewer.query.get("experiment")
         self.seen = Acquisition()
         self.chosen: int | None = None  # dataset to show; None: the one that arrives
+        self.older = False  # show all jobs and datasets
         self.invite_problem = ""
         self.hidden = ""  # why there is no experiment to show
 
@@ -88,7 +91,7 @@ class Cockpit(JobPage):
             return
         dataset = self._dataset()
         job = self.scene.feedback(dataset) if dataset else None
-        self.seen.follow(dataset, job, self.client, self.live)
+        self.seen.follow(dataset, job, self.client, self.live, self.links)
 
     def _dataset(self) -> Dataset | None:
         if self.scene is None:
@@ -131,7 +134,7 @@ class Cockpit(JobPage):
             el(
                 "div.bh-columns",
                 el("div.bh-column-main", self.slot("acquisition"), self.slot("jobs")),
-                self.slot("aside"),
+                el("div.bh-slot-aside", self.slot("instrument"), self.slot("aside")),
             ),
             self.slot("launch"),
         )
@@ -146,18 +149,24 @@ class Cockpit(JobPage):
                 "experiment": (self._nothing(),),
                 "acquisition": (),
                 "jobs": (),
+                "instrument": (),
                 "aside": (),
                 "launch": (),
             }
         dataset = self._dataset()
         around = self.around(scene)
-        beside = [aside.instrument(scene.instrument, experiment)] if scene.instrument else []
-        beside.append(aside.team(experiment, scene.members, scene.me.name, self.invite_problem))
-        beside.append(
+        feedback = scene.feedback(dataset) if dataset else None
+        shown = None if self.older else RECENT
+        beside = [
+            aside.team(experiment, scene.members, scene.me.name, self.invite_problem),
             aside.datasets(
-                scene.datasets.values(), dataset.id if dataset else None, self.links, may_run=around.may_run
-            )
-        )
+                scene.datasets.values(),
+                dataset.id if dataset else None,
+                self.links,
+                may_run=around.may_run,
+                shown=shown,
+            ),
+        ]
         if scene.staff:
             beside.append(aside.licences(scene.licences))
             if scene.instrument:
@@ -171,12 +180,9 @@ class Cockpit(JobPage):
             beside.append(aside.licences(scene.sponsors, "CPU-hours"))
         return {
             "experiment": (self._experiment(scene),),
-            "acquisition": (
-                acquisition.panel(
-                    dataset, scene.feedback(dataset) if dataset else None, self.seen, self.links, _idle(scene)
-                ),
-            ),
-            "jobs": (jobs.panel(scene.jobs.values(), self.opened, around),),
+            "acquisition": (acquisition.panel(dataset, feedback, self.seen, self.links, _idle(scene)),),
+            "jobs": (jobs.panel(scene.jobs.values(), self.opened, around, shown),),
+            "instrument": (aside.instrument(scene.instrument, experiment),) if scene.instrument else (),
             "aside": tuple(beside),
             "launch": self.dialog(),
         }
@@ -283,6 +289,7 @@ class Cockpit(JobPage):
             "experiment.switch": self._switch,
             "experiment.activate": self._activate,
             "dataset.show": self._show,
+            "list.all": self._all,
             "launch.new": self._new,
             "member.invite": self._invite,
             "member.remove": self._remove,
@@ -307,6 +314,9 @@ class Cockpit(JobPage):
         newest = self.scene.current if self.scene else None
         self.chosen = None if newest is not None and newest.id == number else number
         self._follow()
+
+    def _all(self, _action: Action) -> None:
+        self.older = True
 
     def _new(self, action: Action) -> None:
         dataset = self.scene.datasets.get(int(action.args[0])) if self.scene else None

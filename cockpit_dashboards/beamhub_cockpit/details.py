@@ -22,6 +22,7 @@ from beamhub_cockpit.series import Follower, names
 LOG_SHOWN: Final = 200_000  # characters
 PLOT_LIMIT: Final = 8_000_000  # bytes of an image that a page shows
 PLOTS: Final = 12
+PLOT_HEIGHT: Final = 84  # pixels, of each panel
 EVERY: Final = 2.0  # seconds between two looks at a running job
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 TABS: Final = (("results", "Results"), ("log", "Log"), ("parameters", "Parameters"), ("files", "Files"))
@@ -44,26 +45,21 @@ class Detail:
     final: bool = False  # read after the job had ended
     trouble: str = ""
 
-    def refresh(self, job: Job, client: Client, live: Live, *, plot_height: int = 84) -> bool:
-        """Read what is new; False where nothing can be. On the page's worker."""
+    def refresh(self, job: Job, client: Client, live: Live, links: Links) -> None:
+        """Read what is new, now and then. On the page's worker."""
         if self.final or time.monotonic() - self.read < EVERY:
-            return False
+            return
         self.read = time.monotonic()
-        if job.started is None:
-            self.final = job.state.ended
-            return False
-        try:
-            self._log(client)
-            self.files = client.job_files(self.job)
-            self._series(client, live, plot_height)
-            self._plots(job, client)
-        except ApiError as error:
-            self.trouble = str(error)
-            self.final = job.state.ended
-            return True
         self.trouble = ""
+        if job.started is not None:
+            try:
+                self._log(client)
+                self.files = client.job_files(self.job)
+                self._series(client, live, links.frames(job))
+                self._plots(job, client)
+            except ApiError as error:
+                self.trouble = str(error)
         self.final = job.state.ended
-        return True
 
     def _log(self, client: Client) -> None:
         while True:
@@ -73,9 +69,9 @@ class Detail:
             self.log_next = after
             self.log = (self.log + part)[-LOG_SHOWN:]
 
-    def _series(self, client: Client, live: Live, height: int) -> None:
+    def _series(self, client: Client, live: Live, link: str) -> None:
         for name in names(self.files):
-            self.followers.setdefault(name, Follower(self.job, name, height=height))
+            self.followers.setdefault(name, Follower(self.job, name, PLOT_HEIGHT, link=link))
         for follower in self.followers.values():
             follower.refresh(client, live)
 
@@ -203,6 +199,7 @@ def _results(job: Job, detail: Detail, around: Around) -> list[Child]:
     table = metrics_table(job, around.templates.get(job.template))
     return [
         problem(job, detail),
+        el("p.bh-error", detail.trouble, role="alert") if detail.trouble else None,
         el(
             "div.bh-results",
             el(

@@ -91,6 +91,23 @@ def _flat(children: Iterable[Child]) -> Iterable[Node]:
             yield from _flat(child)
 
 
+def changes(old: Any, new: Any, path: tuple[int, ...] = ()) -> list[list[Any]]:
+    """What to replace in `old` to get `new`, both as JSON: [[path, node], ...], few and small.
+
+    `old` and `new` are lists of nodes at the top, and nodes below; a path is the place among the children
+    of each level. Lists of different lengths, and elements whose attributes differ, are replaced as a
+    whole; at the top such a replacement has the empty path and the whole list.
+    """
+    if old == new:
+        return []
+    first = 2 if path else 0  # an element begins with its tag and attributes
+    alike = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    if not alike or old[:first] != new[:first]:
+        return [[list(path), new]]
+    pairs = enumerate(zip(old[first:], new[first:], strict=True))
+    return [change for i, (a, b) in pairs for change in changes(a, b, (*path, i))]
+
+
 def text(node: Node) -> str:
     """All text of a node and what it holds, in reading order."""
     return node if isinstance(node, str) else "".join(text(child) for child in node.children)

@@ -64,7 +64,7 @@ class JobPage(Page):
         for number, detail in self.opened.items():
             job = self.scene.jobs.get(number)
             if job is not None:
-                detail.refresh(job, self.client, self.live)
+                detail.refresh(job, self.client, self.live, self.links)
 
     def _toggle(self, action: Action) -> None:
         number = int(action.args[0])

@@ -9,13 +9,14 @@ from beamhub.schemas import Job, JobState
 from beamhub_cockpit.details import Around, Detail, key_metrics, progress, show
 from beamhub_cockpit.format import cpu_hours, number, plural
 from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.parts import ago, card, rank, runtime, starter, state
+from beamhub_cockpit.parts import ago, card, more_button, rank, runtime, starter, state
 
 
-def panel(jobs: Iterable[Job], opened: Mapping[int, Detail], around: Around) -> Element:
-    """The list."""
+def panel(
+    jobs: Iterable[Job], opened: Mapping[int, Detail], around: Around, shown: int | None = None
+) -> Element:
+    """The list: what runs or waits, then the newest; `shown` of them (None: all), and those that are open."""
     ordered = sorted(jobs, key=rank)
-    busy = [j for j in ordered if not j.state.ended]
     said = ", ".join(
         f"{count} {word}"
         for word, count in ((s, sum(j.state == s for j in ordered)) for s in JobState)
@@ -36,17 +37,20 @@ def panel(jobs: Iterable[Job], opened: Mapping[int, Detail], around: Around) -> 
                     el("th", "State", scope="col"),
                     el("th", "Analysis", scope="col"),
                     el("th", "Dataset", scope="col"),
-                    el("th.bh-right", "CPUs", scope="col"),
+                    el("th.bh-right.bh-job-cpus", "CPUs", scope="col"),
                     el("th.bh-right", "Time", scope="col"),
                     el("th", "Results", scope="col"),
                     el("th", el("span.bh-unseen", "Open"), scope="col"),
                 ),
             ),
-            [_job(job, opened.get(job.id), around) for job in ordered],
+            [
+                _job(job, opened.get(job.id), around)
+                for place, job in enumerate(ordered)
+                if shown is None or place < shown or job.id in opened
+            ],
         )
-    return card(
-        "Jobs", body, aside=el("span.bh-count", said) if busy or ordered else None, css="bh-jobs-card"
-    )
+    more = more_button(len(ordered), shown)
+    return card("Jobs", body, more, aside=el("span.bh-count", said) if ordered else None, css="bh-jobs-card")
 
 
 def _job(job: Job, detail: Detail | None, around: Around) -> Element:
@@ -75,7 +79,7 @@ def _job(job: Job, detail: Detail | None, around: Around) -> Element:
                 ),
             ),
             el("td.bh-job-dataset", dataset.name if dataset else ""),
-            el("td.bh-right", number(job.profile.cpus)),
+            el("td.bh-right.bh-job-cpus", number(job.profile.cpus)),
             el(
                 "td.bh-right",
                 runtime(job),

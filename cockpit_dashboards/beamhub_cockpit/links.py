@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
+from beamhub.schemas import Job
+
 
 @dataclass(frozen=True)
 class Links:
@@ -28,6 +30,11 @@ class Links:
 
     def frame(self, dataset: int, frame: int | None = None) -> str:
         return self.page("viewer", dataset=dataset, frame=frame)
+
+    def frames(self, job: Job) -> str:
+        """The viewer on the dataset of a job, to be ended with a frame's number; "" where it has none."""
+        dataset = next((i.id for i in job.inputs if i.kind == "dataset"), None)
+        return "" if dataset is None else self.frame(dataset) + "&frame="
 
     def api(self, *parts: str | int, **query: str) -> str:
         """A resource of the API, for downloads."""

@@ -85,6 +85,13 @@ def button(
     )
 
 
+def more_button(count: int, shown: int | None) -> Element | None:
+    """Under a list that is not shown to its end."""
+    if shown is None or count <= shown:
+        return None
+    return el("button.bh-text-button.bh-more", f"Show all {count}", type="button", on={"click": ["list.all"]})
+
+
 def person(name: str, me: str) -> Element:
     """Somebody's name; the viewer's own says so."""
     return el("span.bh-person", name, el("span.bh-you", " (you)") if name == me else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +26,14 @@ class Plot(anywidget.AnyWidget):
         height: of one panel, in pixels.
         x_range: of the horizontal axis, so that a running acquisition fills the plot from the left; None: as
             the data.
-        on_pick: told (on the kernel's loop) of the horizontal value where somebody clicked.
+        link: to open with the horizontal value at its end, where somebody clicks; only for a column "frame".
     """
 
     _esm = (VENDOR / "uPlot.iife.min.js").read_text() + "\n" + (FRONT / "plot.js").read_text()
     panels: Any = traitlets.List().tag(sync=True)
     columns: Any = traitlets.List().tag(sync=True)
     x = traitlets.Dict().tag(sync=True)
+    link = traitlets.Unicode("").tag(sync=True)
     empty = traitlets.Unicode("No values yet.").tag(sync=True)
 
     def __init__(
@@ -41,13 +42,14 @@ class Plot(anywidget.AnyWidget):
         *,
         height: int = 72,
         x_range: tuple[int, int] | None = None,
-        on_pick: Callable[[float], None] | None = None,
+        link: str = "",
     ) -> None:
         names = list(columns)
         flag = next((name for name in names if name in FLAGS), None)
         drawn = [name for name in names[1:] if name not in FLAGS]
         super().__init__(
             columns=names,
+            link=link if names[:1] == ["frame"] else "",
             panels=[
                 {
                     "column": name,
@@ -66,7 +68,6 @@ class Plot(anywidget.AnyWidget):
             },
         )
         self._rows: list[list[JsonValue]] = []
-        self._on_pick = on_pick
         self.on_msg(self._heard)
 
     @property
@@ -86,8 +87,6 @@ class Plot(anywidget.AnyWidget):
         match content:
             case {"action": "want", "have": int(have)} if have >= 0:
                 self.send({"from": have, "rows": self._rows[have:]})
-            case {"action": "pick", "x": int() | float() as x} if self._on_pick is not None:
-                self._on_pick(float(x))
 
 
 def label(name: str) -> str:

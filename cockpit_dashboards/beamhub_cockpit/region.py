@@ -11,7 +11,7 @@ import anywidget
 import traitlets
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from beamhub_cockpit.html import Element
+from beamhub_cockpit.html import Element, changes
 
 FRONT: Final = Path(__file__).parent / "front"
 
@@ -28,31 +28,37 @@ class Action(BaseModel):
 
 
 class Region(anywidget.AnyWidget):
-    """Shows `tree`; calls `on_action` (on the kernel's loop) for each action in it.
+    """Shows a tree of elements; calls `on_action` (on the kernel's loop) for each action in it.
+
+    The tree has a version. The browser asks for the whole tree when it has none, or when it has missed a
+    change; otherwise it gets the changes only.
 
     With `pulse` it is the outermost region of its page: the browser then asks every few seconds whether
     the kernel is there, and `last_seen` (monotonic seconds) tells when it last did.
     """
 
     _esm = (FRONT / "region.js").read_text()
-    tree: Any = traitlets.List().tag(sync=True)
     blobs = traitlets.Dict().tag(sync=True)
     pulse = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, on_action: Callable[[Action], None] | None = None, *, pulse: bool = False) -> None:
         super().__init__(pulse=pulse)
         self._on_action = on_action
+        self._tree: list[Any] = []
+        self._version = 0
         self.last_seen = time.monotonic()
         self.on_msg(self._heard)
 
     def show(self, *nodes: Element, blobs: dict[str, bytes] | None = None) -> None:
-        """Show these elements, and the images they name; sends nothing where nothing has changed."""
+        """Show these elements, and the images they name; only what has changed is sent."""
+        if blobs is not None and blobs != self.blobs:
+            self.blobs = blobs
         tree = [node.json() for node in nodes]
-        with self.hold_sync():
-            if blobs is not None and blobs != self.blobs:
-                self.blobs = blobs
-            if tree != self.tree:
-                self.tree = tree
+        changed = changes(self._tree, tree)
+        if changed:
+            self._tree = tree
+            self._version += 1
+            self.send({"version": self._version, "changes": changed})
 
     @property
     def ref(self) -> str:
@@ -67,6 +73,9 @@ class Region(anywidget.AnyWidget):
         self.last_seen = time.monotonic()
         if action.action == "ping":
             self.send({"pong": time.time()})
+        elif action.action == "want":
+            if action.args != [self._version]:
+                self.send({"version": self._version, "tree": self._tree})
         elif self._on_action is not None:
             self._on_action(action)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from beamhub.client import Client
@@ -28,7 +28,7 @@ class Follower:
     name: str
     height: int = 72
     x_range: tuple[int, int] | None = None
-    on_pick: Callable[[float], None] | None = None
+    link: str = ""
     plot: Plot | None = field(default=None, init=False)
     read: int = field(default=0, init=False)
     columns: dict[str, str] = field(default_factory=dict, init=False)
@@ -42,7 +42,7 @@ class Follower:
                 return
             self.columns = dict(page.columns)
             self.plot = live.call(
-                lambda: Plot(self.columns, height=self.height, x_range=self.x_range, on_pick=self.on_pick)
+                lambda: Plot(self.columns, height=self.height, x_range=self.x_range, link=self.link)
             )
         if page.items:
             plot, rows = self.plot, page.items

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from beamhub_cockpit.html import ATTRIBUTES, TAGS, Element, el, find, text
+from beamhub_cockpit.html import ATTRIBUTES, TAGS, Element, changes, el, find, text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,3 +112,47 @@ def test_found_by_class() -> None:
     page = el("div", el("p", inner), el("span.bh-statement", "no"))
     assert find(page, "bh-state") == [inner]
     assert isinstance(page, Element)
+
+
+nodes = st.recursive(
+    st.sampled_from(["a", "b", ""]),
+    lambda children: st.builds(
+        lambda tag, attributes, inner: [tag, attributes, *inner],
+        st.sampled_from(["p", "div"]),
+        st.sampled_from([{}, {"class": "x"}, {"key": 1}]),
+        st.lists(children, max_size=3),
+    ),
+    max_leaves=12,
+)
+trees = st.lists(nodes, max_size=3)
+
+
+def changed(tree: Any, path: list[int], node: Any) -> Any:
+    """As front/region.js does it."""
+    if not path:
+        return node
+    first, *rest = path
+    copy = list(tree)
+    if rest:
+        tag, attributes, *children = copy[first]
+        copy[first] = [tag, attributes, *changed(children, rest, node)]
+    else:
+        copy[first] = node
+    return copy
+
+
+@given(trees, trees)
+def test_changes_lead_from_one_tree_to_the_other(old: list[Any], new: list[Any]) -> None:
+    tree: Any = old
+    for path, node in changes(old, new):
+        tree = changed(tree, path, node)
+    assert tree == new
+    assert changes(new, new) == []
+
+
+def test_a_small_change_is_sent_as_a_small_change() -> None:
+    def page(state: str) -> list[Any]:
+        rows = [el("tr", el("td", str(n)), el("td", state if n == 7 else "idle")) for n in range(50)]
+        return [el("table", el("tbody", rows)).json()]
+
+    assert changes(page("queued"), page("running")) == [[[0, 0, 7, 1, 0], "running"]]

@@ -18,10 +18,14 @@ export default {
   render({ model, el, signal }) {
     el.classList.add("bh-plot");
     const panels = model.get("panels"), x = model.get("x"), names = model.get("columns");
+    const link = /^\/(?![\/\\])/.test(model.get("link")) ? model.get("link") : "";
     const column = (name) => names.indexOf(name);
     const data = names.map(() => []);
     const sync = uPlot.sync(`bh-${Math.random()}`);
     const plots = [], readouts = [];
+    const legend = document.createElement("span");
+    legend.className = "bh-plot-legend";
+    legend.textContent = "ice rings";
     const empty = document.createElement("p");
     empty.className = "bh-plot-empty";
     empty.textContent = model.get("empty");
@@ -52,6 +56,7 @@ export default {
       const value = document.createElement("output");
       value.className = "bh-plot-value";
       head.append(title, value);
+      if (index === 0 && panel.flag) title.append(" ", legend);
       box.append(head);
       el.append(box);
       readouts.push(value);
@@ -89,9 +94,10 @@ export default {
           setCursor: [(u) => readOut(u.cursor.idx)],
         },
       }, [[], []], box);
-      plot.over.addEventListener("click", () => {
+      plot.over.title = link ? "Click: open this frame in the viewer" : "";
+      if (link) plot.over.addEventListener("click", () => {
         const at = plot.cursor.idx;
-        if (at !== null && at !== undefined && data[0][at] !== undefined) model.send({ action: "pick", x: data[0][at] });
+        if (at !== null && at !== undefined && data[0][at] !== undefined) window.open(link + encodeURIComponent(data[0][at]), "_blank", "noopener");
       });
       sync.sub(plot);
       plots.push(plot);
@@ -115,7 +121,9 @@ export default {
     const draw = () => {
       wanted = null;
       el.dataset.rows = data[0].length;
+      legend.hidden = !(data[column(panels[0]?.flag)] ?? []).some(Boolean);
       el.dataset.rows = data[0].length;
+      legend.hidden = !(data[column(panels[0]?.flag)] ?? []).some(Boolean);
       empty.hidden = data[0].length > 0;
       for (const node of el.querySelectorAll(".bh-plot-panel, .bh-plot-foot")) node.hidden = data[0].length === 0;
       plots.forEach((plot, index) => {
@@ -137,6 +145,7 @@ export default {
     model.on("msg:custom", take);
     draw();
     ask();
+    window.addEventListener("bh-resync", ask);
 
     const fit = new ResizeObserver(() => {
       plots.forEach((plot, index) => {
@@ -147,6 +156,7 @@ export default {
     fit.observe(el);
     signal.addEventListener("abort", () => {
       fit.disconnect();
+      window.removeEventListener("bh-resync", ask);
       plots.forEach((plot) => plot.destroy());
     });
   },

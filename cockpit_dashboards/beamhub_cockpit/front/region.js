@@ -22,6 +22,7 @@ const PLAIN = new Set(("alt autocomplete class colspan disabled download for hid
   "min name open pattern placeholder readonly rel required role rows scope selected spellcheck step tabindex target title " +
   "type width height datetime").split(" "));
 const LINK = /^(https?:\/\/|\/(?![\/\\])|#|\?)/;
+const RESYNC = "bh-resync"; // on the window: the connection is back after a silence
 const PROPERTIES = new Set(["value", "checked", "selected", "disabled", "readonly", "required", "hidden"]);
 
 // ---- times that keep themselves current ------------------------------------------------------------------------
@@ -186,6 +187,19 @@ function updateChildren(parent, trees, context) {
   }
 }
 
+// A tree (list of nodes) with one place in it replaced, as html.py's `changes` has it.
+function replaced(tree, [path, node]) {
+  if (path.length === 0) return node;
+  const [first, ...rest] = path;
+  const copy = [...tree];
+  if (rest.length === 0) copy[first] = node;
+  else {
+    const [tag, attributes, ...children] = copy[first];
+    copy[first] = [tag, attributes, ...replaced(children, [rest, node])];
+  }
+  return copy;
+}
+
 // ---- the widget ------------------------------------------------------------------------------------------------
 
 export default {
@@ -211,17 +225,28 @@ export default {
         await child.render({ el: node, signal });
       },
     };
+    let tree = [], version = 0;
     const draw = () => {
-      updateChildren(el, model.get("tree"), context);
+      updateChildren(el, tree, context);
       tick(el);
     };
-    draw();
-    model.on("change:tree", draw);
+    const ask = () => model.send({ action: "want", args: [version] });
+    model.on("msg:custom", (message) => {
+      if (message?.tree) tree = message.tree;
+      else if (!message?.changes || message.version <= version) return;
+      else if (message.version === version + 1) tree = message.changes.reduce(replaced, tree);
+      else return ask();
+      version = message.version;
+      draw();
+    });
     model.on("change:blobs", draw);
+    ask();
+    window.addEventListener(RESYNC, ask);
     const clock = setInterval(() => tick(el), 1000);
     const stopWatching = model.get("pulse") ? watch(model) : () => {};
     signal.addEventListener("abort", () => {
       clearInterval(clock);
+      window.removeEventListener(RESYNC, ask);
       stopWatching();
       for (const [, url] of urls.values()) URL.revokeObjectURL(url);
     });
@@ -231,7 +256,6 @@ export default {
 // The outermost region watches the way to its kernel: without an answer for a while a banner says so; when the server
 // answers again but this kernel does not, the page is loaded anew (what it shows is all in its address).
 function watch(model) {
-  document.getElementById("loading")?.remove();
   const EVERY = 4000, LATE = 11000, GIVEN_UP = 25000;
   let heard = Date.now(), sent = Date.now();
   const banner = document.createElement("div");
@@ -242,10 +266,13 @@ function watch(model) {
 
   const onMessage = (message) => {
     if (message?.pong === undefined) return;
+    const silent = Date.now() - heard;
     heard = Date.now();
     const lag = (heard - sent) / 2;
     skew = message.pong * 1000 + lag - heard;
     banner.hidden = true;
+    document.getElementById("loading")?.remove();
+    if (silent > LATE) window.dispatchEvent(new Event(RESYNC)); // whatever was said meanwhile may be lost
   };
   model.on("msg:custom", onMessage);
 
