@@ -43,6 +43,7 @@ class RunningDemo:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._clients: dict[str, Client] = {}
         self._detectors: list[subprocess.Popen[bytes]] = []
         self._lines: list[str] = []
         self._settled = threading.Event()
@@ -87,8 +88,10 @@ class RunningDemo:
         return self.state / "data" / self.credentials.experiment
 
     def client(self, user: str) -> Client:
-        """The service, as one of the people."""
-        return Client(self.url, self.credentials.users[user].token)
+        """The service, as one of the people; closed with the demo."""
+        if user not in self._clients:
+            self._clients[user] = Client(self.url, self.credentials.users[user].token)
+        return self._clients[user]
 
     def operator(self) -> Client:
         """The service, as those who run it."""
@@ -133,6 +136,8 @@ class RunningDemo:
 
     def wait(self) -> int:
         """Wait for the end; the exit code."""
+        for client in self._clients.values():
+            client.close()
         code = self.process.wait(PATIENCE)
         self._reader.join()
         assert self.process.stdout is not None  # noqa: S101  # for mypy: it is a pipe

@@ -95,7 +95,8 @@ def test_the_hubs_own_pages(demo: RunningDemo) -> None:
 
 
 def test_browser_and_token_act_as_their_user_in_the_service(demo: RunningDemo) -> None:
-    with demo.browser("ben") as browser, demo.client("ben") as client:
+    client = demo.client("ben")
+    with demo.browser("ben") as browser:
         # a link that is opened takes the browser through the hub; from then on it has the service's cookie
         me = "/services/beamhub/api/v1/me"
         assert browser.get(me, headers={"Accept": "text/html"}).json()["name"] == "ben"
@@ -125,12 +126,12 @@ def test_credentials_are_for_their_owner_only(demo: RunningDemo) -> None:
 
 def test_the_beamtime_is_set_up(demo: RunningDemo) -> None:
     experiment = demo.credentials.experiment
-    with demo.client("ada") as ada, demo.client("eve") as eve, demo.client("sam") as sam:
-        assert ada.experiment(experiment).role == Role.PI
-        assert {member.user for member in ada.members(experiment)} == {"ada", "ben"}
-        assert eve.experiments() == []
-        assert {rule.template for rule in sam.triggers("sim-mx")} == {"fast_feedback", "dials"}
-        assert {licence.id for licence in ada.sponsors(experiment)} == {"lab-sim-mx", "user-ada"}
+    ada, eve, sam = (demo.client(name) for name in ("ada", "eve", "sam"))
+    assert ada.experiment(experiment).role == Role.PI
+    assert {member.user for member in ada.members(experiment)} == {"ada", "ben"}
+    assert eve.experiments() == []
+    assert {rule.template for rule in sam.triggers("sim-mx")} == {"fast_feedback", "dials"}
+    assert {licence.id for licence in ada.sponsors(experiment)} == {"lab-sim-mx", "user-ada"}
 
 
 # --- sessions
@@ -285,12 +286,12 @@ def test_a_stranger_gets_no_session(demo: RunningDemo) -> None:
 
 def test_who_leaves_the_experiment_loses_the_session(demo: RunningDemo, session: httpx.Client) -> None:
     experiment = demo.credentials.experiment
-    with demo.client("ada") as ada:
-        ada.remove_member(experiment, "ben")
-        try:
-            until(lambda: experiment not in session.get("/hub/api/users/ben").json()["servers"])
-        finally:
-            ada.add_member(experiment, "ben")
+    ada = demo.client("ada")
+    ada.remove_member(experiment, "ben")
+    try:
+        until(lambda: experiment not in session.get("/hub/api/users/ben").json()["servers"])
+    finally:
+        ada.add_member(experiment, "ben")
     assert not [line for line in marked(demo.state) if "jupyterhub.singleuser" in line]
 
 
@@ -310,8 +311,7 @@ def test_ctrl_c_leaves_nothing_running_and_the_next_start_goes_on(
 
     second = start_demo("--no-acquisition", state=tmp_path / "state")
     assert second.credentials == before.model_copy(update={"url": second.url})
-    with second.client("ada") as ada:
-        assert [experiment.id for experiment in ada.experiments()] == [before.experiment]
+    assert [experiment.id for experiment in second.client("ada").experiments()] == [before.experiment]
     assert second.end(signal.SIGKILL) == -signal.SIGKILL
     until(lambda: marked(second.state) == [], seconds=30)
 
