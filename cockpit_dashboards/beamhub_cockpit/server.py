@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ from beamhub_cockpit.identity import SECRET, TOKEN_HEADER, USER_HEADER
 
 HERE: Final = Path(__file__).parent
 NOTEBOOKS: Final = ("cockpit.ipynb", "viewer.ipynb", "analysis.ipynb", "experiments.ipynb", "facility.ipynb")
+SHORT: Final = 40  # characters; the path of a socket below a longer one would not fit
 IDLE: Final = 300  # seconds after which a kernel without a page ends
 POLICY: Final = "; ".join(
     [
@@ -224,7 +226,8 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
             "@voila-dashboards/widgets-manager8",
             "anywidget",
         ]
-        config.KernelManager.transport = "ipc"  # sockets of this user, instead of ports of this machine
+        if len(tempfile.gettempdir()) <= SHORT:
+            config.KernelManager.transport = "ipc"  # sockets of this user, instead of ports of this machine
         config.VoilaConfiguration.page_config_hook = lasting_address
         config.VoilaConfiguration.multi_kernel_manager_class = Kernels
         config.VoilaConfiguration.preheat_kernel = warm > 0

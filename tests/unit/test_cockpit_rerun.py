@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from beamhub.client import Client
+from beamhub.schemas import Job, JobInput, JobProgress, JobState, Licence, Me, Profile, Quantity, Template
+from beamhub_cockpit.details import Around
+from beamhub_cockpit.html import find, text
+from beamhub_cockpit.jobs import panel
+from beamhub_cockpit.links import Links
+from beamhub_cockpit.parts import rank
+from beamhub_cockpit.rerun import Launch, show
+from beamhub_cockpit.scene import Scene, with_progress
+
+NOW = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+ONE = Profile(name="cpu-1", title="1 CPU", cpus=1, memory=4 * 2**30, walltime=3600)
+TWO = Profile(name="cpu-2", title="2 CPUs", cpus=2, memory=8 * 2**30, walltime=3600)
+
+
+def template(name: str, **parameters: dict[str, Any]) -> Template:
+    return Template(
+        name=name,
+        version="0" * 16,
+        title=name.title(),
+        technique="mx",
+        description="",
+        parameters={"type": "object", "properties": parameters},
+        inputs="dataset",
+        metrics={},
+        requires={},
+        missing=["xds"] if name == "xds" else [],
+        profile="cpu-2",
+        source="shipped",
+    )
+
+
+LIMIT = {"type": ["number", "null"], "default": None, "minimum": 0.5, "unit": "Å"}
+DIALS = template("dials", limit=LIMIT, spots={"type": "integer", "default": 3})
+XIA = template("xia", limit=LIMIT, pipeline={"enum": ["a", "b"], "default": "a"})
+XDS = template("xds")
+
+
+def licence(name: str) -> Licence:
+    return Licence(
+        id=name,
+        title=name,
+        kind="lab",
+        owner=None,
+        instruments=[],
+        granted=36_000,
+        charged=0,
+        held=0,
+        available=36_000,
+        valid_from=NOW,
+        valid_until=None,
+    )
+
+
+def job(number: int, state: JobState = JobState.FINISHED, **more: Any) -> Job:
+    given: dict[str, Any] = {
+        "id": number,
+        "experiment": "mx-2026-00001",
+        "template": "dials",
+        "template_version": "0" * 16,
+        "title": "DIALS",
+        "state": state,
+        "reason": "",
+        "parameters": {"limit": 2.1, "spots": 5},
+        "inputs": [JobInput(id=7, name="lyso")],
+        "profile": ONE,
+        "sponsor": "lab",
+        "launched_by": "trigger:1",
+        "parent": None,
+        "created": NOW,
+        "started": NOW,
+        "ended": NOW,
+        "cpu_seconds": 60,
+        "progress": JobProgress(),
+        "metrics": {},
+        "artifacts": [],
+        "folder": f"processed/{number}",
+    }
+    return Job.model_validate(given | more)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    me = Me(name="ben", kind="user", operator=False, staff_of=[])
+    found = Scene(Client("http://127.0.0.1:1", "token"), me)
+    found.templates = {t.name: t for t in (DIALS, XIA, XDS)}
+    found.profiles = [ONE, TWO]
+    found.sponsors = [licence("mine"), licence("lab")]
+    return found
+
+
+def test_a_rerun_begins_as_its_parent(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    assert (launch.template, launch.profile, launch.sponsor, launch.dataset) == ("dials", "cpu-1", "lab", 7)
+    assert launch.entered == {"limit": "2.1", "spots": "5"}
+
+
+def test_a_sponsor_that_the_viewer_may_not_use_is_replaced(scene: Scene) -> None:
+    assert Launch.again(job(3, sponsor="somebody-elses"), scene).sponsor == "mine"
+
+
+def test_another_template_keeps_what_both_know(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    launch.choose("xia", {"p.limit": "1.9", "p.spots": "9", "sponsor": "mine"}, scene.templates)
+    assert launch.entered == {"limit": "1.9", "pipeline": '"a"'}
+    assert (launch.template, launch.profile, launch.sponsor) == ("xia", "cpu-2", "mine")
+
+
+def test_what_cannot_be_read_is_not_sent(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    assert launch.send({"p.limit": "0.1", "p.spots": "x"}, scene.client, scene.templates) is None
+    assert set(launch.wrong) == {"limit", "spots"}
+    dialog = show(launch, scene.templates, scene.profiles, scene.sponsors)
+    assert [field.attributes["data-parameter"] for field in find(dialog, "bh-field-wrong")] == [
+        "p.limit",
+        "p.spots",
+    ]
+
+
+def test_the_dialog_says_why_nothing_can_be_started(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    assert not find(show(launch, scene.templates, scene.profiles, scene.sponsors), "bh-problem-pending")
+    launch.choose("xds", {}, scene.templates)
+    said = find(show(launch, scene.templates, scene.profiles, scene.sponsors), "bh-problem-pending")
+    assert "needs xds" in text(said[0])
+    launch.choose("dials", {}, scene.templates)
+    said = find(show(launch, scene.templates, scene.profiles, []), "bh-problem-pending")
+    assert "No licence pays" in text(said[0])
+
+
+def test_jobs_that_run_or_wait_stand_first() -> None:
+    jobs = [
+        job(n, state)
+        for n, state in enumerate([JobState.RUNNING, JobState.PENDING, JobState.FINISHED, JobState.QUEUED])
+    ]
+    assert [j.id for j in sorted(jobs, key=rank)] == [0, 3, 1, 2]
+
+
+def test_the_list_says_who_and_from_what(scene: Scene) -> None:
+    jobs = [job(1), job(2, launched_by="ben", parent=1), job(3, JobState.FAILED, reason="<b>No</b> spots.")]
+    around = Around(
+        scene.templates, {}, {}, {j.id: j for j in jobs}, Links("/", "ben"), "mx-2026-00001", True, True, True
+    )
+    card = panel(jobs, {}, around, shown=2)
+    rows = find(card, "bh-job")
+    assert [row.attributes["data-job"] for row in rows] == ["3", "2"]
+    assert text(find(rows[1], "bh-job-starter")[0]) == "by ben"
+    assert text(find(rows[1], "bh-job-parent")[0]) == "rerun of #1"
+    assert text(find(rows[0], "bh-job-reason")[0]) == "<b>No</b> spots."
+    assert text(find(card, "bh-more")[0]) == "Show all 3"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"fraction": "much"},
+        {"progress": {"fraction": [1]}},
+        {"metrics": {"a": {"value": {"b": 1}}}},
+        {"step": 7},
+    ],
+)
+def test_strange_progress_changes_nothing(data: dict[str, Any]) -> None:
+    before = job(1, JobState.RUNNING)
+    assert with_progress(before, data) == before
+
+
+def test_progress_and_metrics_as_they_are_told() -> None:
+    data = {"fraction": 0.5, "step": "index", "metrics": {"a": {"value": 79.1, "unit": "Å"}}}
+    after = with_progress(job(1, JobState.RUNNING), data)
+    assert after.progress == JobProgress(fraction=0.5, step="index")
+    assert after.metrics == {"a": Quantity(value=79.1, unit="Å")}
