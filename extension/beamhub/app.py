@@ -19,7 +19,7 @@ from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import url_path_join
 from tornado.web import RequestHandler
-from traitlets import Float, Integer, List, TraitError, Unicode, default, validate
+from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, validate
 
 from beamhub import api
 from beamhub.api.handler import Handler
@@ -59,6 +59,9 @@ class BeamhubApp(ExtensionApp):
         help="sqlite:////path or postgresql+psycopg://… Default: $BEAMHUB_DATABASE_URL, or in state_dir"
     ).tag(config=True)
     cpus = Integer(0, help="CPUs for all jobs together; 0: all that this machine has").tag(config=True)
+    require_sandbox = Bool(
+        False, help="Refuse jobs where bubblewrap doesn't work, rather than run them without a sandbox"
+    ).tag(config=True)
     stall = Float(300.0, help="Seconds without a new file after which a dataset counts as stopped early").tag(
         config=True
     )
@@ -129,7 +132,9 @@ class BeamhubApp(ExtensionApp):
         store.migrate()
         feed, live = Feed(store), Live()
         self._inspector = Inspector()
-        runner = LocalRunner(self.cpus or os.cpu_count() or 1, state_dir, data_dir)
+        runner = LocalRunner(
+            self.cpus or os.cpu_count() or 1, state_dir, data_dir, require_sandbox=self.require_sandbox
+        )
         catalogue = Catalogue([*(Path(folder) for folder in self.templates), shipped()])
         offered = profiles(runner.cpus)
         datasets = Datasets(store, data_dir, self._inspector, stall=timedelta(seconds=self.stall))

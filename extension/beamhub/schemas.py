@@ -26,7 +26,9 @@ def _plain(text: str) -> str:
     return text
 
 
-Line = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_plain)]
+Line = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_plain)
+]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$")]
 UserName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._@+-]{0,254}$")]
 TemplateName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -71,7 +73,7 @@ class Quantity(Model):
     unit: str = ""
 
 
-# --- people ----------------------------------------------------------------------------------------------------
+# --- people -----------------------------------------------------------------------------------------------
 
 
 class Role(StrEnum):
@@ -92,7 +94,7 @@ class Me(Model):
     staff_of: list[str]  # ids of instruments
 
 
-# --- instruments and experiments -------------------------------------------------------------------------------
+# --- instruments and experiments --------------------------------------------------------------------------
 
 
 class FileProgress(Model):
@@ -218,7 +220,7 @@ class File(Model):
     digest: str | None = None  # sha256, of files that came through an upload
 
 
-# --- uploads and datasets --------------------------------------------------------------------------------------
+# --- uploads and datasets ---------------------------------------------------------------------------------
 
 
 class UploadState(StrEnum):
@@ -270,12 +272,12 @@ class Dataset(Model):
     frames_announced: int
     frames_readable: int  # frames 1..frames_readable can be read now
     shape: tuple[int, int]  # rows (slow), columns (fast)
-    metadata: dict[str, Quantity]  # NeXus names: wavelength, detector_distance, beam_center_x, x_pixel_size, ...
+    metadata: dict[str, Quantity]  # NeXus names: wavelength, detector_distance, beam_center_x, ...
     created: datetime
     ended: datetime | None
 
 
-# --- templates, triggers, profiles -----------------------------------------------------------------------------
+# --- templates, triggers, profiles ------------------------------------------------------------------------
 
 
 class MetricSpec(Model):
@@ -298,7 +300,7 @@ class Template(Model):
     title: str
     technique: str
     description: str
-    parameters: dict[str, JsonValue]  # JSON Schema (2020-12) of an object; each property: title, description, unit, ...
+    parameters: dict[str, JsonValue]  # JSON Schema (2020-12) of an object
     inputs: Literal["dataset", "datasets", "job"]
     metrics: dict[str, MetricSpec]
     requires: dict[str, list[str]]  # {"programs": [...], "python": [...]}
@@ -369,7 +371,7 @@ class TriggerChange(Request):
     enabled: bool | None = None
 
 
-# --- jobs ------------------------------------------------------------------------------------------------------
+# --- jobs -------------------------------------------------------------------------------------------------
 
 
 class JobState(StrEnum):
@@ -487,7 +489,7 @@ class JobResult(Model):
     command: str = Field("", max_length=10000)  # reproduces the job outside
 
 
-# --- licences --------------------------------------------------------------------------------------------------
+# --- licences ---------------------------------------------------------------------------------------------
 
 
 class Licence(Model):
@@ -539,7 +541,7 @@ class LedgerLine(Model):
     note: str
 
 
-# --- events ----------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------
 
 
 class Event(Model):
@@ -547,7 +549,7 @@ class Event(Model):
 
     id: int
     time: datetime
-    kind: str  # dataset.started, dataset.frames, dataset.complete, file.complete, job.<state>, member.added, ...
+    kind: str  # dataset.started, dataset.complete, file.complete, job.<state>, member.added, ...
     instrument: str | None
     experiment: str | None
     subject: str  # id of the dataset, job, upload, user, ...

@@ -258,8 +258,9 @@ class RunningService:
 
 
 def write_dataset(folder: Path, name: str, *, frames: int = 4, per_file: int = 2) -> list[Path]:
-    """A rotation dataset as DECTRIS's filewriter writes it, of frames of 16 x 20 pixels: frame n (from 1) has n
-    counts everywhere, and its first pixel is masked. Returns the master's path, then those of the data files."""
+    """A rotation dataset as DECTRIS's filewriter writes it, of frames of 16 x 20 pixels: frame n (from 1)
+    has n counts everywhere, and its first pixel is masked. Returns the master's path, then those of the data
+    files."""
     import h5py
     import numpy as np
 

@@ -102,7 +102,8 @@ def _sandbox() -> Finding:
     broken = sandbox.works()
     if broken:
         message = (
-            f"jobs and JupyterLab sessions don't start, as they could see other experiments' data: {broken}"
+            "jobs run without a sandbox, so that each can read all experiments, the service's secrets and "
+            f"the network; JupyterLab sessions don't start: {broken}"
         )
         return Finding("sandbox", fine=False, message=message)
     return Finding(

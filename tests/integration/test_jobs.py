@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -495,6 +496,32 @@ jobs = Jobs(store, Catalogue([folder / "templates"]), [], folder / "data")
 runner = LocalRunner(2, folder / "state", folder / "data", warm=False)
 asyncio.run(Engine(store, Live(), jobs, runner, folder / "data").run_forever())
 """
+
+
+async def test_without_bubblewrap_a_job_runs_and_a_warning_says_what_is_lost(lab: Lab) -> None:
+    template(lab.templates, "hello", "print('hello', n)")
+    job = await lab.submit("hello", n=7)
+    programs = lab.folder / "programs"  # all that is on the PATH: no bubblewrap
+    programs.mkdir()
+    for name in ("nice", "python3"):
+        (programs / name).symlink_to(shutil.which(name) or sys.executable)
+    engine = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ENGINE, str(lab.folder), lab.url),
+        env={"PATH": str(programs)},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert engine.stderr is not None
+    warning = (await engine.stderr.readline()).decode()
+    assert "without a sandbox" in warning
+    assert "can read all experiments" in warning
+    assert "bubblewrap (bwrap) is not installed" in warning
+    done = await lab.until(job)
+    engine.terminate()
+    await engine.communicate()
+    assert done.state is JobState.FINISHED, done.reason
+    assert "hello 7" in (await lab.jobs.log(ADA, job.id))[0]
+
 
 COUNT = """
 import time

@@ -33,9 +33,6 @@ class Status:
 class Runner(Protocol):
     cpus: int  # how many there are for all jobs together
 
-    def unable(self) -> str:
-        """Why no job can be run at all, and what to do about it; "" if jobs can be run."""
-
     def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
         """A process that waits to run the job in `spec.folder`; of the data it will see the experiment's
         folder, read-only, and write to its own. Raises OSError."""

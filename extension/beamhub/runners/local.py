@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # Waits for the release; if the service dies first, `read` fails and nothing is run. Limits the private memory
 # of each process (KiB), as a first line: poll() watches what they use together.
 GATE = 'read go && ulimit -c 0 && ulimit -d "$0" && exec nice -n 10 "$@"'
+LOST = "each can read all experiments, the service's secrets and the network"
 WARM = "beamhub_notebooks.warm"  # does once what jobs would otherwise do each time
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -39,32 +40,46 @@ class LocalRunner:
         state: the service's own folder; keeps caches of compiled code and fonts. Jobs see nothing else of it.
         data_dir: the folder of all experiments. A job sees its own experiment's, and no other.
         warm: whether `warm` is to fill these caches.
+        require_sandbox: refuse jobs where sandboxes can't be made. Otherwise jobs run without one there, as a
+            warning says once, with all that the service itself may read and write.
     """
 
-    def __init__(self, cpus: int, state: Path, data_dir: Path, *, warm: bool = True) -> None:
+    def __init__(
+        self, cpus: int, state: Path, data_dir: Path, *, warm: bool = True, require_sandbox: bool = False
+    ) -> None:
         self.cpus = cpus
+        self._broken = sandbox.works()
+        self._require_sandbox = require_sandbox
+        if self._broken:
+            log.warning(
+                "%s: %s",
+                "jobs are refused" if require_sandbox else "jobs run without a sandbox: " + LOST,
+                self._broken,
+            )
         self._warm = warm
         self._state = state.absolute()
         self._data_dir = data_dir.absolute()
         self._caches = self._state / "warm"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    def unable(self) -> str:
-        return sandbox.works()
-
     def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
-        if reason := self.unable():
-            raise OSError(reason)
+        if self._broken and self._require_sandbox:
+            raise OSError(self._broken)
         folder = Path(spec.folder)
         self._caches.mkdir(parents=True, exist_ok=True)
-        argv = sandbox.command(
-            [sys.executable, "-m", "beamhub.run", spec.folder],
-            read_write=[folder],
-            read_only=[experiment, self._caches],
-            hide=[self._state, self._data_dir, experiment / INCOMING],
-            network=False,
-            cwd=folder,
-        )
+        argv = [sys.executable, "-m", "beamhub.run", spec.folder]
+        environment = self._environment()
+        if self._broken:
+            environment["HOME"] = spec.folder
+        else:
+            argv = sandbox.command(
+                argv,
+                read_write=[folder],
+                read_only=[experiment, self._caches],
+                hide=[self._state, self._data_dir, experiment / INCOMING],
+                network=False,
+                cwd=folder,
+            )
         # appended to, so that a job which truncates its log does not make holes in it
         with (folder / "log.txt").open("ab") as output:
             child = subprocess.Popen(
@@ -73,7 +88,7 @@ class LocalRunner:
                 stdout=output,
                 stderr=output,
                 cwd=folder,
-                env=self._environment(),
+                env=environment,
                 start_new_session=True,
             )
         self._children[child.pid] = child
