@@ -21,6 +21,7 @@ from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate,
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import ROLES, ago, bar, button, can, card, facts, more_button, person, state
+from beamhub_cockpit.scene import Transfer
 
 
 def agent_state(agent: AgentStatus | None) -> Element:
@@ -29,7 +30,7 @@ def agent_state(agent: AgentStatus | None) -> Element:
     return state(word, "bh-agent-state")
 
 
-def instrument(seen: Instrument, experiment: Experiment | None) -> Element:
+def instrument(seen: Instrument, experiment: Experiment | None, transfers: list[Transfer]) -> Element:
     """The instrument, its agent, and what is being uploaded just now."""
     agent = seen.agent
     here = experiment is not None and seen.active_experiment == experiment.id
@@ -68,7 +69,7 @@ def instrument(seen: Instrument, experiment: Experiment | None) -> Element:
                     "Nothing is lost meanwhile; it resumes where it stopped.",
                 )
             )
-        lines.append(_uploads(agent))
+        lines.append(_uploads(agent, transfers))
         lines += [el("p.bh-error.bh-agent-error", error) for error in agent.errors[:3]]
     return card(
         seen.title,
@@ -80,29 +81,33 @@ def instrument(seen: Instrument, experiment: Experiment | None) -> Element:
     )
 
 
-def _uploads(agent: AgentStatus) -> Element:
-    waiting = (
-        f"{plural(agent.queued_files, 'file')} ({size(agent.queued_bytes)}) waiting"
-        if agent.queued_files
-        else ""
-    )
-    if not agent.current:
-        return el("p.bh-uploads-idle.bh-hint", waiting or "Nothing is being uploaded.")
+def _uploads(agent: AgentStatus, transfers: list[Transfer]) -> Element:
+    waiting = f"{plural(agent.queued_files, 'file')} ({size(agent.queued_bytes)}) waiting"
+    if not transfers:
+        return el(
+            "p.bh-uploads-idle.bh-hint", waiting if agent.queued_files else "Nothing is being uploaded."
+        )
+    busy = any(t.sent < t.size for t in transfers) or agent.queued_files > 0
     return el(
         "div.bh-uploads",
-        el("p.bh-uploads-head", el("strong", "Uploading"), el("span.bh-upload-rate", rate(agent.rate))),
-        [
-            el(
-                "div.bh-upload",
-                el("span.bh-upload-name", file.name.rsplit("/", 1)[-1], title=file.name),
-                el("span.bh-upload-bytes", f"{size(file.sent)} of {size(file.size)}"),
-                bar(file.sent / file.size if file.size else 1.0, file.name, "live"),
-                key=file.name,
-            )
-            for file in agent.current[:4]
-        ],
-        el("p.bh-hint", f"and {len(agent.current) - 4} more") if len(agent.current) > 4 else None,
-        el("p.bh-hint", waiting) if waiting else None,
+        el(
+            "p.bh-uploads-head",
+            el("strong", "Uploading" if busy else "Just uploaded"),
+            el("span.bh-upload-rate", rate(agent.rate)) if agent.rate else None,
+        ),
+        [_transfer(t) for t in transfers[:3]],
+        el("p.bh-hint", waiting) if agent.queued_files else None,
+    )
+
+
+def _transfer(t: Transfer) -> Element:
+    arrived = t.sent >= t.size
+    return el(
+        "div.bh-upload",
+        el("span.bh-upload-name", t.name, title=t.name),
+        el("span.bh-upload-bytes", size(t.size) if arrived else f"{size(t.sent)} of {size(t.size)}"),
+        bar(t.sent / t.size if t.size else 1.0, t.name, "good" if arrived else "live"),
+        key=t.name,
     )
 
 

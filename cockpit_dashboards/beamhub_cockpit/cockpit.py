@@ -182,7 +182,9 @@ class Cockpit(JobPage):
             "experiment": (self._experiment(scene),),
             "acquisition": (acquisition.panel(dataset, feedback, self.seen, self.links, _idle(scene)),),
             "jobs": (jobs.panel(scene.jobs.values(), self.opened, around, shown),),
-            "instrument": (aside.instrument(scene.instrument, experiment),) if scene.instrument else (),
+            "instrument": (aside.instrument(scene.instrument, experiment, scene.uploads),)
+            if scene.instrument
+            else (),
             "aside": tuple(beside),
             "launch": self.dialog(),
         }

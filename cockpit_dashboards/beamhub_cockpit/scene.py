@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,18 @@ from beamhub.schemas import (
 )
 from pydantic import ValidationError
 
-RECENT = 200  # datasets and jobs that a page shows
+RECENT = 200  # datasets and jobs that a page knows
+LINGER = 6.0  # seconds that a file is shown after the last that was heard of it
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A file on its way from the instrument, or just arrived."""
+
+    name: str
+    size: int
+    sent: int
+    heard: float  # monotonic
 
 
 @dataclass
@@ -44,9 +56,7 @@ class Scene:
     triggers: dict[int, Trigger] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)
     profiles: list[Profile] = field(default_factory=list)
-    sending: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # uploads on their way: id -> last progress
+    transfers: dict[str, Transfer] = field(default_factory=dict)  # by the upload's id
 
     @property
     def staff(self) -> bool:
@@ -88,10 +98,8 @@ class Scene:
         match noun:
             case "agent" if instrument or here:
                 self._agent(message.data)
-            case "upload" if here and what == "progress":
-                self.sending[message.subject] = message.data
             case "upload" | "file" if here:
-                self.sending.pop(message.subject, None)
+                self._transfer(message)
             case "dataset" if here:
                 self._dataset(message, what)
             case "job" if here:
@@ -123,6 +131,15 @@ class Scene:
             return
         self.instrument = self.instrument.model_copy(update={"agent": agent})
 
+    def _transfer(self, message: Message) -> None:
+        path, size = message.data.get("path"), message.data.get("size")
+        sent = size if message.kind == "file.complete" else message.data.get("offset")
+        if isinstance(path, str) and isinstance(size, int) and isinstance(sent, int):
+            name = path.rsplit("/", 1)[-1]
+            self.transfers[message.subject] = Transfer(name, size, sent, time.monotonic())
+        else:
+            self.transfers.pop(message.subject, None)
+
     def _dataset(self, message: Message, what: str) -> None:
         if not message.subject.isdigit():
             return
@@ -151,6 +168,19 @@ class Scene:
             self.licences = self.client.licences() if self.staff else []
 
     # --- what follows from it ---
+
+    @property
+    def uploads(self) -> list[Transfer]:
+        """What is being uploaded just now, the newest first: files pass so quickly that each is kept for a
+        few seconds. What the agent alone knows of comes last."""
+        now = time.monotonic()
+        self.transfers = {id_: t for id_, t in self.transfers.items() if now - t.heard < LINGER}
+        seen = sorted(self.transfers.values(), key=lambda t: t.heard, reverse=True)
+        names = {t.name for t in seen}
+        agent = self.instrument.agent if self.instrument else None
+        told = agent.current if agent is not None and agent.connected else []
+        others = [Transfer(file.name.rsplit("/", 1)[-1], file.size, file.sent, now) for file in told]
+        return [*seen, *(t for t in others if t.name not in names)]
 
     @property
     def current(self) -> Dataset | None:
