@@ -60,7 +60,7 @@ def test_ada_watches_the_acquisition(facility: RunningDemo, people: People) -> N
     expect(ada.locator(".bh-pi")).to_have_text("ada")
     expect(ada.locator(".bh-agent-state")).to_have_attribute("data-state", "connected")
 
-    facility.acquire(f"--prefix={NAME}", f"--frames={FRAMES}", "--rate=4", "--width=0.5")
+    facility.acquire(f"--prefix={NAME}", f"--frames={FRAMES}", "--rate=2", "--width=0.5")
     expect(ada.locator(".bh-dataset-name")).to_contain_text(NAME, timeout=LONG)
     expect(ada.locator(".bh-upload-name").first).to_be_visible(timeout=LONG)
     expect(ada.locator(".bh-live-plot canvas").first).to_be_visible(timeout=LONG)
@@ -179,11 +179,14 @@ def test_ben_looks_at_frames(facility: RunningDemo, people: People) -> None:
     expect(ben.locator(".bh-frame-number")).to_have_value("5")
     ben.locator(".bh-frame-next").click()
     expect(ben.locator(".bh-frame-number")).to_have_value("6")
-    canvas.hover(position={"x": 200, "y": 200})
+    box = canvas.bounding_box()
+    assert box is not None
+    centre = {"x": box["width"] / 2 + 60, "y": box["height"] / 2 + 60}
+    canvas.hover(position=centre)
     expect(ben.locator(".bh-frame-readout")).to_contain_text("Å")
     people.picture(ben, "viewer")
     for _ in range(14):
-        canvas.hover(position={"x": 330, "y": 310})
+        canvas.hover(position=centre)
         ben.mouse.wheel(0, -240)
     people.picture(ben, "viewer-pixels")
 
@@ -211,10 +214,12 @@ def test_sam_sees_licences(facility: RunningDemo, people: People) -> None:
 
 def test_ben_opens_the_notebook_in_jupyterlab(facility: RunningDemo, people: People) -> None:
     job = the_job(facility, "dials", launched_by="ben")
-    ben = people.page("ben", tab="lab")
-    ben.goto(
-        f"{facility.url}/user/ben/{facility.credentials.experiment}/lab/tree/{job.folder}/notebook.ipynb"
-    )
+    row = people.page("ben").locator(f".bh-job[data-job='{job.id}']")
+    if not row.locator(".bh-job-detail").is_visible():
+        row.locator(".bh-job-row").click()
+    with people.page("ben").expect_popup() as opened:
+        row.locator(".bh-job-lab").click()
+    ben = opened.value
     expect(ben.locator(".jp-Notebook")).to_be_visible(timeout=2 * LONG)
     expect(ben.locator(".jp-Notebook")).to_contain_text("resolution_limit", timeout=LONG)
     people.picture(ben, "jupyterlab")
