@@ -13,7 +13,7 @@ import pytest
 from beamhub.client import ApiError
 from beamhub.schemas import Dataset, DatasetState, Job, JobState, Role
 from beamhub_hub.testing import RunningDemo
-from playwright.sync_api import expect
+from playwright.sync_api import Position, expect
 
 from tests.acceptance.people import LONG, Listener, People
 
@@ -181,7 +181,7 @@ def test_ben_looks_at_frames(facility: RunningDemo, people: People) -> None:
     expect(ben.locator(".bh-frame-number")).to_have_value("6")
     box = canvas.bounding_box()
     assert box is not None
-    centre = {"x": box["width"] / 2 + 60, "y": box["height"] / 2 + 60}
+    centre = Position(x=box["width"] / 2 + 60, y=box["height"] / 2 + 60)
     canvas.hover(position=centre)
     expect(ben.locator(".bh-frame-readout")).to_contain_text("Å")
     people.picture(ben, "viewer")
