@@ -14,7 +14,7 @@ help:
 	@echo 'make demo  [PORT=8000] [FRESH=1] [DEMO="--rate 10 …"]   a beamtime on this machine, in .demo/'
 	@echo 'make test  [TESTS="tests/unit …"]                       install what is missing and run all tests'
 	@echo 'make lint                                               ruff, mypy, import-linter, notebooks without outputs'
-	@echo 'make bench [ONLY=frames|ingest|…]                       run the benchmarks'
+	@echo 'make bench [ONLY=frames|processing|pages|api]             run the benchmarks'
 	@echo 'make lock | wheel | clean                               renew the lock files | build the wheel | start over'
 
 demo: $(VENV)/.runtime
@@ -32,7 +32,8 @@ lint: $(VENV)/.development
 	$(BIN)/python tests/notebooks_without_outputs.py
 
 bench: $(VENV)/.development
-	$(BIN)/python -m pytest tests/benchmarks $(if $(ONLY),-k $(ONLY))
+	@bash tests/system-packages.sh
+	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 # for the lowest Python that is supported, valid on all later ones; what is installed is checked against these hashes
 lock: $(VENV)/.development
