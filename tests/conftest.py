@@ -42,3 +42,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         reporter.write_line("")
         reporter.write_line("CI=true: skipped tests count as failures", red=True, bold=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many ran, and that none was left out."""
+    counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "skipped")}
+    skipped = counts["skipped"] or "none"
+    terminalreporter.write_line(f"{counts['passed'] + counts['failed']} tests ran, {skipped} skipped")
