@@ -182,9 +182,9 @@ class Cockpit(JobPage):
             "experiment": (self._experiment(scene),),
             "acquisition": (acquisition.panel(dataset, feedback, self.seen, self.links, _idle(scene)),),
             "jobs": (jobs.panel(scene.jobs.values(), self.opened, around, shown),),
-            "instrument": (aside.instrument(scene.instrument, experiment, scene.uploads),)
-            if scene.instrument
-            else (),
+            "instrument": tuple(
+                aside.instrument(i, experiment, scene.uploads) for i in [scene.instrument] if i is not None
+            ),
             "aside": tuple(beside),
             "launch": self.dialog(),
         }

@@ -179,12 +179,19 @@ class Facility(Page):
         ordered = sorted(self.jobs.values(), key=lambda j: (j.state.ended, -j.id))
         busy = [j for j in ordered if not j.state.ended]
         shown = busy + [j for j in ordered if j.state.ended][: max(0, 25 - len(busy))]
-        head = ("State", "Job", "Experiment", "Started", "CPUs", "Time", "Paid by")
+        head = ("State", "Job", "Started", "CPUs", "Time", "Paid by")
+        right = ("CPUs", "Time")
         return card(
             "Jobs",
             el(
                 "table.bh-table",
-                el("thead", el("tr", [el("th", title, scope="col") for title in head])),
+                el(
+                    "thead",
+                    el(
+                        "tr",
+                        [el("th.bh-right" if title in right else "th", title, scope="col") for title in head],
+                    ),
+                ),
                 el(
                     "tbody",
                     [
@@ -194,9 +201,9 @@ class Facility(Page):
                             el(
                                 "td",
                                 el("a.bh-link", f"#{j.id} {j.title}", href=self.links.job(j.id)),
+                                el("span.bh-sub", j.experiment),
                                 el("span.bh-sub", j.reason) if j.reason else progress(j),
                             ),
-                            el("td", j.experiment),
                             el("td", starter(j, {}), el("span.bh-sub", ago(j.created))),
                             el("td.bh-right", number(j.profile.cpus)),
                             el("td.bh-right", runtime(j)),

@@ -200,6 +200,11 @@ function replaced(tree, [path, node]) {
   return copy;
 }
 
+// What covers the page until it has something to show (the template's index.html.j2).
+function opened() {
+  document.getElementById("loading")?.remove();
+}
+
 // ---- the widget ------------------------------------------------------------------------------------------------
 
 export default {
@@ -229,6 +234,7 @@ export default {
     const draw = () => {
       updateChildren(el, tree, context);
       tick(el);
+      if (tree.length && !model.get("pulse")) opened();
     };
     const ask = () => model.send({ action: "want", args: [version] });
     model.on("msg:custom", (message) => {
@@ -271,7 +277,7 @@ function watch(model) {
     const lag = (heard - sent) / 2;
     skew = message.pong * 1000 + lag - heard;
     banner.hidden = true;
-    document.getElementById("loading")?.remove();
+    setTimeout(opened, 3000); // whatever is slow then can be seen to be slow
     if (silent > LATE) window.dispatchEvent(new Event(RESYNC)); // whatever was said meanwhile may be lost
   };
   model.on("msg:custom", onMessage);
