@@ -118,17 +118,24 @@ class Engine:
 
     async def schedule(self) -> None:
         """Queues what can be paid for, and starts what there is room for: automatic jobs first, because
-        somebody at the beamline waits for them, and the oldest first."""
+        somebody at the beamline waits for them, and the oldest first.
+
+        Jobs that follow a growing dataset have the CPUs to themselves once more: they mostly wait for the
+        detector, and what they show is of no use later."""
         pending, queued, running = await self._store.read(_waiting)
         if pending:
             await self._store.write(lambda tx: _admit_all(tx, pending))
             _, queued, running = await self._store.read(_waiting)
-        free = self._runner.cpus - sum(job.profile.cpus for job in running)
-        for job in sorted(queued, key=lambda job: (not job.launched_by.startswith("trigger:"), job.id)):
-            if job.profile.cpus > free:
-                return  # nobody overtakes a larger job for ever
-            if await self._start(job):
-                free -= job.profile.cpus
+        queued.sort(key=lambda job: (not job.launched_by.startswith("trigger:"), job.id))
+        for live in (True, False):
+            free = self._runner.cpus - sum(job.profile.cpus for job in running if job.live is live)
+            for job in queued:
+                if job.live is not live:
+                    continue
+                if job.profile.cpus > free:
+                    break  # nobody overtakes a larger job for ever
+                if await self._start(job):
+                    free -= job.profile.cpus
 
     async def _start(self, job: Job) -> bool:
         try:

@@ -326,6 +326,7 @@ class Jobs:
             launched_by=launched_by,
             parent=parent,
             key=key,
+            live=plan.entry.template.live,
         )
         return admit(tx, job)
 
@@ -344,6 +345,7 @@ class Jobs:
         launched_by: str,
         parent: int | None = None,
         key: str | None = None,
+        live: bool = False,
     ) -> Job:
         job = tx.jobs.create(
             experiment=experiment.id,
@@ -358,6 +360,7 @@ class Jobs:
             launched_by=launched_by,
             parent=parent,
             trigger_key=key,
+            live=live,
         )
         _tell(tx, "job.created", job, launched_by)
         return job

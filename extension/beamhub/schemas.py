@@ -421,6 +421,7 @@ class Job(Model):
     parameters: dict[str, JsonValue]
     inputs: list[JobInput]
     profile: Profile
+    live: bool  # follows a dataset that is still growing
     sponsor: str
     launched_by: str  # a user's name, or "trigger:<rule id>"
     parent: int | None

@@ -65,7 +65,7 @@ PROFILES = [
 ]
 
 
-def template(folder: Path, name: str, *cells: str) -> None:
+def template(folder: Path, name: str, *cells: str, live: bool = False) -> None:
     """A template with two parameters, `n` and `label`."""
     v4: Any = nbformat.v4
     properties = {
@@ -79,6 +79,7 @@ def template(folder: Path, name: str, *cells: str) -> None:
                 "title": name.capitalize(),
                 "technique": "testing",
                 "description": "For a test.",
+                "live": live,
                 "parameters": {"type": "object", "additionalProperties": False, "properties": properties},
             },
         },
@@ -496,6 +497,21 @@ jobs = Jobs(store, Catalogue([folder / "templates"]), [], folder / "data")
 runner = LocalRunner(2, folder / "state", folder / "data", warm=False)
 asyncio.run(Engine(store, Live(), jobs, runner, folder / "data").run_forever())
 """
+
+
+async def test_a_job_that_follows_the_detector_waits_for_no_other(lab: Lab) -> None:
+    template(lab.templates, "long", "while True: pass")
+    template(lab.templates, "glance", "print(n)", live=True)
+    async with lab.running():
+        long = await lab.submit("long", "cpu-2")  # all CPUs
+        await lab.until(long, JobState.RUNNING)
+        waits = await lab.submit("long", "cpu-1")
+        glance = await lab.submit("glance")
+        assert (await lab.until(glance)).state is JobState.FINISHED
+        assert (await lab.jobs.get(ADA, waits.id)).state is JobState.QUEUED
+        for job in (waits, long):
+            await lab.jobs.cancel(ADA, job.id, JobCancel())
+            await lab.until(job)
 
 
 async def test_without_bubblewrap_a_job_runs_and_a_warning_says_what_is_lost(lab: Lab) -> None:

@@ -70,6 +70,7 @@ def job(number: int, state: JobState = JobState.FINISHED, **more: Any) -> Job:
         "parameters": {"limit": 2.1, "spots": 5},
         "inputs": [JobInput(id=7, name="lyso")],
         "profile": ONE,
+        "live": False,
         "sponsor": "lab",
         "launched_by": "trigger:1",
         "parent": None,

@@ -83,6 +83,7 @@ class Jobs:
         launched_by: str,
         parent: int | None,
         trigger_key: str | None,
+        live: bool = False,
     ) -> Job:
         """A pending job, without a reason yet."""
         row = self._connection.execute(
@@ -98,6 +99,7 @@ class Jobs:
                 inputs=[JobInput(id=dataset, name=dataset_name).model_dump()],
                 dataset=dataset,
                 profile=profile.model_dump(),
+                live=live,
                 sponsor=sponsor,
                 launched_by=launched_by,
                 parent=parent,

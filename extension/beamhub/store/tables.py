@@ -179,6 +179,7 @@ jobs = Table(
     Column("inputs", JSON, nullable=False),
     Column("dataset", ForeignKey("datasets.id"), index=True),
     Column("profile", JSON, nullable=False),  # as it was when the job was made
+    Column("live", Boolean, nullable=False),  # follows a dataset that is still growing
     Column("sponsor", ForeignKey("licences.id"), nullable=False),
     Column("launched_by", String(255), nullable=False),
     Column("parent", ForeignKey("jobs.id")),

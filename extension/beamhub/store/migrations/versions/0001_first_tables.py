@@ -191,6 +191,7 @@ def upgrade() -> None:
         sa.Column("inputs", sa.JSON(), nullable=False),
         sa.Column("dataset", KEY, nullable=True),
         sa.Column("profile", sa.JSON(), nullable=False),
+        sa.Column("live", sa.Boolean(), nullable=False),
         sa.Column("sponsor", sa.String(length=40), nullable=False),
         sa.Column("launched_by", sa.String(length=255), nullable=False),
         sa.Column("parent", KEY, nullable=True),
