@@ -46,8 +46,9 @@ class Links:
 
     def session(self, experiment: str, path: str = "") -> str:
         """The experiment's JupyterLab session at a path in the experiment; the hub starts it if needed."""
-        lab = f"user/{quote(self.user, safe='')}/{quote(experiment, safe='')}/lab"
-        return self.base + lab + (f"/tree/{quote(path)}" if path else "")
+        whose = f"{quote(self.user, safe='')}/{quote(experiment, safe='')}"
+        there = f"{self.base}user/{whose}/lab" + (f"/tree/{quote(path)}" if path else "")
+        return f"{self.base}hub/spawn/{whose}?{urlencode({'next': there})}"
 
     @property
     def home(self) -> str:

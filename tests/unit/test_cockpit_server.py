@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from beamhub_cockpit.identity import viewer
@@ -92,6 +93,12 @@ def test_a_cold_kernel_finds_its_viewer_and_forgets_the_token() -> None:
     assert found.query == {"experiment": "mx-2026-00001", "x": "<b>"}
     assert "HTTP_X_BEAMHUB_TOKEN" not in environment
     assert "of ada" not in repr(found)
+
+
+def test_a_session_is_started_on_the_way_to_it() -> None:
+    link = urlsplit(Links("/", "ben").session("mx-2026-00001", "processed/3/notebook.ipynb"))
+    assert link.path == "/hub/spawn/ben/mx-2026-00001"
+    assert parse_qs(link.query) == {"next": ["/user/ben/mx-2026-00001/lab/tree/processed/3/notebook.ipynb"]}
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
