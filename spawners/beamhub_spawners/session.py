@@ -18,3 +18,6 @@ c.HubOAuth.cache_max_age = 5  # seconds
 c.MappingKernelManager.cull_idle_timeout = 2 * 3600
 c.MappingKernelManager.cull_connected = True
 c.ServerApp.shutdown_no_activity_timeout = 4 * 3600
+# nothing is asked of, or told to, anybody outside of the facility
+c.LabApp.news_url = None
+c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
