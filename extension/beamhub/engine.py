@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CURSOR = "triggers"  # how far the log has been read for trigger rules
 BATCH = 100  # events read at once
-PULSE = 0.5  # seconds between looks at running jobs
+PULSE = 0.25  # seconds between looks at running jobs
 REST = 2.0  # seconds after which the engine looks even if nothing has been committed here
 PAUSE = 0.05  # seconds at least between two looks
 TELL = 1.0  # seconds at least between two writes of the progress of a job
@@ -168,6 +168,7 @@ class Engine:
             parameters=job.parameters,
             data=str(experiment / dataset.path),
             cpus=job.profile.cpus,
+            live=job.live,
             folder=str(folder.path),
         )
 

@@ -474,6 +474,7 @@ class JobSpec(Model):
     parameters: dict[str, JsonValue]
     data: str  # absolute path of the input dataset's master file
     cpus: int
+    live: bool = False  # follows a dataset that is still growing
     folder: str  # absolute path of the job's own folder
 
 

@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 
 # Waits for the release; if the service dies first, `read` fails and nothing is run. Limits the private memory
 # of each process (KiB), as a first line: poll() watches what they use together.
-GATE = 'read go && ulimit -c 0 && ulimit -d "$0" && exec nice -n 10 "$@"'
+GATE = 'read go && ulimit -c 0 && ulimit -d "$0" && exec nice -n "$@"'
 LOST = "each can read all experiments, the service's secrets and the network"
 WARM = "beamhub_notebooks.warm"  # does once what jobs would otherwise do each time
+# Niceness: the service comes first, then what somebody at the detector watches, then all else.
+LIVE, BATCH = "5", "10"
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -83,7 +85,7 @@ class LocalRunner:
         # appended to, so that a job which truncates its log does not make holes in it
         with (folder / "log.txt").open("ab") as output:
             child = subprocess.Popen(
-                ["/bin/sh", "-c", GATE, str(profile.memory // 1024), *argv],
+                ["/bin/sh", "-c", GATE, str(profile.memory // 1024), LIVE if spec.live else BATCH, *argv],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
