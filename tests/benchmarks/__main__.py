@@ -62,7 +62,7 @@ def frames() -> Iterator[Result]:
         with tempfile.TemporaryDirectory() as folder:
             command = [*BEAMHUB, "simulate", f"--folder={folder}", f"--detector={detector}", "--json"]
             seconds = []
-            for count in (10, 110):  # the difference leaves start-up aside
+            for count in (1, 10, 110):  # the first one compiles; the others' difference leaves start-up aside
                 began = time.perf_counter()
                 subprocess.run(
                     [*command, f"--prefix=n{count}", f"--frames={count}", "--rate=1000"],
@@ -71,7 +71,7 @@ def frames() -> Iterator[Result]:
                     preexec_fn=lambda: os.sched_setaffinity(0, {0}),
                 )
                 seconds.append(time.perf_counter() - began)
-            rate = 100 / (seconds[1] - seconds[0])
+            rate = 100 / (seconds[2] - seconds[1])
         yield Result("frames", f"simulate {detector}, one core", rate, "frames/s", target, better="higher")
 
 
