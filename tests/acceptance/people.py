@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 LONG = (
     120_000  # milliseconds a page may take for what happens in the facility; a good run needs a tenth of it
 )
-# JupyterLab's windows, Voila's pages among them, tell each other apart by names; where a second one comes, the
-# first ones' scripts reject a promise of their own and go on
+# JupyterLab's windows, Voila's pages among them, tell each other apart by names; where a second one comes,
+# the first ones' scripts reject a promise of their own and go on
 WINDOW_NAMES = 'Window name candidate "null" already exists'
 SIZES = {"1440x900": (1440, 900), "1024x768": (1024, 768)}
 
