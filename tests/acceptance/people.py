@@ -10,9 +10,8 @@ from beamhub.client import Client, Message
 from beamhub_hub.testing import RunningDemo
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-LONG = (
-    120_000  # milliseconds a page may take for what happens in the facility; a good run needs a tenth of it
-)
+# milliseconds a page may take for what happens in the facility; a good run needs a tenth of it
+LONG = 120_000
 # JupyterLab's windows, Voila's pages among them, tell each other apart by names; where a second one comes,
 # the first ones' scripts reject a promise of their own and go on
 WINDOW_NAMES = 'Window name candidate "null" already exists'
