@@ -43,7 +43,8 @@ class Incoming:
         temporary = self.temporary(upload)
         if shutil.disk_usage(temporary.parent).free - RESERVE < upload.size:
             raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        # there already when a kill has come between this and the upload's row
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
     def write(self, upload: Upload, position: int, block: bytearray, hasher: hashlib._Hash | None) -> None:
         """Writes all of a block, and adds it to the hash. Raises Gone if the upload is over."""

@@ -64,13 +64,22 @@ class Uploads:
     # --- the tus verbs ---
 
     async def create(
-        self, principal: Principal, path: str, size: int, digest: str, experiment: str | None = None
+        self,
+        principal: Principal,
+        path: str,
+        size: int,
+        digest: str,
+        experiment: str | None = None,
+        *,
+        key: str | None = None,
     ) -> Upload:
         """Announces a file of `size` bytes with this sha256.
 
         An instrument's file goes below raw/ of the experiment that is active at this moment, a user's below
         shared/ of `experiment`. A file that is there already, with the same content, comes back as its
-        complete upload: nothing has to be sent. Raises Invalid, Conflict (no active experiment), DiskFull.
+        complete upload: nothing has to be sent. Who announces it again with the same `key` gets the upload
+        that the first announcement began, also when a kill has kept its answer back.
+        Raises Invalid, Conflict (no active experiment), DiskFull.
         """
         name = folders.parse(path, new=True)
         if not 0 <= size <= MAX_SIZE:
@@ -79,9 +88,17 @@ class Uploads:
             raise Invalid(
                 "The sha256 of the whole file is missing or malformed.", "Send 64 hexadecimal digits."
             )
+        id_ = _id(principal, key) if key else secrets.token_hex(16)
+        if begun := await self._store.read(lambda tx: tx.uploads.get(id_)):
+            await self._store.read(lambda tx: _writable(tx, principal, id_))
+            if (begun.size, begun.digest) != (size, digest) or experiment not in (None, begun.experiment):
+                raise Invalid(
+                    f"The Idempotency-Key {key!r} has announced another file.", "Use a new key for each file."
+                )
+            return await self._finish(begun) if size == 0 else await self._run(self._incoming.measured, begun)
         area, place = await self._store.read(lambda tx: _destination(tx, principal, experiment))
         upload = Upload(
-            id=secrets.token_hex(16),
+            id=id_,
             experiment=place,
             instrument=principal.instrument,
             path=f"{area}/{name}",
@@ -98,7 +115,8 @@ class Uploads:
         if twin:
             return twin
         await self._run(self._incoming.make_room, upload)
-        await self._store.write(lambda tx: tx.uploads.create(upload))
+        if await self._store.write(lambda tx: tx.uploads.get(id_) or tx.uploads.create(upload)):
+            return await self.create(principal, path, size, digest, experiment, key=key)
         return await self._finish(upload) if size == 0 else upload
 
     async def get(self, principal: Principal, id_: str) -> Upload:
@@ -385,6 +403,11 @@ def _emit(tx: Transaction, upload: Upload, kind: str, actor: str, **data: str) -
         subject=upload.id,
         data={"path": upload.path, "size": upload.size, **data},
     )
+
+
+def _id(principal: Principal, key: str) -> str:
+    """The id of the upload that this principal announces with this key, at every repetition."""
+    return hashlib.sha256(f"{principal.kind}:{principal.name}\0{key}".encode()).hexdigest()[:32]
 
 
 def _destination(tx: Transaction, principal: Principal, experiment: str | None) -> tuple[str, str]:

@@ -72,6 +72,30 @@ def test_a_foreign_client_uploads_a_file(service: RunningService, beamtime: Beam
     assert service.client("ada").file(beamtime.experiment, upload.path) == content
 
 
+def test_a_kill_that_keeps_the_answer_back_begins_no_second_upload(own_service: RunningService) -> None:
+    service = own_service
+    beamtime = service.beamtime()
+    content = os.urandom(200_000)
+    headers = {"Authorization": f"Bearer {beamtime.agent_token}", **TUS, "Idempotency-Key": "once"}
+    headers |= {"Upload-Length": str(len(content))}
+    headers |= metadata(filename="a.cbf", sha256=hashlib.sha256(content).hexdigest())
+    port = httpx.URL(service.url).port
+    assert port is not None
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            path = httpx.URL(f"{service.api}uploads").path
+            connection.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{head}\r\n".encode())
+            service.kill()
+        service.start()
+    answer = httpx.post(f"{service.api}uploads", headers=headers)
+    assert answer.status_code == 201
+    with httpx.Client(headers=headers) as agent:
+        url = str(httpx.URL(service.api).join(answer.headers["Location"]))
+        assert send(agent, url, 0, content).status_code == 204
+    assert [u.id for u in service.client("ada").uploads(beamtime.experiment)] == [answer.json()["id"]]
+
+
 def test_what_the_service_can_do(service: RunningService) -> None:
     answer = httpx.options(f"{service.api}uploads")
     assert answer.status_code == 204

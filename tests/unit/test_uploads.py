@@ -235,6 +235,24 @@ async def test_the_same_again_is_no_work_and_another_content_a_version(site: Sit
     assert len(site.events("file.complete")) == 3
 
 
+async def test_an_announcement_repeated_with_its_key_begins_nothing_new(site: Site) -> None:
+    async def announce(content: bytes, key: str = "k", who: Principal = AGENT) -> Upload:
+        experiment = None if who.instrument else site.experiment
+        return await site.uploads.create(who, "a", len(content), sha256(content), experiment, key=key)
+
+    first, second = await asyncio.gather(announce(b"content"), announce(b"content"))
+    assert first.id == second.id
+    await site.uploads.append(AGENT, first.id, 0, parts(b"con"))
+    assert (await announce(b"content")).offset == 3
+    assert (await announce(b"content", key="another")).id != first.id
+    assert (await announce(b"content", who=ADA)).id != first.id
+    with pytest.raises(Invalid):
+        await announce(b"another")
+
+    await site.uploads.append(AGENT, first.id, 3, parts(b"tent"))
+    assert (await announce(b"content")).state is UploadState.COMPLETE
+
+
 async def test_the_same_file_sent_by_many_at_once_is_published_once(site: Site) -> None:
     content = os.urandom(5000)
     announced = [await site.announce("a.bin", content) for _ in range(6)]

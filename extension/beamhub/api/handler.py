@@ -264,24 +264,16 @@ class Handler(JupyterHandler):
             raise Refusal(400, f"The body is not JSON: {error}.", "Send a JSON object.") from error
 
     def _key(self, route: Route) -> str | None:
-        """The Idempotency-Key, where it counts."""
-        return (
-            self.request.headers.get("Idempotency-Key")
-            if route.method == "POST" and not route.secret
-            else None
-        )
+        """The Idempotency-Key, where an answer is to be kept under it."""
+        key = self.request.headers.get("Idempotency-Key") if route.method == "POST" else None
+        if key is not None and not KEY.fullmatch(key):
+            raise Invalid("The Idempotency-Key has to be 1 to 255 visible ASCII characters.", "Send another.")
+        return None if route.secret or route.keyed else key
 
     async def _once(self, route: Route, principal: Principal, key: str) -> None:
         """Answer a request with an Idempotency-Key: the first as usual, repetitions with its answer."""
-        if not KEY.fullmatch(key):
-            raise Invalid("The Idempotency-Key has to be 1 to 255 visible ASCII characters.", "Send another.")
         actor = f"{principal.kind}:{principal.name}"
-        what = [
-            self.request.uri,
-            self.request.headers.get("Upload-Length"),
-            self.request.headers.get("Upload-Metadata"),
-        ]
-        digest = hashlib.sha256(json.dumps(what).encode() + self._body).hexdigest()
+        digest = hashlib.sha256(json.dumps(self.request.uri).encode() + self._body).hexdigest()
         store = self._service.store
         first = await store.write(lambda tx: tx.idempotency.claim(actor, key, digest))
         if first is None:

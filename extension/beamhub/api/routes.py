@@ -96,6 +96,7 @@ class Route:
     streams_body: str | None  # media type of a body that is handed on as it arrives
     public: bool  # asks for no credentials
     secret: bool  # its answer is shown once: never kept, not even for a repetition
+    keyed: bool  # its function heeds the Idempotency-Key itself
     headers: Mapping[str, dict[str, Any]]  # that the function reads: name -> JSON Schema
     parameters: Mapping[str, TypeAdapter[Any]]  # of the path
     query: type[BaseModel] | None
@@ -133,6 +134,7 @@ def route(
     streams_body: str | None = None,
     public: bool = False,
     secret: bool = False,
+    keyed: bool = False,
     headers: Mapping[str, dict[str, Any]] | None = None,
 ) -> Callable[[F], F]:
     """Declare a route. The function has the parameters `call`, those of the path, and `query` and `body`.
@@ -164,6 +166,7 @@ def route(
                 streams_body=streams_body,
                 public=public,
                 secret=secret,
+                keyed=keyed,
                 headers=headers or {},
                 parameters={name: TypeAdapter(hint) for name, hint in hints.items()},
                 query=query,

@@ -54,14 +54,15 @@ async def list_uploads(call: Call, query: UploadQuery) -> Page[Upload]:
     return await call.service.uploads.list(call.principal, **query.model_dump())
 
 
-@route("POST", "uploads", headers=TUS | ANNOUNCED)
+@route("POST", "uploads", headers=TUS | ANNOUNCED, keyed=True)
 async def create_upload(call: Call) -> Reply[Upload]:
     """Announce a file that is to be sent.
 
     `Upload-Metadata` has its `filename` (a path, which may have folders), its `sha256` (hexadecimal, of the
     whole file) and, from users, the `experiment`. An instrument's agent sends into the experiment that is
     active now (its `raw/`), a user into the `shared/` of an experiment. A file that is there already, with
-    the same digest, is complete at once.
+    the same digest, is complete at once. Repeated with the same `Idempotency-Key`, the announcement finds the
+    upload that it has begun, however far that is by now.
     """
     _require_tus(call)
     size = _number(call, "Upload-Length")
@@ -73,7 +74,12 @@ async def create_upload(call: Call) -> Reply[Upload]:
             "Upload-Metadata has no valid sha256.", "Send the whole file's digest as 64 hexadecimal digits."
         ) from error
     upload = await call.service.uploads.create(
-        call.principal, metadata.get("filename", ""), size, digest, metadata.get("experiment")
+        call.principal,
+        metadata.get("filename", ""),
+        size,
+        digest,
+        metadata.get("experiment"),
+        key=call.headers.get("Idempotency-Key"),
     )
     return Reply(upload, headers={**_progress(upload), "Location": f"{call.path.rstrip('/')}/{upload.id}"})
 

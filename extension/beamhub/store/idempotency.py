@@ -51,9 +51,5 @@ class Idempotency:
             delete(idempotency).where(idempotency.c.actor == actor, idempotency.c.key == key)
         )
 
-    def forget_unanswered(self) -> None:
-        """Claims that a killed process left behind."""
-        self._connection.execute(delete(idempotency).where(idempotency.c.status.is_(None)))
-
     def expire(self, before: datetime) -> None:
         self._connection.execute(delete(idempotency).where(idempotency.c.created < before))
