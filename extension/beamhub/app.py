@@ -152,6 +152,7 @@ class BeamhubApp(ExtensionApp):
             rules=Rules(store, catalogue, offered),
             licences=Licences(store),
             jobs=jobs,
+            engine=self._engine,
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:  # noqa: ARG002 (what Jupyter Server calls)

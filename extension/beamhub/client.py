@@ -37,6 +37,7 @@ from beamhub.schemas import (
     ExperimentState,
     File,
     Grant,
+    Health,
     Heartbeat,
     Instrument,
     InstrumentChange,
@@ -159,6 +160,9 @@ class Client:
         self.close()
 
     # --- people, instruments, trigger rules ------------------------------------------------------------
+
+    def health(self) -> Health:
+        return self._get(Health, "health")
 
     def me(self) -> Me:
         return self._get(Me, "me")

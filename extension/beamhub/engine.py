@@ -62,6 +62,7 @@ class Engine:
         self._adopted: set[int] | None = None  # jobs that ran already when this engine began
         self._committed = (asyncio.Event(), asyncio.Event())  # something was; one for each who waits for that
         self._started = asyncio.Event()
+        self.warm = asyncio.Event()  # all has been done once that makes jobs start faster
 
     async def run_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -73,10 +74,14 @@ class Engine:
 
         self._store.on_commit(wake)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._runner.warm())
+            tasks.create_task(self._warm())
             tasks.create_task(self._keep(self.dispatch, self._committed[0], REST))
             tasks.create_task(self._keep(self.schedule, self._committed[1], REST))
             tasks.create_task(self._keep(self.collect, self._started, PULSE))
+
+    async def _warm(self) -> None:
+        await self._runner.warm()
+        self.warm.set()
 
     async def _keep(self, step: Callable[[], Awaitable[object]], wake: asyncio.Event, rest: float) -> None:
         """Does a step again and again: after each wake, and after `rest` seconds anyway."""

@@ -85,6 +85,13 @@ class Role(StrEnum):
     STAFF = "staff"  # of the experiment's instrument; never stored as a membership
 
 
+class Health(Model):
+    """How the service is."""
+
+    version: str
+    warm: bool  # False soon after its start: the first jobs compile what later ones find compiled
+
+
 class Me(Model):
     """Who the caller is."""
 

@@ -115,7 +115,7 @@ class Uploads:
         if twin:
             return twin
         await self._run(self._incoming.make_room, upload)
-        if await self._store.write(lambda tx: tx.uploads.get(id_) or tx.uploads.create(upload)):
+        if not await self._store.write(lambda tx: _begin(tx, upload)):
             return await self.create(principal, path, size, digest, experiment, key=key)
         return await self._finish(upload) if size == 0 else upload
 
@@ -408,6 +408,14 @@ def _emit(tx: Transaction, upload: Upload, kind: str, actor: str, **data: str) -
 def _id(principal: Principal, key: str) -> str:
     """The id of the upload that this principal announces with this key, at every repetition."""
     return hashlib.sha256(f"{principal.kind}:{principal.name}\0{key}".encode()).hexdigest()[:32]
+
+
+def _begin(tx: Transaction, upload: Upload) -> bool:
+    """False when it has been begun already."""
+    if tx.uploads.get(upload.id):
+        return False
+    tx.uploads.create(upload)
+    return True
 
 
 def _destination(tx: Transaction, principal: Principal, experiment: str | None) -> tuple[str, str]:

@@ -162,7 +162,7 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
         notes = [finding for finding in machine.findings(state, port) if finding.name in ("DIALS", "sandbox")]
         welcome(console, credentials, notes)
         with Display(console, client, INSTRUMENT, beamtime.experiment.id) as display:
-            detector = Detector(programs, detector_folder, acquisition)
+            detector = Detector(programs, client, detector_folder, acquisition)
             while True:
                 hub.check()
                 agent.check()
@@ -173,8 +173,9 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
 class Detector:
     """The virtual detector: one program per dataset, one dataset after the other."""
 
-    def __init__(self, programs: Programs, folder: Path, acquisition: Acquisition) -> None:
+    def __init__(self, programs: Programs, client: Client, folder: Path, acquisition: Acquisition) -> None:
         self._programs = programs
+        self._client = client
         self._folder = folder
         self._acquisition = acquisition
         self._left = acquisition.count
@@ -189,6 +190,8 @@ class Detector:
             self._running.check()
         if self._left == 0:
             return f"has written {self._prefix}; `beamhub simulate` writes more" if self._prefix else "idle"
+        if not self._warm():
+            return "waits until jobs can follow it from its first frame on"
         self._left -= 1
         self._prefix = f"lyso_{self._next_number()}"
         wanted = self._acquisition
@@ -207,6 +210,12 @@ class Detector:
             ],
         )
         return f"starts {self._prefix}"
+
+    def _warm(self) -> bool:
+        try:
+            return self._client.health().warm
+        except (Unreachable, ApiError):  # the hub starts the service again
+            return False
 
     def _written(self) -> int:
         return len(list(self._folder.glob(f"{self._prefix}_data_*.h5")))

@@ -149,6 +149,7 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
             "USER": self.user.name,
             "HOME": str(self.home),
             "SHELL": "/bin/bash",
+            "JUPYTER_CONFIG_PATH": str(files("beamhub_spawners")),  # labconfig/: JupyterLab's settings
             "BEAMHUB_URL": self.service_url,
             "BEAMHUB_TOKEN": self.api_token,
             "BEAMHUB_EXPERIMENT": self.name,

@@ -9,15 +9,12 @@ c.ServerApp.open_browser = False
 c.ServerApp.answer_yes = True
 # the service and the dashboards live beside the hub, not in every session
 c.ServerApp.jpserver_extensions = {"beamhub": False, "voila.server_extension": False}
-# beamtimes have better things to show than news, and no way out to fetch them
-c.LabApp.news_url = None
-c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.HubOAuth.cache_max_age = 5  # seconds
 # who goes home leaves nothing running: kernels end after two idle hours, the session when nothing has
 # happened for four
 c.MappingKernelManager.cull_idle_timeout = 2 * 3600
 c.MappingKernelManager.cull_connected = True
 c.ServerApp.shutdown_no_activity_timeout = 4 * 3600
-# nothing is asked of, or told to, anybody outside of the facility
+# nothing is asked of, or told to, anybody outside of the facility (labconfig/ spares people the question)
 c.LabApp.news_url = None
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"

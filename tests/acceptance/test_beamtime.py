@@ -222,6 +222,7 @@ def test_ben_opens_the_notebook_in_jupyterlab(facility: RunningDemo, people: Peo
     ben = opened.value
     expect(ben.locator(".jp-Notebook")).to_be_visible(timeout=2 * LONG)
     expect(ben.locator(".jp-Notebook")).to_contain_text("resolution_limit", timeout=LONG)
+    expect(ben.locator("body")).not_to_contain_text("official Jupyter news")
     people.picture(ben, "jupyterlab")
 
 
@@ -272,7 +273,7 @@ def test_eve_gets_nothing_from_the_api(facility: RunningDemo) -> None:
         "licences": "lab-sim-mx",
         "templates": "dials",
     }
-    public = {"/openapi.json", "/me", "/templates", "/templates/{name}", "/profiles"}
+    public = {"/openapi.json", "/health", "/me", "/templates", "/templates/{name}", "/profiles"}
     asked = 0
     with httpx.Client(
         headers={"Authorization": f"token {facility.credentials.users['eve'].token}"}, timeout=30

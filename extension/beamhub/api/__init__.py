@@ -12,7 +12,17 @@ from typing import Any
 
 from jupyter_server.utils import url_path_join
 
-from beamhub.api import datasets, events, experiments, instruments, jobs, licences, templates, uploads
+from beamhub.api import (
+    datasets,
+    events,
+    experiments,
+    health,
+    instruments,
+    jobs,
+    licences,
+    templates,
+    uploads,
+)
 from beamhub.api.handler import Handler
 from beamhub.api.openapi import document
 from beamhub.api.routes import ROUTES, Call, Content, Route, route
@@ -22,7 +32,7 @@ __all__ = ["ROUTES", "Service", "handlers"]
 
 PREFIX = "api/v1/"
 # importing these modules has declared their routes
-_NOUNS = (instruments, experiments, uploads, datasets, templates, jobs, licences, events)
+_NOUNS = (instruments, experiments, uploads, datasets, templates, jobs, licences, events, health)
 
 
 @route("GET", "openapi.json", media=("application/json",), public=True)

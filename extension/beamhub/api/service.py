@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
+from beamhub.engine import Engine
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.jobs import Jobs
@@ -29,3 +30,4 @@ class Service:
     rules: Rules
     licences: Licences
     jobs: Jobs
+    engine: Engine
