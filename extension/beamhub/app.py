@@ -32,6 +32,7 @@ from beamhub.experiments import Experiments
 from beamhub.frames import picture
 from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
+from beamhub.orders import Orders
 from beamhub.rules import Rules
 from beamhub.runners.local import LocalRunner
 from beamhub.store import Store
@@ -153,6 +154,7 @@ class BeamhubApp(ExtensionApp):
             licences=Licences(store),
             jobs=jobs,
             engine=self._engine,
+            orders=Orders(store, live),
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:  # noqa: ARG002 (what Jupyter Server calls)

@@ -16,7 +16,7 @@ import os
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +29,9 @@ import httpx
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from beamhub.schemas import (
+    AgentCommand,
+    AgentFile,
+    AgentOrders,
     Dataset,
     Event,
     Experiment,
@@ -36,6 +39,7 @@ from beamhub.schemas import (
     ExperimentCreate,
     ExperimentState,
     File,
+    FilesChoice,
     Grant,
     Health,
     Heartbeat,
@@ -55,10 +59,12 @@ from beamhub.schemas import (
     Member,
     MemberCreate,
     Page,
+    PauseRequest,
     Problem,
     Profile,
     Role,
     SeriesPage,
+    SkipRequest,
     Template,
     Trigger,
     TriggerChange,
@@ -195,14 +201,51 @@ class Client:
         """A new token for the instrument's agent. Older ones stop working at once."""
         return self._send(InstrumentToken, "POST", f"instruments/{_part(instrument)}/token")
 
-    def heartbeat(self, instrument: str, heartbeat: Heartbeat) -> None:
-        """What an instrument's agent tells every few seconds."""
-        self._call(
-            "PUT",
-            f"instruments/{_part(instrument)}/heartbeat",
-            content=heartbeat.model_dump_json().encode(),
-            headers={"Content-Type": "application/json"},
-        )
+    def heartbeat(self, instrument: str, heartbeat: Heartbeat) -> AgentOrders:
+        """What an instrument's agent tells every few seconds; the answer says what it is to do."""
+        return self._send(AgentOrders, "PUT", f"instruments/{_part(instrument)}/heartbeat", heartbeat)
+
+    def pause_uploads(self, instrument: str, reason: str) -> Instrument:
+        """The instrument begins no upload any more; what is on its way is finished."""
+        return self._send(Instrument, "POST", f"{_uploads(instrument)}/pause", PauseRequest(reason=reason))
+
+    def resume_uploads(self, instrument: str) -> Instrument:
+        return self._send(Instrument, "POST", f"{_uploads(instrument)}/resume")
+
+    def retry_uploads(
+        self, instrument: str, paths: Sequence[str] = (), *, pattern: str | None = None, reason: str = ""
+    ) -> AgentCommand:
+        """The agent sends again what has failed: these files, those of the pattern, or all."""
+        choice = FilesChoice(paths=list(paths), pattern=pattern, reason=reason)
+        return self._send(AgentCommand, "POST", f"{_uploads(instrument)}/retry", choice)
+
+    def skip_uploads(
+        self, instrument: str, paths: Sequence[str] = (), *, pattern: str | None = None, reason: str
+    ) -> AgentCommand:
+        """The agent leaves out these files, or those of the pattern, that have not arrived."""
+        choice = SkipRequest(paths=list(paths), pattern=pattern, reason=reason)
+        return self._send(AgentCommand, "POST", f"{_uploads(instrument)}/skip", choice)
+
+    def unskip_uploads(
+        self, instrument: str, paths: Sequence[str] = (), *, pattern: str | None = None, reason: str = ""
+    ) -> AgentCommand:
+        """The agent sends after all what was to be skipped: these files, those of the pattern, or all."""
+        choice = FilesChoice(paths=list(paths), pattern=pattern, reason=reason)
+        return self._send(AgentCommand, "POST", f"{_uploads(instrument)}/unskip", choice)
+
+    def agent_files(
+        self,
+        instrument: str,
+        *,
+        state: Literal["failed", "skipped"] | None = None,
+        limit: int | None = None,
+    ) -> list[AgentFile]:
+        """What the agent has not sent, and why."""
+        return self._list(AgentFile, f"instruments/{_part(instrument)}/agent/files", limit, state=state)
+
+    def agent_commands(self, instrument: str) -> list[AgentCommand]:
+        """What the agent has been told to do and has not done yet."""
+        return self._get(Page[AgentCommand], f"instruments/{_part(instrument)}/agent/commands").items
 
     def triggers(self, instrument: str) -> list[Trigger]:
         return self._list(Trigger, f"instruments/{_part(instrument)}/triggers")
@@ -660,6 +703,10 @@ def _wait(pauses: Iterator[float]) -> None:
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
+
+
+def _uploads(instrument: str) -> str:
+    return f"instruments/{_part(instrument)}/uploads"
 
 
 def _part(text: str) -> str:

@@ -74,3 +74,11 @@ class ChecksumMismatch(BeamhubError):
 class DiskFull(BeamhubError):
     status = 507
     title = "Disk full"
+
+
+class Unavailable(BeamhubError):
+    """Not now: somebody has to do something first. The caller may ask again after `retry_after` seconds."""
+
+    status = 503
+    title = "Not now"
+    retry_after: ClassVar[int] = 10

@@ -20,7 +20,6 @@ from beamhub.schemas import (
     ExperimentCreate,
     ExperimentState,
     File,
-    Heartbeat,
     Instrument,
     InstrumentChange,
     InstrumentCreate,
@@ -124,23 +123,6 @@ class Experiments:
         """The agent that this token belongs to, if it is one's."""
         found = await self._store.read(lambda tx: tx.instruments.by_token(_digest(token)))
         return Principal(f"instrument:{found.id}", "instrument", instrument=found.id) if found else None
-
-    async def heartbeat(self, principal: Principal, id_: str, heartbeat: Heartbeat) -> None:
-        """The agent tells how it is: kept as the instrument's `agent`, and shown live."""
-
-        def work(tx: Transaction) -> Instrument:
-            instrument = access.require_instrument(tx, principal, id_, Action.UPLOAD_RAW)
-            tx.instruments.beat(id_, heartbeat)
-            return instrument
-
-        instrument = await self._store.write(work)
-        self._live.publish(
-            "agent.heartbeat",
-            experiment=instrument.active_experiment,
-            instrument=id_,
-            subject=id_,
-            data=heartbeat.model_dump(mode="json"),
-        )
 
     async def instruments(
         self, principal: Principal, *, after: str | None = None, limit: int = 100
@@ -330,7 +312,7 @@ def _shown(tx: Transaction, principal: Principal, instrument: Instrument) -> Ins
     if instrument.active_experiment in visible:
         return instrument
     agent = instrument.agent.model_copy(update={"current": [], "errors": []}) if instrument.agent else None
-    return instrument.model_copy(update={"active_experiment": None, "agent": agent})
+    return instrument.model_copy(update={"active_experiment": None, "agent": agent, "uploads_paused": None})
 
 
 def _activate(tx: Transaction, principal: Principal, instrument: Instrument, id_: str | None) -> None:

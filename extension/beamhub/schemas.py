@@ -12,9 +12,17 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 T = TypeVar("T")
 
@@ -34,6 +42,8 @@ UserName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._@+
 TemplateName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 BigInt = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(_plain)]
+AgentPath = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_plain)]
 
 
 class Model(BaseModel):
@@ -124,6 +134,10 @@ class Heartbeat(Request):
     free_disk: int | None = Field(None, ge=0)
     current: list[FileProgress] = Field(default=[], max_length=32)
     errors: list[Annotated[str, StringConstraints(max_length=500)]] = Field(default=[], max_length=20)
+    arrived: int = Field(0, ge=0, description="files that its journal knows to be published")
+    failed: int = Field(0, ge=0, description="files that it could not send; `agent/files` says why")
+    skipped: int = Field(0, ge=0, description="files that staff told it to leave out")
+    acknowledged: int = Field(0, ge=0, description="the last of its commands that it has obeyed")
 
 
 class AgentStatus(Heartbeat, Model):
@@ -132,6 +146,102 @@ class AgentStatus(Heartbeat, Model):
     model_config = ConfigDict(frozen=True, extra="ignore")
     connected: bool
     last_seen: datetime
+
+
+class CommandKind(StrEnum):
+    RETRY = "retry"  # send again what has failed
+    SKIP = "skip"  # leave files out that wait, are on their way or have failed
+    UNSKIP = "unskip"  # send them after all
+    REPORT = "report"  # tell all that the journal knows of an experiment
+
+
+class AgentCommand(Model):
+    """What the staff want the agent to do. It may be delivered more than once, and is obeyed once."""
+
+    id: int
+    instrument: str
+    kind: CommandKind
+    paths: list[str] = []  # below raw/, as the agent shows them
+    pattern: str | None = None  # glob on such a path or its last part; neither: all that it can concern
+    reason: str = ""
+    experiment: str | None = None  # of a report
+    created: datetime
+    created_by: str
+
+
+class AgentOrders(Model):
+    """The answer to a heartbeat: what the agent is to do from now on."""
+
+    paused: bool = False  # begin no file; what is on its way is finished
+    paused_reason: str = ""
+    commands: list[AgentCommand] = []  # not obeyed yet, oldest first
+
+
+class AgentFile(Model):
+    """A file that has not been sent, and why."""
+
+    name: AgentPath  # below raw/
+    state: Literal["failed", "skipped"]
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+    size: int = Field(0, ge=0, le=2**63 - 1)
+
+
+class AgentFiles(Request):
+    """One part of the list of the files that the agent has not sent: it replaces this part of the list
+    before, and with `last` all parts behind it."""
+
+    part: int = Field(1, ge=1, le=40)
+    last: bool = True
+    items: list[AgentFile] = Field(max_length=250)
+
+
+class JournalLine(Model):
+    """A file of an experiment, as the agent's journal knows it."""
+
+    name: AgentPath  # below raw/
+    size: int = Field(ge=0, le=2**63 - 1)
+    digest: Annotated[str, StringConstraints(max_length=200)] | None = None  # None: not read yet
+    state: Literal["queued", "arrived", "failed", "skipped"]
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+    experiment: str | None = None  # None: not begun, so it goes to whichever is active then
+
+
+class JournalReport(Request):
+    """One part of the answer to a `report` command; the whole has come when parts 1 to the last are there."""
+
+    part: int = Field(1, ge=1, le=100_000)
+    last: bool = True
+    items: list[JournalLine] = Field(max_length=250)
+
+
+class PauseRequest(Request):
+    reason: Reason = Field(min_length=1)
+
+
+class FilesChoice(Request):
+    """Which of the agent's files: these, those whose path or name fits the pattern, or all."""
+
+    paths: list[AgentPath] = Field(default=[], max_length=100)
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    reason: Reason = ""
+
+
+class SkipRequest(FilesChoice):
+    reason: Reason = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.paths and self.pattern is None:
+            raise ValueError("say which files: paths or a pattern")
+        return self
+
+
+class UploadsPaused(Model):
+    """Since when, by whom and why an instrument begins no upload."""
+
+    reason: str
+    by: str
+    since: datetime
 
 
 class Instrument(Model):
@@ -143,6 +253,7 @@ class Instrument(Model):
     staff: list[str]
     active_experiment: str | None
     automation: bool  # False: trigger rules are paused
+    uploads_paused: UploadsPaused | None = None
     agent: AgentStatus | None = None
     created: datetime
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from beamhub import access, folders
+from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone, Invalid, NotFound, TooLarge
 from beamhub.events import Live, emit
@@ -79,7 +79,7 @@ class Uploads:
         shared/ of `experiment`. A file that is there already, with the same content, comes back as its
         complete upload: nothing has to be sent. Who announces it again with the same `key` gets the upload
         that the first announcement began, also when a kill has kept its answer back.
-        Raises Invalid, Conflict (no active experiment), DiskFull.
+        Raises Invalid, Conflict (no active experiment), Unavailable (paused), DiskFull.
         """
         name = folders.parse(path, new=True)
         if not 0 <= size <= MAX_SIZE:
@@ -435,6 +435,7 @@ def _destination(tx: Transaction, principal: Principal, experiment: str | None) 
             "Ask the staff of the instrument to make an experiment active on it.",
         )
     access.require(tx, principal, active, Action.UPLOAD_RAW)
+    orders.require_running(instrument)
     return folders.RAW, active
 
 

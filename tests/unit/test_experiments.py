@@ -13,6 +13,7 @@ from beamhub.access import Principal
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Live
 from beamhub.experiments import TRANSITIONS, Experiments
+from beamhub.orders import Orders
 from beamhub.schemas import (
     Event,
     Experiment,
@@ -112,27 +113,11 @@ async def test_a_token_is_the_agents_until_the_next_one(lab: Lab) -> None:
             await lab.experiments.rotate_token(somebody, "mx")
 
 
-async def test_a_heartbeat_is_kept_and_shown_live(lab: Lab) -> None:
-    agent = Principal("instrument:mx", "instrument", instrument="mx")
-    beat = Heartbeat(host="det", version="1", state="uploading", queued_files=3)
-    with lab.live.subscribe() as queue:
-        await lab.experiments.heartbeat(agent, "mx", beat)
-        message = await asyncio.wait_for(queue.get(), 30)
-    assert (message.kind, message.subject, message.data["queued_files"]) == ("agent.heartbeat", "mx", 3)
-    found = (await lab.experiments.instrument(SAM, "mx")).agent
-    assert found
-    assert found.connected
-    assert found.host == "det"
-    for somebody in (SAM, EVE, Principal("instrument:x", "instrument", instrument="x")):
-        with pytest.raises((NotFound, Forbidden)):
-            await lab.experiments.heartbeat(somebody, "mx", beat)
-
-
 async def test_members_of_other_experiments_do_not_learn_who_measures(lab: Lab) -> None:
     agent = Principal("instrument:mx", "instrument", instrument="mx")
     own, other = await lab.beamtime(), await lab.beamtime("ben")
     file = FileProgress(name="raw/secret_compound.h5", size=2, sent=1)
-    await lab.experiments.heartbeat(
+    await Orders(lab.store, lab.live).heartbeat(
         agent, "mx", Heartbeat(host="d", version="1", current=[file], errors=["secret"])
     )
     await lab.activate(other.id)

@@ -23,10 +23,12 @@ from beamhub.errors import (
     Invalid,
     NotFound,
     TooLarge,
+    Unavailable,
 )
 from beamhub.events import Live
 from beamhub.experiments import Experiments
 from beamhub.frames.inspect import Inspector
+from beamhub.orders import Orders
 from beamhub.schemas import (
     Event,
     ExperimentChange,
@@ -382,6 +384,24 @@ async def test_what_is_not_continued_expires(site: Site) -> None:
     await site.uploads.expire(datetime.now(UTC) + EXPIRES + timedelta(minutes=1))
     assert (await site.uploads.get(AGENT, upload.id)).state is UploadState.FAILED
     assert site.incoming() == []
+
+
+async def test_while_paused_nothing_begins_and_what_is_on_its_way_is_finished(site: Site) -> None:
+    orders = Orders(site.store, site.live)
+
+    async def announce() -> Upload:
+        return await site.uploads.create(AGENT, "a.bin", 5, sha256(b"12345"), key="k")
+
+    upload = await announce()
+    await site.uploads.append(AGENT, upload.id, 0, parts(b"123"))
+    await orders.pause(SAM, "mx", "detector service")
+    with pytest.raises(Unavailable, match="sam: detector service"):
+        await site.send("b.bin", b"12345")
+    assert (await announce()).offset == 3
+    assert (await site.uploads.append(AGENT, upload.id, 3, parts(b"45"))).state is UploadState.COMPLETE
+    assert (await site.send("notes.txt", b"x", ADA)).state is UploadState.COMPLETE
+    await orders.resume(SAM, "mx")
+    assert (await site.send("b.bin", b"12345")).state is UploadState.COMPLETE
 
 
 # --- who may ---

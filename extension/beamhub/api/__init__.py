@@ -13,6 +13,7 @@ from typing import Any
 from jupyter_server.utils import url_path_join
 
 from beamhub.api import (
+    agents,
     datasets,
     events,
     experiments,
@@ -32,7 +33,7 @@ __all__ = ["ROUTES", "Service", "handlers"]
 
 PREFIX = "api/v1/"
 # importing these modules has declared their routes
-_NOUNS = (instruments, experiments, uploads, datasets, templates, jobs, licences, events, health)
+_NOUNS = (instruments, agents, experiments, uploads, datasets, templates, jobs, licences, events, health)
 
 
 @route("GET", "openapi.json", media=("application/json",), public=True)

@@ -25,7 +25,7 @@ from beamhub.api.files import SAFE_INLINE, Source, span_of
 from beamhub.api.identity import bearer_token, principal_of
 from beamhub.api.routes import Call, Content, Download, EventStream, Reply, Route
 from beamhub.api.service import Service
-from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge
+from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge, Unavailable
 from beamhub.schemas import Problem
 
 BODY_LIMIT = 2**20  # bytes of a JSON body
@@ -511,6 +511,8 @@ def _problem(error: BaseException | None) -> tuple[Problem, dict[str, str]]:
     match error:
         case Refusal():
             return _described(error), error.headers
+        case Unavailable():
+            return _described(error), {"Retry-After": str(error.retry_after)}
         case BeamhubError():
             return _described(error), {}
         case HTTPError():  # of Tornado, Jupyter Server or the hub's identity provider

@@ -1,10 +1,9 @@
-"""Routes of the caller, of instruments and of their agents."""
+"""Routes of the caller and of instruments."""
 
 from __future__ import annotations
 
 from beamhub.api.routes import Call, Paging, route
 from beamhub.schemas import (
-    Heartbeat,
     Instrument,
     InstrumentChange,
     InstrumentCreate,
@@ -48,9 +47,3 @@ async def change_instrument(call: Call, instrument: str, body: InstrumentChange)
 async def rotate_token(call: Call, instrument: str) -> InstrumentToken:
     """Make a new token for the instrument's agent; it is shown once, and older ones stop working (staff)."""
     return await call.service.experiments.rotate_token(call.principal, instrument)
-
-
-@route("PUT", "instruments/{instrument}/heartbeat")
-async def put_heartbeat(call: Call, instrument: str, body: Heartbeat) -> None:
-    """The instrument's agent tells how it is and what it sends just now."""
-    await call.service.experiments.heartbeat(call.principal, instrument, body)

@@ -10,6 +10,7 @@ from beamhub.engine import Engine
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.jobs import Jobs
+from beamhub.orders import Orders
 from beamhub.rules import Rules
 from beamhub.schemas import Profile
 from beamhub.store import Store
@@ -31,3 +32,4 @@ class Service:
     licences: Licences
     jobs: Jobs
     engine: Engine
+    orders: Orders

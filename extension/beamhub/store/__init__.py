@@ -25,6 +25,7 @@ from beamhub.store.idempotency import Idempotency
 from beamhub.store.instruments import Instruments
 from beamhub.store.jobs import Jobs
 from beamhub.store.licences import Licences
+from beamhub.store.orders import AgentFileRows, Commands
 from beamhub.store.triggers import Triggers
 from beamhub.store.uploads import Uploads
 
@@ -42,6 +43,8 @@ class Transaction:
         self.instruments = Instruments(connection)
         self.experiments = Experiments(connection)
         self.members = Members(connection)
+        self.commands = Commands(connection)
+        self.agent_files = AgentFileRows(connection)
         self.uploads = Uploads(connection)
         self.datasets = Datasets(connection)
         self.triggers = Triggers(connection)

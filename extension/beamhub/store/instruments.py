@@ -56,7 +56,8 @@ class Instruments:
         )
 
     def change(self, instrument: str, **values: Any) -> None:
-        """Sets columns: title, technique, staff, active_experiment, automation, token_digest."""
+        """Sets columns: title, technique, staff, active_experiment, automation, uploads_paused,
+        token_digest."""
         self._connection.execute(update(instruments).where(instruments.c.id == instrument).values(**values))
 
     def beat(self, instrument: str, heartbeat: Heartbeat) -> None:

@@ -72,7 +72,47 @@ instruments = Table(
     ),  # sha256 of the agent's token; the token itself is never stored
     Column("heartbeat", JSON),
     Column("heartbeat_at", UTCDateTime),
+    Column("uploads_paused", JSON(none_as_null=True)),  # {reason, by, since}; None: they are not
     Column("created", UTCDateTime, nullable=False),
+)
+
+# what staff have told the agent to do
+commands = Table(
+    "commands",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("instrument", ForeignKey("instruments.id"), nullable=False, index=True),
+    Column("kind", String(10), nullable=False),
+    Column("paths", JSON, nullable=False),
+    Column("pattern", String(200)),
+    Column("reason", Text, nullable=False),
+    Column("experiment", ForeignKey("experiments.id")),
+    Column("created", UTCDateTime, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("obeyed", UTCDateTime),  # None: not yet, as far as is known
+)
+
+# what the agent has not sent, as it told last
+agent_files = Table(
+    "agent_files",
+    metadata,
+    Column("instrument", ForeignKey("instruments.id"), primary_key=True),
+    Column("part", Integer, primary_key=True),  # of the agent's list, from 1
+    Column("number", Integer, primary_key=True),  # in its part, from 1
+    Column("name", String(1000), nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+)
+
+# answers to commands that ask for the agent's journal, until they have been read
+journal_reports = Table(
+    "journal_reports",
+    metadata,
+    Column("command", ForeignKey("commands.id"), primary_key=True),
+    Column("part", Integer, primary_key=True),  # from 1
+    Column("last", Boolean, nullable=False),
+    Column("lines", JSON, nullable=False),
 )
 
 experiments = Table(
