@@ -28,7 +28,10 @@ class RunningAgent:
     service: RunningService
     beamtime: Beamtime
     process: subprocess.Popen[bytes] | None = None
-    settings: dict[str, str] = field(default_factory=lambda: {"settle": "0.2"})
+    settings: dict[str, str] = field(default_factory=lambda: {"settle": "0.2"})  # of [[watch]]
+    upload: dict[str, str] = field(default_factory=lambda: {"parallel": "2"})
+    tables: str = ""  # more of them
+    environment: dict[str, str] = field(default_factory=dict)  # beyond the tests' own
 
     def __post_init__(self) -> None:
         self.data.mkdir(parents=True)
@@ -49,21 +52,32 @@ class RunningAgent:
         new.rename(self.folder / "token")
 
     def command(self, *options: str) -> list[str]:
-        watch = "\n".join(f"{key} = {value}" for key, value in self.settings.items())
+        watch, upload = (
+            "\n".join(f"{key} = {value}" for key, value in table.items())
+            for table in (self.settings, self.upload)
+        )
         (self.folder / "sync.toml").write_text(
             f'[service]\nurl = "{self.service.url}"\ntoken_file = "token"\n'
             f'[instrument]\nid = "{self.beamtime.instrument}"\n'
-            '[journal]\npath = "journal.sqlite"\n[upload]\nparallel = 2\n'
-            f'[[watch]]\npath = "data"\n{watch}\n'
+            f'[journal]\npath = "journal.sqlite"\n[upload]\n{upload}\n'
+            f'[[watch]]\npath = "data"\n{watch}\n{self.tables}'
         )
         return [sys.executable, "-m", "beamhub.cli", "sync", str(self.folder / "sync.toml"), *options]
 
     def start(self) -> None:
         with (self.folder / "agent.log").open("ab") as log:
-            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, env=os.environ | self.environment
+            )
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*options), capture_output=True, text=True, timeout=PATIENCE)
+        return subprocess.run(
+            self.command(*options),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=os.environ | self.environment,
+        )
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -264,6 +278,95 @@ def test_links_and_pipes_are_told_and_not_followed(agent: RunningAgent) -> None:
         f"{agent.data}/link is a symbolic link: it is not followed and not sent",
         f"{agent.data}/pipe is a pipe: it is not followed and not sent",
     ]
+    agent.assert_all_there_once()
+
+
+# --- what the detector says -----------------------------------------------------------------------------
+
+
+def test_a_file_is_ready_when_the_detector_says_so(agent: RunningAgent) -> None:
+    agent.settings["settle"] = "3600"
+    agent.tables = '[done]\nlisten = "./done.sock"\n'
+    (agent.data / "run").mkdir()
+    (agent.data / "run" / "a.cbf").write_text("a")
+    (agent.data / "b.cbf").write_text("b")
+    (agent.data / "never.cbf").write_text("nobody says that it is finished")
+    (agent.folder / "secret").write_text("secret")
+    (agent.data / "link.cbf").symlink_to(agent.folder / "secret")
+    (agent.folder / "alias").symlink_to(agent.data)
+    agent.start()
+    agent.until(lambda: agent.status is not None and agent.status.state == "waiting")
+
+    said = agent.run("--done", f"{agent.data}/run/a.cbf", f"{agent.folder}/alias/b.cbf")
+    assert (said.returncode, said.stderr) == (0, "")
+    agent.until_arrived("run/a.cbf", "b.cbf")
+    assert agent.run("--done", f"{agent.data}/b.cbf").returncode == 0, "it is there: nothing is wrong"
+
+    outside = [agent.folder / "secret", agent.data / "../secret", agent.data / "run", agent.data / "nowhere"]
+    outside += [agent.data / "link.cbf", agent.data / ".hidden"]
+    for path in outside:
+        said = agent.run("--done", str(path))
+        assert said.returncode == 1
+        assert said.stderr.startswith(str(path.parent.resolve()))
+    assert set(agent.files()) == {"run/a.cbf", "b.cbf"}
+
+    agent.stop()
+    said = agent.run("--done", str(agent.data / "b.cbf"))
+    assert said.returncode == 1
+    assert "no agent listens" in said.stderr
+
+
+def test_a_done_message_about_a_file_that_is_on_its_way(agent: RunningAgent) -> None:
+    agent.settings["settle"] = "3600"
+    agent.tables = '[done]\nlisten = "./done.sock"\n'
+    agent.start()
+    path = agent.data / "large.h5"
+    write_large(path)
+    agent.until((agent.folder / "done.sock").exists)
+    assert agent.run("--done", str(path)).returncode == 0
+    agent.until_halfway()
+    agent.signal(signal.SIGSTOP)
+    with path.open("r+b") as file:
+        file.write(b"changed")
+    with subprocess.Popen(agent.command("--done", str(path))) as said:
+        agent.signal(signal.SIGCONT)
+    assert said.returncode == 0
+
+    agent.until_arrived("large.h5")
+    agent.assert_all_there_once()
+
+
+def test_no_done_message_without_a_listener(agent: RunningAgent) -> None:
+    said = agent.run("--done", "a")
+    assert said.returncode == 1
+    assert "there is no [done]" in said.stderr
+    assert agent.run("--done").returncode == 2
+    assert agent.run("a").returncode == 2
+
+
+# --- how fast -------------------------------------------------------------------------------------------
+
+
+def test_a_limit_that_is_lifted_while_it_holds(agent: RunningAgent) -> None:
+    agent.upload["limit"] = '"1 MB/s"'
+    agent.start()
+    write_large(agent.data / "large.h5")  # more than three minutes, at that rate
+    agent.until_halfway()
+    agent.until(lambda: agent.status is not None and agent.status.rate > 0)
+    status = agent.status
+    assert status is not None
+    assert status.rate < 1.2e6
+
+    agent.upload["limit"] = '"fast"'
+    agent.command()
+    agent.signal(signal.SIGHUP)
+    agent.until(lambda: "nothing is changed: " in agent.log)
+    agent.upload["limit"] = '"900 MB/s"'
+    agent.command()
+    agent.signal(signal.SIGHUP)
+    agent.until_arrived("large.h5")
+
+    assert "sending at most 900 MB/s" in agent.log
     agent.assert_all_there_once()
 
 

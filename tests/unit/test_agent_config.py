@@ -58,7 +58,11 @@ def test_the_example_is_valid(folder: Path) -> None:
         line.removeprefix("# ") if " = " in line else line
         for line in example.replace("/data/eiger", "data").splitlines()
         if "ca_file" not in line
-    ).replace("# [journal]", "[journal]")
+    )
+    for table in ("journal", "done"):
+        full = full.replace(f"# [{table}]", f"[{table}]")
+    (folder / "done-token").write_text("another-token")
+    (folder / "done-token").chmod(0o640)
     complete = loaded(folder, full)
 
     assert short.watch[0].settle == 2.0
@@ -66,6 +70,10 @@ def test_the_example_is_valid(folder: Path) -> None:
     assert complete.watch[0].exclude == ["scratch/*", "*.log"]
     assert complete.journal.path == Path("/var/lib/beamhub/sim-mx.sqlite")
     assert not complete.service.verify
+    assert complete.upload.limit == 200e6
+    assert complete.done
+    assert complete.done.address == ("127.0.0.1", 8765)
+    assert complete.done.read_token() == "another-token"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,13 @@ def test_the_example_is_valid(folder: Path) -> None:
         ('path = "data"', 'path = "data"\nprefix = "/x"', "watch.1.prefix: should be a folder below"),
         ('path = "data"', 'path = "data"\n[[watch]]\npath = "data/x"', "overlap: watch the upper one only"),
         ('path = "data"', 'path = "data"\n[upload]\nparallel = 33', "upload.parallel: Input should be less"),
+        ("[journal]", '[upload]\nlimit = "fast"\n[journal]', 'upload.limit: should look like "200 MB'),
+        ("[journal]", '[upload]\nlimit = "0 MB/s"\n[journal]', "upload.limit: should look like"),
+        ("[journal]", "[upload]\nlimit = 5\n[journal]", "upload.limit: should look like"),
+        ("[journal]", '[done]\nlisten = "127.0.0.1:8765"\n[journal]', "done: .*needs a token_file"),
+        ("[journal]", '[done]\nlisten = "127.0.0.1:http"\n[journal]', "done.listen: .*should look like"),
+        ("[journal]", '[done]\nlisten = "127.0.0.1:99999"\n[journal]', "done.listen: .*should look like"),
+        ("[journal]", '[done]\nlisten = ":1"\ntoken_file = "nowhere"\n[journal]', "nowhere can't be read"),
         ("journal.sqlite", "data/journal.sqlite", "lies in the watched"),
         ("[service]", '[service]\nca_file = "nowhere"', "certificates in .*nowhere can't be read"),
         ("[service]", '[service]\nca_file = "token"', "certificates in .*token can't be read"),
@@ -192,3 +207,28 @@ def test_network_file_systems_are_polled(folder: Path) -> None:
     assert watch.polls is False
     assert watch.pause == 600
     assert Watch.model_validate({"path": "data", "polling": True}, context=folder).pause == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("200 MB/s", 200e6), ("1.5GB/s", 1.5e9), ("64 KiB/s", 65536), ("10 MiB/s", 10 * 2**20), ("9 B/s", 9)],
+)
+def test_a_limit(folder: Path, text: str, rate: float) -> None:
+    assert loaded(folder, f'{GOOD}[upload]\nlimit = "{text}"').upload.limit == rate
+    assert loaded(folder, GOOD).upload.limit is None
+
+
+def test_where_the_detector_may_say_that_it_is_done(folder: Path) -> None:
+    port = loaded(folder, f'{GOOD}[done]\nlisten = ":8765"\ntoken_file = "token"').done
+    assert port
+    assert port.address == ("127.0.0.1", 8765), "not only this machine"
+    assert port.socket is None
+
+    socket = loaded(folder, f'{GOOD}[done]\nlisten = "./done.sock"').done
+    assert socket
+    assert socket.socket == folder / "done.sock"
+    assert socket.read_token() is None
+
+    (folder / "token").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"may be read by others \(mode 644\): `chmod 640"):
+        port.read_token()

@@ -35,9 +35,9 @@ class Watcher:
             self._news.clear()
             await self._news.wait()
 
-    async def sees(self, name: str, *, renamed: bool = False) -> Sighting:
+    async def sees(self, name: str, *, finished: bool = False) -> Sighting:
         def found() -> list[Sighting]:
-            return [s for s in self.seen if s.name == name and s.renamed == renamed]
+            return [s for s in self.seen if s.name == name and s.finished == finished]
 
         await self.until(lambda: bool(found()))
         return found()[-1]
@@ -91,16 +91,16 @@ async def test_a_renamed_file_is_told_from_one_that_is_being_written(root: Path)
     async with following(root) as watcher:
         (root / ".a.h5").write_bytes(b"1")
         (root / ".a.h5").rename(root / "a.h5")
-        renamed = await watcher.sees("a.h5", renamed=True)
+        renamed = await watcher.sees("a.h5", finished=True)
         assert renamed.stamp.size == 1
 
         with (root / "b.h5").open("wb") as file:
             file.write(b"half")
             file.flush()
-            assert not (await watcher.sees("b.h5")).renamed
+            assert not (await watcher.sees("b.h5")).finished
             seen = len(watcher.seen)
         await watcher.until(lambda: len(watcher.seen) > seen)
-        assert {(s.name, s.renamed) for s in watcher.seen} == {("a.h5", True), ("b.h5", False)}
+        assert {(s.name, s.finished) for s in watcher.seen} == {("a.h5", True), ("b.h5", False)}
 
 
 async def test_a_file_that_is_moved_in_over_an_older_one(root: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ async def test_a_file_that_is_moved_in_over_an_older_one(root: Path, tmp_path: P
         (tmp_path / "new").write_bytes(b"newer")
         (tmp_path / "new").rename(root / "a.h5")
 
-        assert (await watcher.sees("a.h5", renamed=True)).stamp.size == 5
+        assert (await watcher.sees("a.h5", finished=True)).stamp.size == 5
 
 
 async def test_a_hard_link_appears(root: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ async def test_new_folders_are_watched_with_all_below(root: Path, tmp_path: Path
         await watcher.sees("x/y/z/early.h5")
         (root / "x" / "y" / "z" / ".tmp").write_bytes(b"1")
         (root / "x" / "y" / "z" / ".tmp").rename(root / "x" / "y" / "z" / "late.h5")
-        await watcher.sees("x/y/z/late.h5", renamed=True)
+        await watcher.sees("x/y/z/late.h5", finished=True)
 
         (tmp_path / "outside" / "deep").mkdir(parents=True)
         (tmp_path / "outside" / "deep" / "c.h5").write_bytes(b"1")

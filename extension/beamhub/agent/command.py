@@ -11,12 +11,15 @@ from pathlib import Path
 
 import click
 
-from .config import Config, ConfigError, load
+from .config import Config, ConfigError, load, parse
+from .done import tell
 from .file import printable
 from .journal import JournalError, Snapshot
 from .service import Service, UnavailableError
 from .sync import Agent
 from .watch import LostError, Tree
+
+log = logging.getLogger("beamhub.agent")
 
 
 @click.command()
@@ -24,25 +27,34 @@ from .watch import LostError, Tree
 @click.option("--check", is_flag=True, help="Test the configuration and the way to the service, then stop.")
 @click.option("--once", is_flag=True, help="Send what is there, then stop.")
 @click.option("--dry-run", is_flag=True, help="List what would be sent; send nothing.")
-def sync(config: Path, *, check: bool, once: bool, dry_run: bool) -> None:
+@click.option("--done", is_flag=True, help="Tell the running agent that FILES are finished.")
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1)
+def sync(
+    config: Path, *, check: bool, once: bool, dry_run: bool, done: bool, files: tuple[Path, ...]
+) -> None:
     """Send an instrument's files to beamhub, live.
 
-    CONFIG is a TOML file that names the directories to watch, the instrument and its token.
+    CONFIG is a TOML file that names the directories to watch, the instrument and its token. The running agent
+    reads it again, for the limit under [upload], at a SIGHUP.
     """
-    if check + once + dry_run > 1:
-        raise click.UsageError("--check, --once and --dry-run exclude each other")
+    if check + once + dry_run + done > 1:
+        raise click.UsageError("--check, --once, --dry-run and --done exclude each other")
+    if done != bool(files):
+        raise click.UsageError("--done and FILES belong together")
     try:
+        if done:
+            sys.exit(0 if _tell(parse(config), files) else 1)
         settings = load(config)
         if check:
-            done = asyncio.run(_check(settings))
+            good = asyncio.run(_check(settings))
         elif dry_run:
-            done = _dry_run(settings)
+            good = _dry_run(settings)
         else:
             _log_to_stderr()
-            done = asyncio.run(_run(settings, once=once)) or not once
+            good = asyncio.run(_run(config, settings, once=once)) or not once
     except (ConfigError, JournalError, LostError) as error:
         raise click.ClickException(str(error)) from error
-    if not done:
+    if not good:
         sys.exit(1)
 
 
@@ -53,44 +65,66 @@ def _log_to_stderr() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-async def _run(config: Config, *, once: bool) -> bool:
+async def _run(path: Path, config: Config, *, once: bool) -> bool:
     agent = Agent(config, once=once)
+
+    def read_again() -> None:
+        try:
+            agent.limit(load(path).upload.limit)
+        except ConfigError as error:
+            log.error("nothing is changed: %s", error)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)
+    loop.add_signal_handler(signal.SIGHUP, read_again)
     return await agent.run()
+
+
+def _tell(config: Config, files: tuple[Path, ...]) -> bool:
+    if config.done is None:
+        raise ConfigError("there is no [done] in the configuration: the agent does not listen")
+    heard = tell(config.done, files)
+    for path, reason in heard.refused.items():
+        click.echo(f"{printable(path)} {reason}", err=True)
+    return not heard.refused
 
 
 async def _check(config: Config) -> bool:
     """One line for each thing that has to be right."""
     good = True
 
-    def tell(fine: bool, text: str) -> None:
+    def say(fine: bool, text: str) -> None:
         nonlocal good
         good = good and fine
         click.echo(f"{'✓' if fine else '✗'} {text}")
 
     for watch in config.watch:
         how = f"looked at every {watch.pause:g} s" if watch.polls else "watched"
-        tell(True, f"{watch.path} is {how}; a file is ready {watch.settle:g} s after its last change")
+        say(True, f"{watch.path} is {how}; a file is ready {watch.settle:g} s after its last change")
         if not watch.polls:
             click.echo("  or as soon as it is renamed to its final name")
+    if config.done:
+        who = "the agent's user and group" if config.done.socket else "who has its token"
+        say(True, f"a file is ready at once when {who} says so at {config.done.listen}")
+    if config.upload.limit:
+        say(True, f"at most {config.upload.limit / 1e6:g} MB/s are sent")
     state = config.journal.path
     folder = next(parent for parent in state.parents if parent.exists())
-    tell(os.access(folder, os.W_OK | os.X_OK), f"the journal {state} can be written")
+    say(os.access(folder, os.W_OK | os.X_OK), f"the journal {state} can be written")
     if config.service.exposed:
-        tell(False, f"{config.service.url} is not https: the token and the data travel unencrypted")
+        say(False, f"{config.service.url} is not https: the token and the data travel unencrypted")
     if not config.service.verify:
         click.echo("! verify = false: anybody on the network may pretend to be the service")
     service = Service(config)
     try:
         instrument = await service.instrument()
     except UnavailableError as error:
-        tell(False, str(error))
+        say(False, str(error))
     else:
-        tell(True, f"{config.service.url} accepts the token of instrument {instrument.id}")
+        say(True, f"{config.service.url} accepts the token of instrument {instrument.id}")
         if instrument.active_experiment:
-            tell(True, f"files go to experiment {instrument.active_experiment}")
+            say(True, f"files go to experiment {instrument.active_experiment}")
         else:
             click.echo("! no experiment is active on it: files wait until one is")
     finally:

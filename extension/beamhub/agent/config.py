@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import stat
 import tomllib
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -30,6 +32,7 @@ NETWORK_FILE_SYSTEMS = frozenset(
     | {"panfs", "smb3", "wekafs"}
 )
 SERVICE = "/services/beamhub"
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class ConfigError(Exception):
@@ -55,6 +58,27 @@ def _folder_below(prefix: str) -> str:
     if prefix.startswith("/") or any(part.startswith(".") for part in parts):
         raise ValueError("should be a folder below the experiment's raw/, such as microscope-2")
     return "/".join(parts)
+
+
+def _rate(text: Any) -> Any:
+    """Bytes per second, from what people write."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kKMG]?i?B)/s\s*", text) if isinstance(text, str) else None
+    rate = float(match[1]) * UNITS.get(match[2], 0) if match else 0
+    if rate < 1:
+        raise ValueError('should look like "200 MB/s"')
+    return rate
+
+
+def _endpoint(text: str, info: ValidationInfo) -> str:
+    """The path of a socket, or host:port; without a host it is this machine alone."""
+    if "/" in text:
+        return str(_resolved(Path(text), info))
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise ValueError('should look like "127.0.0.1:8765", or be the path of a socket')
+    return f"{host or '127.0.0.1'}:{port}"
 
 
 Location = Annotated[Path, AfterValidator(_resolved)]
@@ -97,17 +121,12 @@ class Service(_Table):
             ConfigError: its file can't be read, or others may read it, or it holds no token.
         """
         if self.token is not None:
-            token = self.token.get_secret_value().strip()
+            text, where = self.token.get_secret_value(), "token under [service]"
         else:
             assert self.token_file is not None  # noqa: S101 (one of the two is there: _one_token)
             private(self.token_file, "the token file")
-            token = _read(self.token_file, "the token file").strip()
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise ConfigError(
-                f"{self.token_file or 'token under [service]'} holds no token: "
-                "make one with `beamhub instrument token <instrument>`"
-            )
-        return token
+            text, where = _read(self.token_file, "the token file"), str(self.token_file)
+        return _token(text, where, ": make one with `beamhub instrument token <instrument>`")
 
     def tls(self) -> ssl.SSLContext:
         """Trusts what the system trusts, or the certificates in `ca_file` only."""
@@ -170,6 +189,41 @@ class Sending(_Table):
     """How files are sent."""
 
     parallel: int = Field(4, ge=1, le=32, description="files in flight")
+    limit: Annotated[float | None, BeforeValidator(_rate)] = Field(None, description="bytes per second")
+
+
+class Done(_Table):
+    """Where a detector's software says that it has finished a file."""
+
+    listen: Annotated[str, AfterValidator(_endpoint)]
+    token_file: Location | None = None
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Done:
+        """Everybody on the machine can reach a port, while a socket is a file with its own permissions."""
+        if self.socket is None and self.token_file is None:
+            raise ValueError("listening on a port needs a token_file; on a socket (a path), none")
+        return self
+
+    @property
+    def socket(self) -> Path | None:
+        return Path(self.listen) if "/" in self.listen else None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def read_token(self) -> str | None:
+        """What callers have to show; None where the socket's permissions decide.
+
+        Raises:
+            ConfigError: its file can't be read, or everybody may read it, or it holds no token.
+        """
+        if self.token_file is None:
+            return None
+        private(self.token_file, "the token file", group=True)  # the detector's user has to read it, too
+        return _token(_read(self.token_file, "the token file"), str(self.token_file))
 
 
 class JournalFile(_Table):
@@ -185,6 +239,7 @@ class Config(_Table):
     instrument: Instrument
     watch: list[Watch] = Field(min_length=1)
     upload: Sending = Sending()
+    done: Done | None = None
     journal: JournalFile
 
     @model_validator(mode="before")
@@ -216,8 +271,8 @@ class Config(_Table):
         return self
 
 
-def load(path: Path) -> Config:
-    """Reads and checks a configuration.
+def parse(path: Path) -> Config:
+    """Reads a configuration, without a look at the directories and the token that it names.
 
     Raises:
         ConfigError: one sentence for each thing that is wrong.
@@ -230,6 +285,16 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {_complaint(e)}" for e in error.errors())) from error
+    return config
+
+
+def load(path: Path) -> Config:
+    """Reads a configuration, and checks that the agent can work with it.
+
+    Raises:
+        ConfigError: what is wrong.
+    """
+    config = parse(path)
     if config.service.token is not None:
         private(path, "the configuration, which holds the token,")
     for watch in config.watch:
@@ -239,17 +304,21 @@ def load(path: Path) -> Config:
             raise ConfigError(f"{watch.path} may not be read by this user: it can't be watched")
     config.service.read_token()
     config.service.tls()
+    if config.done:
+        config.done.read_token()
     return config
 
 
-def private(path: Path, what: str) -> None:
-    """A file with a secret may be read by its owner alone."""
+def private(path: Path, what: str, *, group: bool = False) -> None:
+    """A file with a secret may be read by its owner alone, or by a group as well."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         raise ConfigError(f"{what} {path} can't be read: {error.strerror}") from error
-    if mode & 0o077:
-        raise ConfigError(f"{what} {path} may be read by others (mode {mode:o}): `chmod 600 {path}`")
+    if mode & (0o027 if group else 0o077):
+        raise ConfigError(
+            f"{what} {path} may be read by others (mode {mode:o}): `chmod {640 if group else 600} {path}`"
+        )
 
 
 def file_system(path: Path) -> str:
@@ -271,6 +340,13 @@ def _matches(name: str, patterns: list[str] | tuple[str, ...]) -> bool:
     """A pattern fits the whole relative name, or its last part; `*` fits slashes too."""
     last = name.rsplit("/", 1)[-1]
     return any(fnmatchcase(name, pattern) or fnmatchcase(last, pattern) for pattern in patterns)
+
+
+def _token(text: str, where: str, remedy: str = "") -> str:
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(f"{where} holds no token{remedy}")
+    return token
 
 
 def _read(path: Path, what: str) -> str:

@@ -21,6 +21,7 @@ class Item:
     stamp: Stamp = field(compare=False)
     sent: int = field(default=0, compare=False)
     restarts: int = field(default=0, compare=False)
+    finished: Stamp | None = field(default=None, compare=False)  # a later state that is ready at once
 
     @property
     def path(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
 import shutil
 import socket
@@ -18,12 +20,14 @@ from beamhub import __version__
 from beamhub.schemas import FileProgress, Heartbeat, Upload, UploadState
 
 from .config import Config, Watch
+from .done import Listener
 from .file import CHUNK, ChangedError, GoneError, Stamp, look, opened, printable, read, sha256
 from .journal import Journal
 from .pause import Pause
 from .queue import Item, Queue
 from .service import PART, OffsetError, RefusedError, RestartError, Service, UnavailableError
 from .settle import Settling
+from .throttle import Throttle
 from .watch import LostError, Sighting, Tree
 
 log = logging.getLogger("beamhub.agent")
@@ -76,6 +80,7 @@ class Agent:
         self._active: dict[str, Item] = {}
         self._pause = Pause()
         self._rate = Rate()
+        self._throttle = Throttle(config.upload.limit)
         self._trees: dict[Path, Tree] = {}
         self._lost: dict[Path, str] = {}  # watched directories that are gone
         self._failed: dict[str, str] = {}  # files that did not arrive -> why
@@ -88,15 +93,24 @@ class Agent:
         """Ends `run` soon; what is on its way goes on at the next start."""
         self._stopping.set()
 
+    def limit(self, rate: float | None) -> None:
+        """From now on, sends at most so many bytes per second."""
+        if rate != self._throttle.rate:
+            log.info("sending %s", f"at most {rate / 1e6:g} MB/s" if rate else "without a limit")
+        self._throttle.rate = rate
+
     async def run(self) -> bool:
         """Works until it is stopped. True when, with `once`, all that was there has arrived.
 
         Raises:
             LostError: with `once`, when a watched directory is gone.
+            ConfigError: it can't listen for done messages.
         """
         self._journal.retry_refused()
+        done = self._config.done
+        listener = Listener(done, self._finished) if done and not self._once else contextlib.nullcontext()
         try:
-            async with asyncio.TaskGroup() as group:
+            async with listener, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._follow(watch)) for watch in self._config.watch]
                 tasks += [group.create_task(self._send()) for _ in range(self._config.upload.parallel)]
                 tasks += [group.create_task(work()) for work in (self._settle, self._beat, self._conclude)]
@@ -130,19 +144,36 @@ class Agent:
 
     def _sighted(self, sighting: Sighting) -> None:
         path, stamp = sighting.path, sighting.stamp
-        if path in self._active:
-            return  # looked at again when it is through
+        if active := self._active.get(path):  # looked at again when it is through
+            active.finished = stamp if sighting.finished else active.finished
+            return
         if (waiting := self._queue.find(path)) and waiting.stamp == stamp:
             return
         self._queue.drop(path)
         entry = self._journal.find(path)
         was_ready = entry is not None and entry.stamp == stamp  # before a restart
-        if sighting.renamed or was_ready:
+        if sighting.finished or was_ready:
             self._settling.drop(path)
             self._ready(sighting.watch, sighting.name, stamp)
         else:
             self._settling.seen(path, stamp, sighting.watch.settle, time.monotonic())
             self._candidates.set()
+
+    async def _finished(self, path: str) -> str:
+        """A detector says that this file is finished: it is ready. Else the reason why it can't be sent."""
+        if not path.startswith("/") or "\0" in path:
+            return "is no absolute path"
+        folder, name = os.path.split(path)
+        path = os.path.join(await asyncio.to_thread(os.path.realpath, folder), name)  # noqa: PTH118
+        watch = self._watch_of(path)
+        if watch is None or watch.path not in self._trees:
+            return "is not below a watched directory"
+        sighting = await asyncio.to_thread(self._trees[watch.path].finished, path)
+        if isinstance(sighting, str):
+            return sighting
+        if not self._journal.settled(path, sighting.stamp):  # else it is there already
+            self._sighted(sighting)
+        return ""
 
     async def _settle(self) -> None:
         while True:
@@ -185,7 +216,7 @@ class Agent:
                 del self._active[item.path]
             stamp = look(item.path)  # sightings of a file on its way were not heeded
             if stamp and (stamp != item.stamp or not self._journal.find(item.path)):
-                self._sighted(Sighting(item.watch, item.name, stamp))
+                self._sighted(Sighting(item.watch, item.name, stamp, finished=item.finished == stamp))
             self._step.set()
 
     async def _deliver(self, item: Item) -> None:
@@ -271,7 +302,9 @@ class Agent:
     async def _body(self, file: int, item: Item, offset: int, length: int) -> AsyncIterator[bytes]:
         end = offset + length
         while offset < end:
-            chunk = await asyncio.to_thread(read, file, item.stamp, min(CHUNK, end - offset), offset)
+            length = self._throttle.piece(min(CHUNK, end - offset))
+            await self._throttle.take(length)
+            chunk = await asyncio.to_thread(read, file, item.stamp, length, offset)
             yield chunk
             offset += len(chunk)
             item.sent = offset

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from . import inotify
 from .config import Watch
-from .file import Stamp, encodable, oddity, printable
+from .file import Stamp, encodable, look, oddity, printable
 
 log = logging.getLogger("beamhub.agent")
 
@@ -31,7 +31,7 @@ class Sighting:
     watch: Watch
     name: str  # relative to the watched directory, with slashes
     stamp: Stamp
-    renamed: bool = False  # it has just been renamed into place: its writer has finished
+    finished: bool = False  # by its writer: it has just been renamed into place, or its detector says so
 
     @property
     def path(self) -> str:
@@ -143,7 +143,7 @@ class Tree:
                 yield sightings
         self.odd = odd if top in ("", self._root) else {**self.odd, **odd}
 
-    def _sighting(self, path: str, odd: dict[str, str], *, renamed: bool = False) -> Sighting | None:
+    def _sighting(self, path: str, odd: dict[str, str], *, finished: bool = False) -> Sighting | None:
         """What to tell of a path that is no directory; None where it needs no attention or is odd."""
         name = self._name(path)
         if not self._watch.wants(name):
@@ -159,7 +159,19 @@ class Tree:
             self._note(odd, path, "has a name that is not UTF-8: rename it to have it sent")
             return None
         stamp = Stamp.of(status)
-        return None if self._known(path, stamp) else Sighting(self._watch, name, stamp, renamed=renamed)
+        return None if self._known(path, stamp) else Sighting(self._watch, name, stamp, finished=finished)
+
+    def finished(self, path: str) -> Sighting | str:
+        """What to tell of a path whose file is said to be finished; else the reason why it can't be sent."""
+        name = self._name(path)
+        folders = name.split("/")[:-1]
+        wanted = all(self._watch.wants_folder("/".join(folders[: n + 1])) for n in range(len(folders)))
+        if not wanted or not self._watch.wants(name):
+            return "is not one of the files that are to be sent (include, exclude, hidden or temporary)"
+        stamp = look(path)
+        if stamp is None:
+            return "is no file"
+        return Sighting(self._watch, name, stamp, finished=True)
 
     def _note(self, odd: dict[str, str], path: str, problem: str) -> None:
         if path not in self.odd:
@@ -223,7 +235,7 @@ class Tree:
             return
         if notice.mask & inotify.MOVED_FROM:
             return
-        if sighting := self._sighting(path, self.odd, renamed=bool(notice.mask & inotify.MOVED_TO)):
+        if sighting := self._sighting(path, self.odd, finished=bool(notice.mask & inotify.MOVED_TO)):
             self._seen(sighting)
 
     def _stop_listening_below(self, folder: str, notices: inotify.Inotify) -> None:
