@@ -184,6 +184,8 @@ def test_ben_looks_at_frames(facility: RunningDemo, people: People) -> None:
     centre = Position(x=box["width"] / 2 + 60, y=box["height"] / 2 + 60)
     canvas.hover(position=centre)
     expect(ben.locator(".bh-frame-readout")).to_contain_text("Å")
+    expect(canvas).to_have_attribute("data-frame", "6")
+    expect(ben.locator(".bh-frame-loading")).to_be_hidden()
     people.picture(ben, "viewer")
     for _ in range(14):
         canvas.hover(position=centre)
@@ -245,6 +247,7 @@ def test_eve_gets_nothing(facility: RunningDemo, people: People) -> None:
         assert not [s for s in secrets if s in shown], f"{page} shows eve {shown}"
         expect(eve.locator("canvas:visible, img:visible")).to_have_count(0)
     eve.goto(f"{facility.url}{COCKPIT}")
+    expect(eve.locator(".bh-nothing").first).to_be_visible(timeout=LONG)
     people.picture(eve, "stranger")
 
 

@@ -13,6 +13,7 @@ const STOPS = {
   "Viridis": [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37]],
 };
 const MASKED = { "Inverted grey": [176, 196, 222], "Grey": [52, 74, 110], "Heat": [40, 70, 120], "Viridis": [150, 150, 158] };
+const PATIENCE = 250; // milliseconds until a frame that is on its way is spoken of
 const WORDS = { littleEndian: new Uint8Array(new Uint32Array([1]).buffer)[0] === 1 };
 
 const pack = ([r, g, b]) => WORDS.littleEndian ? (255 << 24 | b << 16 | g << 8 | r) >>> 0 : (r << 24 | g << 16 | b << 8 | 255) >>> 0;
@@ -134,6 +135,8 @@ export default {
     const readout = make("output", { class: "bh-frame-readout" });
     const problem = make("p", { class: "bh-frame-problem", role: "alert" });
     problem.hidden = true;
+    const loading = make("p", { class: "bh-frame-loading", role: "status" });
+    loading.hidden = true;
     const zoomed = make("span", { class: "bh-quiet bh-frame-zoom" });
     el.append(
       make("div", { class: "bh-frame-tools", role: "toolbar", "aria-label": "Frames" },
@@ -147,7 +150,7 @@ export default {
         auto, rings, ice,
         make("div", { class: "bh-group" }, button("Fit", "Whole detector (0)", fit), button("1:1", "One screen pixel for each detector pixel (1)", () => zoomTo(1 / dpr())),
           button("−", "Zoom out (−)", () => zoomBy(1 / 1.6)), button("+", "Zoom in (+)", () => zoomBy(1.6))), zoomed),
-      make("div", { class: "bh-frame-stage" }, canvas, problem), readout);
+      make("div", { class: "bh-frame-stage" }, canvas, problem, loading), readout);
 
     const dpr = () => window.devicePixelRatio || 1;
 
@@ -172,12 +175,18 @@ export default {
       const want = wanted();
       if (!want) return;
       asked = { id: ++serial, at: Date.now() };
+      if (want.frame !== shown) setTimeout(wait, PATIENCE);
       model.send({ action: "get", id: serial, ...want });
+    };
+    // on a slow network: what is coming, so that nobody takes the frame before it for this one
+    const wait = () => {
+      loading.hidden = !asked || frame === shown || playing;
+      loading.textContent = `Loading frame ${frame} …`;
     };
     const receive = async (message, buffers) => {
       if (!asked || message.id !== asked.id) return;
       try {
-        if (message.error !== undefined) { say(message.error); if (message.frame === frame) shown = frame; return; }
+        if (message.error !== undefined) { say(message.error); loading.hidden = true; if (message.frame === frame) shown = frame; return; }
         const raw = await inflate(buffers[0]);
         const values = message.bytes === 1 ? new Uint8Array(raw) : message.bytes === 2 ? new Uint16Array(raw) : new Uint32Array(raw);
         const layer = { ...message, values, masked: 2 ** (8 * message.bytes) - 1, image: null };
@@ -189,6 +198,8 @@ export default {
           if (look.auto) automatic();
         } else if (message.frame === shown) layers[1] = layer;
         say("");
+        loading.hidden = frame === shown || loading.hidden;
+        canvas.dataset.frame = shown;
         model.set("frame", shown); model.save_changes();
         const address = new URL(location.href);
         address.searchParams.set("frame", shown);
