@@ -208,6 +208,8 @@ def with_progress(job: Job, data: dict[str, Any]) -> Job:
             change["progress"] = JobProgress.model_validate(data)
         if isinstance(data.get("progress"), dict):
             change["progress"] = JobProgress.model_validate(data["progress"])
+        if isinstance(data.get("reason"), str):
+            change["reason"] = data["reason"]
         if isinstance(data.get("metrics"), dict):
             change["metrics"] = job.metrics | {
                 k: Quantity.model_validate(v) for k, v in data["metrics"].items()

@@ -140,7 +140,7 @@ class BeamhubApp(ExtensionApp):
         offered = profiles(runner.cpus)
         datasets = Datasets(store, data_dir, self._inspector, stall=timedelta(seconds=self.stall))
         jobs = Jobs(store, catalogue, offered, data_dir)
-        self._engine = Engine(store, live, jobs, runner, data_dir)
+        self._engine = Engine(store, live, jobs, {"local": runner}, data_dir)
         return api.Service(
             store=store,
             feed=feed,

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from beamhub.events import Live
 from beamhub.jobfolder import JobFolder, News, Reader
-from beamhub.jobs import SYSTEM, Jobs, admit, change, why_pending
-from beamhub.runners import Ref, Runner, Status
+from beamhub.jobs import SYSTEM, Jobs, admit, change, remember, why_pending
+from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
 from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, TriggerEvent
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Task
@@ -28,7 +29,9 @@ from beamhub.text import one_line
 log = logging.getLogger(__name__)
 
 CURSOR = "triggers"  # how far the log has been read for trigger rules
-BATCH = 100  # events read at once
+BATCH = 100  # events read, or jobs handed to a runner with a queue of its own, at once
+ATTEMPTS = 3  # of a job that ends by no doing of its own
+LOCAL = "local"  # the runner that is always there
 PULSE = 0.25  # seconds between looks at running jobs
 REST = 2.0  # seconds after which the engine looks even if nothing has been committed here
 PAUSE = 0.05  # seconds at least between two looks
@@ -51,17 +54,19 @@ class Engine:
     """Give it a task of its own: `asyncio.create_task(engine.run_forever())`; cancel that to stop. Jobs that
     run go on, and the next engine finds them."""
 
-    def __init__(self, store: Store, live: Live, jobs: Jobs, runner: Runner, data_dir: Path) -> None:
+    def __init__(
+        self, store: Store, live: Live, jobs: Jobs, runners: Mapping[str, Runner], data_dir: Path
+    ) -> None:
         self._store = store
         self._live = live
         self._jobs = jobs
-        self._runner = runner
+        self._runners = dict(runners)
         self._data_dir = data_dir.absolute()
         self._seen = 0
         self._watches: dict[int, Watch] = {}
-        self._adopted: set[int] | None = None  # jobs that ran already when this engine began
-        self._committed = (asyncio.Event(), asyncio.Event())  # something was; one for each who waits for that
-        self._started = asyncio.Event()
+        self._own: set[int] = set()  # jobs that this engine has started, and not found by another's traces
+        self._committed: list[asyncio.Event] = []  # something was; one for each who waits for that
+        self._started = {name: asyncio.Event() for name in runners}
         self.warm = asyncio.Event()  # all has been done once that makes jobs start faster
 
     async def run_forever(self) -> None:
@@ -74,13 +79,18 @@ class Engine:
 
         self._store.on_commit(wake)
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep(self.dispatch, self._wake(), REST))
             tasks.create_task(self._warm())
-            tasks.create_task(self._keep(self.dispatch, self._committed[0], REST))
-            tasks.create_task(self._keep(self.schedule, self._committed[1], REST))
-            tasks.create_task(self._keep(self.collect, self._started, PULSE))
+            for name in self._runners:  # none waits for another
+                tasks.create_task(self._keep(partial(self.schedule, name), self._wake(), REST))
+                tasks.create_task(self._keep(partial(self.collect, name), self._started[name], PULSE))
+
+    def _wake(self) -> asyncio.Event:
+        self._committed.append(asyncio.Event())
+        return self._committed[-1]
 
     async def _warm(self) -> None:
-        await self._runner.warm()
+        await asyncio.gather(*(runner.warm() for runner in self._runners.values()))
         self.warm.set()
 
     async def _keep(self, step: Callable[[], Awaitable[object]], wake: asyncio.Event, rest: float) -> None:
@@ -121,45 +131,56 @@ class Engine:
 
         await self._store.write(work)
 
-    async def schedule(self) -> None:
+    async def schedule(self, name: str = LOCAL) -> None:
         """Queues what can be paid for, and starts what there is room for: automatic jobs first, because
         somebody at the beamline waits for them, and the oldest first.
 
         Jobs that follow a growing dataset have the CPUs to themselves once more: they mostly wait for the
-        detector, and what they show is of no use later."""
+        detector, and what they show is of no use later. A runner with a queue of its own gets all at once."""
+        runner = self._runners[name]
         pending, queued, running = await self._store.read(_waiting)
         if pending:
             await self._store.write(lambda tx: _admit_all(tx, pending))
             _, queued, running = await self._store.read(_waiting)
+        queued = [job for job in queued if job.profile.runner == name]
         queued.sort(key=lambda job: (not job.launched_by.startswith("trigger:"), job.id))
+        if runner.cpus is None:
+            for job in sorted(queued, key=lambda job: not job.live)[:BATCH]:
+                if not await self._start(runner, job):
+                    break
+            return
+        running = [job for job in running if job.profile.runner == name]
         for live in (True, False):
-            free = self._runner.cpus - sum(job.profile.cpus for job in running if job.live is live)
+            free = runner.cpus - sum(job.profile.cpus for job in running if job.live is live)
             for job in queued:
                 if job.live is not live:
                     continue
                 if job.profile.cpus > free:
                     break  # nobody overtakes a larger job for ever
-                if await self._start(job):
+                if await self._start(runner, job):
                     free -= job.profile.cpus
 
-    async def _start(self, job: Job) -> bool:
+    async def _start(self, runner: Runner, job: Job) -> bool:
         try:
-            ref = await self._prepare(job)
+            ref = await self._prepare(runner, job)
+        except Unavailable as error:
+            await self._tell(job, str(error))
+            return False
         except OSError as error:
             reason = one_line(f"The job could not be started: {error}.", 2000)
             await self._store.write(lambda tx: change(tx, job, JobState.FAILED, actor=SYSTEM, reason=reason))
             return False
-        started = await self._store.write(
-            lambda tx: change(tx, job, JobState.RUNNING, actor=SYSTEM, runner_ref=ref)
-        )
+        self._own.add(job.id)
+        begins = runner.cpus is not None
+        started = await self._store.write(lambda tx: remember(tx, job, ref, begins=begins))
         if started is None:  # it has been cancelled meanwhile
-            await asyncio.to_thread(self._runner.cancel, ref)
+            await runner.cancel(ref)
             return False
-        await asyncio.to_thread(self._runner.release, ref)
-        self._started.set()
+        await runner.release(ref)
+        self._started[job.profile.runner].set()
         return True
 
-    async def _prepare(self, job: Job) -> Ref:
+    async def _prepare(self, runner: Runner, job: Job) -> Ref:
         dataset = await self._store.read(lambda tx: tx.datasets.get(job.inputs[0].id))
         if dataset is None:
             raise FileNotFoundError(f"its dataset {job.inputs[0].id} is not known")
@@ -177,35 +198,65 @@ class Engine:
             folder=str(folder.path),
         )
 
-        def work() -> Ref:
-            folder.lay(spec, self._jobs.template(job))
-            return self._runner.prepare(spec, job.profile, experiment)
+        await asyncio.to_thread(lambda: folder.lay(spec, self._jobs.template(job)))
+        return await runner.prepare(spec, job.profile, experiment)
 
-        return await asyncio.to_thread(work)
+    async def collect(self, name: str = LOCAL) -> None:
+        """Looks after the jobs that a runner has: their reports, their limits, their ends."""
+        runner = self._runners[name]
+        handed = await self._store.read(lambda tx: tx.jobs.handed_over())
+        tasks = [task for task in handed if task.job.profile.runner == name]
+        statuses = await runner.poll([task.runner_ref or {} for task in tasks])
+        await asyncio.gather(*(self._attend(runner, *known) for known in zip(tasks, statuses, strict=True)))
+        await self._write_news([task.job.id for task in tasks])
 
-    async def collect(self) -> None:
-        """Looks after the jobs that run: their reports, their limits, their ends."""
-        tasks = await self._store.read(lambda tx: tx.jobs.tasks([JobState.RUNNING]))
-        if self._adopted is None:
-            self._adopted = {task.job.id for task in tasks}
-        refs = [task.runner_ref or {} for task in tasks]
-        statuses = await asyncio.to_thread(self._runner.poll, refs) if tasks else []
-        await asyncio.gather(*map(self._attend, tasks, statuses))
-        await self._write_news()
-
-    async def _attend(self, task: Task, status: Status) -> None:
+    async def _attend(self, runner: Runner, task: Task, status: Status) -> None:
         job = task.job
         watch = await self._watch(job)
-        self._publish(job, watch, await asyncio.to_thread(watch.folder.news, watch.reader))
-        if not status.alive:
-            await self._end(task, watch)
+        began = status.started
+        if began is None and status.phase is Phase.GONE:  # the runner does not know
+            began = await asyncio.to_thread(watch.folder.started)
+        if job.state is JobState.QUEUED and status.phase in (Phase.RUNNING, Phase.GONE) and began is not None:
+            running = await self._store.write(
+                lambda tx: change(tx, job, JobState.RUNNING, actor=SYSTEM, at=began)
+            )
+            if running is None:
+                return
+            job = running
+            task = replace(task, job=job)
+        if job.state is JobState.RUNNING:
+            self._publish(job, watch, await asyncio.to_thread(watch.folder.news, watch.reader))
+        if status.phase is Phase.GONE:
+            await self._end(runner, task, status, watch)
             return
-        if status.reason:
+        if status.phase is Phase.RUNNING and status.reason:
             watch.stopped = status.reason
-        if job.started and (datetime.now(UTC) - job.started).total_seconds() > job.profile.walltime:
+        await self._tell(job, "" if status.phase is Phase.RUNNING else status.reason)
+        limited = runner.cpus is not None  # others keep the time themselves
+        if (
+            limited
+            and job.started
+            and (datetime.now(UTC) - job.started).total_seconds() > job.profile.walltime
+        ):
             watch.stopped = f"It reached its time limit of {duration(job.profile.walltime)}."
         if watch.stopped or task.cancel_requested:
-            await asyncio.to_thread(self._runner.cancel, task.runner_ref or {})
+            await runner.cancel(task.runner_ref or {})
+
+    async def _tell(self, job: Job, reason: str) -> None:
+        """Says what a job waits for, where that has changed."""
+        if reason == job.reason:
+            return
+        reason = one_line(reason, 2000)
+        told = await self._store.write(lambda tx: tx.jobs.change(job.id, job.state, reason=reason))
+        if told is not None:
+            watch = await self._watch(job)
+            self._live.publish(
+                "job.progress",
+                experiment=job.experiment,
+                instrument=watch.instrument,
+                subject=str(job.id),
+                data={"reason": reason},
+            )
 
     async def _watch(self, job: Job) -> Watch:
         if job.id not in self._watches:
@@ -214,11 +265,11 @@ class Engine:
             self._watches[job.id] = Watch(self._jobs.folder(job), instrument)
         return self._watches[job.id]
 
-    async def _end(self, task: Task, watch: Watch) -> None:
+    async def _end(self, runner: Runner, task: Task, status: Status, watch: Watch) -> None:
         """The job's processes are gone: reads what they left, and settles."""
         job, folder, reader = task.job, watch.folder, watch.reader
-        adopted = job.id in (self._adopted or ()) and not task.cancel_requested
-        if adopted and not await asyncio.to_thread(folder.begun):
+        found = runner.cpus is not None and job.id not in self._own and not task.cancel_requested
+        if found and not await asyncio.to_thread(folder.begun):
             # its engine died before it was let go: nothing has run, so it can be started as if for the first
             # time
             self._forget(job)
@@ -229,9 +280,13 @@ class Engine:
             position = reader.position
             self._publish(job, watch, await asyncio.to_thread(folder.news, reader))
         result = await asyncio.to_thread(folder.result)
-        ended = await asyncio.to_thread(folder.ended)
+        if result is None and status.again and not task.cancel_requested and not watch.stopped:
+            self._forget(job)
+            await self._store.write(lambda tx: _try_again(tx, job, status))
+            return
+        ended = status.ended or await asyncio.to_thread(folder.ended)
         await asyncio.to_thread(folder.seal)
-        actor, state, reason = outcome(task, watch.stopped, result)
+        actor, state, reason = outcome(task, watch.stopped or status.reason, result)
         progress = reader.progress
         if state is JobState.FINISHED:
             progress = progress.model_copy(update={"fraction": 1.0})
@@ -245,6 +300,7 @@ class Engine:
                 actor=actor,
                 reason=reason,
                 at=ended,
+                used=status.cpu_seconds,
                 progress=progress.model_dump(),
                 metrics={name: value.model_dump() for name, value in metrics.items()},
                 artifacts=[artifact.model_dump() for artifact in artifacts],
@@ -254,8 +310,7 @@ class Engine:
 
     def _forget(self, job: Job) -> None:
         self._watches.pop(job.id, None)
-        if self._adopted:
-            self._adopted.discard(job.id)
+        self._own.discard(job.id)
 
     def _publish(self, job: Job, watch: Watch, news: News) -> None:
         def publish(kind: str, data: dict[str, Any]) -> None:
@@ -270,12 +325,12 @@ class Engine:
         for name, page in news.series.items():
             publish("job.series", {"name": name, **page.model_dump()})
 
-    async def _write_news(self) -> None:
+    async def _write_news(self, jobs: Sequence[int]) -> None:
         now = time.monotonic()
         due = {
             job: watch
-            for job, watch in self._watches.items()
-            if watch.unwritten and now - watch.written >= TELL
+            for job in jobs
+            if (watch := self._watches.get(job)) and watch.unwritten and now - watch.written >= TELL
         }
 
         def work(tx: Transaction) -> None:
@@ -310,10 +365,24 @@ def duration(seconds: int) -> str:
 
 def _waiting(tx: Transaction) -> tuple[list[Job], list[Job], list[Job]]:
     """The pending jobs that something can be done about, those queued, those running."""
-    jobs = [task.job for task in tx.jobs.tasks([JobState.PENDING, JobState.QUEUED, JobState.RUNNING])]
+    tasks = tx.jobs.tasks([JobState.PENDING, JobState.QUEUED, JobState.RUNNING])
+    jobs = [task.job for task in tasks]
     pending = [job for job in jobs if job.state is JobState.PENDING and why_pending(tx, job) != job.reason]
-    queued = [job for job in jobs if job.state is JobState.QUEUED]
+    handed_over = {task.job.id for task in tasks if task.runner_ref is not None}
+    queued = [job for job in jobs if job.state is JobState.QUEUED and job.id not in handed_over]
     return pending, queued, [job for job in jobs if job.state is JobState.RUNNING]
+
+
+def _try_again(tx: Transaction, job: Job, status: Status) -> None:
+    """Another attempt for a job that ended by no doing of its own. Each is paid for as it was used."""
+    attempts = tx.licences.holds(job.id)
+    reason = f"{status.reason} It is started again."
+    state = JobState.PENDING
+    if attempts >= ATTEMPTS:
+        reason, state = f"{status.reason} It was started {attempts} times.", JobState.FAILED
+    ended = change(tx, job, state, actor=SYSTEM, reason=reason, at=status.ended, used=status.cpu_seconds)
+    if ended is not None and state is JobState.PENDING:
+        admit(tx, ended)
 
 
 def _admit_all(tx: Transaction, pending: Sequence[Job]) -> None:

@@ -39,6 +39,7 @@ MAX_ROWS = 5000  # in one page of a series
 MAX_DIGESTED = 8 * 1024**3  # bytes; larger artifacts are listed without a digest
 MAX_DEPTH = 64  # of folders that are sealed
 ALL = PurePosixPath()
+STARTED = "started"  # an empty file that a node makes before the job's first process
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,12 @@ class JobFolder:
                 "artifacts": list(artifacts.values()),
             }
         )
+
+    def started(self) -> datetime | None:
+        """When a node began with the job, where it says so; None if none has."""
+        with contextlib.suppress(FileNotFoundError):
+            return datetime.fromtimestamp((self.path / STARTED).lstat().st_mtime, UTC)
+        return self.ended() if (self.path / "result.json").exists() else None
 
     def ended(self) -> datetime:
         """When the result was written: a moment that the job cannot have set back. Now, if it never was."""

@@ -47,9 +47,11 @@ T = TypeVar("T")
 SYSTEM = access.SYSTEM.name
 STEPS: Mapping[JobState, frozenset[JobState]] = {
     JobState.PENDING: frozenset({JobState.PENDING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
-    # back to the queue only if it is certain that nothing has run
-    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.PENDING, JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    # back to the queue only if it is certain that nothing has run; else by way of pending: another attempt
+    JobState.RUNNING: frozenset(
+        {JobState.PENDING, JobState.QUEUED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
+    ),
 }
 
 
@@ -147,7 +149,8 @@ class Jobs:
                 raise Conflict(f"Job {job.id} has already {job.state}.", "There is nothing to cancel.")
             note = one_line(request.reason, 500)
             reason = f"Cancelled by {principal.name}{': ' if note else ''}{note}."
-            if job.state is JobState.RUNNING:
+            task = tx.jobs.task(job.id)
+            if task is not None and task.runner_ref is not None:  # its runner has it
                 return _sure(
                     tx.jobs.change(job.id, job.state, cancel_requested=f"{principal.name}\n{reason}")
                 )
@@ -378,6 +381,7 @@ def change(
     actor: str,
     reason: str = "",
     at: datetime | None = None,
+    used: int | None = None,
     **columns: Any,
 ) -> Job | None:
     """The only place where a job's state changes: the state, the charge and the event are one.
@@ -387,6 +391,8 @@ def change(
 
     Args:
         at: when it happened; now by default.
+        used: CPU-seconds of the attempt that is over with this, where its runner has counted them; by default
+            its runtime x its CPUs.
         columns: others that change with the state.
     """
     if state not in STEPS.get(job.state, frozenset()):
@@ -395,19 +401,32 @@ def change(
     moment = now if at is None else min(max(at, job.started or job.created), now)
     if state is JobState.RUNNING:
         columns |= {"started": moment}
-    elif state is JobState.QUEUED:
+    elif state in (JobState.PENDING, JobState.QUEUED):
         columns |= {"started": None, "runner_ref": None}
     elif state.ended:
         columns |= {"ended": moment}
     changed = tx.jobs.change(job.id, job.state, state=state, reason=reason, **columns)
     if changed is None:
         return None
-    if state.ended:
-        runtime = (moment - job.started).total_seconds() if job.started else 0.0
-        charged = settle(tx, job.id, math.ceil(runtime * job.profile.cpus), actor=actor)
-        changed = changed.model_copy(update={"cpu_seconds": charged})
+    if state.ended or state is JobState.PENDING:
+        if used is None:
+            runtime = (moment - job.started).total_seconds() if job.started else 0.0
+            used = math.ceil(runtime * job.profile.cpus)
+        charged = settle(tx, job.id, used, actor=actor)
+        changed = changed.model_copy(update={"cpu_seconds": changed.cpu_seconds + charged})
     _tell(tx, f"job.{state}", changed, actor)
     return changed
+
+
+def remember(tx: Transaction, job: Job, ref: Mapping[str, JsonValue], *, begins: bool) -> Job | None:
+    """Notes how a runner finds a job that it has taken; None if the job is not queued any more.
+
+    Args:
+        begins: whether it runs as soon as it is let go, or goes on waiting in the runner's own queue.
+    """
+    if begins:
+        return change(tx, job, JobState.RUNNING, actor=SYSTEM, runner_ref=dict(ref))
+    return tx.jobs.change(job.id, JobState.QUEUED, runner_ref=dict(ref), reason="")
 
 
 def admit(tx: Transaction, job: Job) -> Job:

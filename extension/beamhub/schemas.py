@@ -428,14 +428,32 @@ class Template(Model):
     source: Literal["shipped", "facility", "experiment"]
 
 
+SlurmWord = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.:@,+&|-]*)?$", max_length=200)
+]
+
+
+class SlurmOptions(Model):
+    """What of a Slurm cluster a job uses, as the facility has configured it; "" is the cluster's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    account: SlurmWord = ""
+    partition: SlurmWord = ""
+    qos: SlurmWord = ""
+    reservation: SlurmWord = ""
+    constraint: SlurmWord = ""
+
+
 class Profile(Model):
-    """What a job asks for."""
+    """What a job asks for, and where it then runs. Profiles are the facility's: people choose one by name."""
 
     name: str
     title: str
-    cpus: int
-    memory: int  # bytes
-    walltime: int  # seconds
+    cpus: int = Field(ge=1)
+    memory: int = Field(ge=1)  # bytes
+    walltime: int = Field(ge=1)  # seconds
+    runner: Literal["local", "slurm"] = "local"
+    slurm: SlurmOptions = SlurmOptions()
 
 
 class TriggerEvent(StrEnum):

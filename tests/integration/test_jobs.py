@@ -25,7 +25,7 @@ from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
 from beamhub.jobs import Jobs
 from beamhub.rules import Rules
-from beamhub.runners import Runner
+from beamhub.runners import Phase, Runner
 from beamhub.runners.local import LocalRunner
 from beamhub.schemas import (
     DatasetKind,
@@ -139,7 +139,7 @@ class Lab:
         return experiment, other, dataset.id
 
     def engine(self, runner: Runner | None = None) -> Engine:
-        return Engine(self.store, self.live, self.jobs, runner or self.runner(), self.data_dir)
+        return Engine(self.store, self.live, self.jobs, {"local": runner or self.runner()}, self.data_dir)
 
     def runner(self, kind: type[LocalRunner] = LocalRunner) -> LocalRunner:
         return kind(2, self.folder / "state", self.data_dir, warm=False)
@@ -495,7 +495,7 @@ folder = Path(sys.argv[1])
 store = Store(sys.argv[2])
 jobs = Jobs(store, Catalogue([folder / "templates"]), [], folder / "data")
 runner = LocalRunner(2, folder / "state", folder / "data", warm=False)
-asyncio.run(Engine(store, Live(), jobs, runner, folder / "data").run_forever())
+asyncio.run(Engine(store, Live(), jobs, {"local": runner}, folder / "data").run_forever())
 """
 
 
@@ -574,7 +574,7 @@ async def test_a_killed_engine_is_followed_by_one_that_adopts_its_jobs(lab: Lab)
 class Forgetful(LocalRunner):
     """Dies, as far as its jobs can tell, between remembering a job and letting it go."""
 
-    def release(self, ref: dict[str, Any]) -> None:
+    async def release(self, ref: dict[str, Any]) -> None:
         child = self._children[ref["pid"]]
         assert child.stdin
         child.stdin.close()
@@ -648,7 +648,7 @@ async def test_a_pending_or_queued_job_is_cancelled_at_once(lab: Lab) -> None:
 class Waiting(LocalRunner):
     """Starts jobs that never begin."""
 
-    def release(self, ref: dict[str, Any]) -> None:
+    async def release(self, ref: dict[str, Any]) -> None:
         pass
 
 
@@ -672,11 +672,12 @@ async def test_automatic_jobs_go_first_and_never_more_than_there_are_cpus(lab: L
     assert len(lab.store.read_sync(running)) == 2
     for task in lab.store.read_sync(lambda tx: tx.jobs.tasks([JobState.RUNNING])):
         assert task.runner_ref
-        runner.cancel(task.runner_ref)
+        await runner.cancel(task.runner_ref)
         ref = task.runner_ref
 
         async def gone() -> bool:
-            return not runner.poll([ref])[0].alive  # noqa: B023 (called before the next turn)
+            [status] = await runner.poll([ref])  # noqa: B023 (called before the next turn)
+            return status.phase is Phase.GONE
 
         await condition(gone)
 

@@ -1,17 +1,19 @@
 """Where jobs run. A runner starts, watches and ends the processes of jobs; it knows nothing of the store.
 
 A job is started in two steps, so that a service that is killed at any moment neither loses a job nor runs it
-twice: `prepare` makes a process that waits and has done nothing yet, and returns how it can be found again;
-when that has been remembered, `release` lets it go. A process whose service dies before the release ends
-without having run.
+twice: `prepare` makes what waits to run and has done nothing yet, and returns how it can be found again; when
+that has been remembered, `release` lets it go. What is never released never runs: it ends by itself, or the
+next `prepare` of the same job takes it up.
 
-All methods but `warm` may block: call them in a thread.
+No method blocks the event loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -22,28 +24,52 @@ from beamhub.schemas import JobSpec, Profile
 Ref = dict[str, JsonValue]
 
 
+class Unavailable(Exception):  # noqa: N818 (reads as what happened)
+    """The runner can't be reached or takes no more just now. Nothing has been started that runs; it is to be
+    tried again later. The message is a sentence for people."""
+
+
+class Phase(StrEnum):
+    WAITING = "waiting"  # for its turn, in the runner's own queue
+    RUNNING = "running"
+    GONE = "gone"  # nothing of it runs any more, nor ever will
+    UNKNOWN = "unknown"  # can't be told now
+
+
 @dataclass(frozen=True)
 class Status:
-    """Of a job's processes: whether any is alive, and why the runner ended them if it did."""
+    """How a job is, as far as its runner knows.
 
-    alive: bool
-    reason: str = ""
+    Times and CPU-seconds are given by runners that keep accounts of their own; otherwise they are None, and
+    what the service and the job's folder know counts.
+    """
+
+    phase: Phase
+    reason: str = ""  # a sentence: what it waits for, or why it was ended
+    started: datetime | None = None
+    ended: datetime | None = None
+    cpu_seconds: int | None = None  # CPUs that were allocated x elapsed time
+    again: bool = False  # it is gone by no doing of its own, and may be started again
 
 
 class Runner(Protocol):
-    cpus: int  # how many there are for all jobs together
+    @property
+    def cpus(self) -> int | None:
+        """How many there are for all jobs together; None: the runner has a queue of its own."""
 
-    def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
-        """A process that waits to run the job in `spec.folder`; of the data it will see the experiment's
-        folder, read-only, and write to its own. Raises OSError."""
+    async def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
+        """What waits to run the job in `spec.folder`; of the data it will see the experiment's folder,
+        read-only, and write to its own. Raises OSError if the job can't be started at all, Unavailable if it
+        can't be now."""
 
-    def release(self, ref: Ref) -> None:
-        """Lets a prepared process go."""
+    async def release(self, ref: Ref) -> None:
+        """Lets what has been prepared go. A runner that can't be reached now does so later, when it is
+        polled."""
 
-    def poll(self, refs: Sequence[Ref]) -> list[Status]:
+    async def poll(self, refs: Sequence[Ref]) -> list[Status]:
         """How each of them is."""
 
-    def cancel(self, ref: Ref) -> None:
+    async def cancel(self, ref: Ref) -> None:
         """Ends all processes of the job, at once. `poll` tells when they are gone."""
 
     async def warm(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from beamhub import sandbox
 from beamhub.folders import INCOMING
-from beamhub.runners import Ref, Status
+from beamhub.runners import Phase, Ref, Status
 from beamhub.schemas import JobSpec, Profile
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,19 @@ class LocalRunner:
         self._caches = self._state / "warm"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
-    def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
+    async def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
+        return await asyncio.to_thread(self._prepare, spec, profile, experiment)
+
+    async def release(self, ref: Ref) -> None:
+        await asyncio.to_thread(self._release, ref)
+
+    async def poll(self, refs: Sequence[Ref]) -> list[Status]:
+        return await asyncio.to_thread(self._poll, refs)
+
+    async def cancel(self, ref: Ref) -> None:
+        await asyncio.to_thread(self._cancel, ref)
+
+    def _prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
         if self._broken and self._require_sandbox:
             raise OSError(self._broken)
         folder = Path(spec.folder)
@@ -99,7 +111,7 @@ class LocalRunner:
             raise OSError("the job's first process ended at once")
         return {"pid": child.pid, "start_time": started.start_time, "memory": profile.memory}
 
-    def release(self, ref: Ref) -> None:
+    def _release(self, ref: Ref) -> None:
         child = self._children.get(_int(ref, "pid"))
         if child is not None and child.stdin is not None:
             try:
@@ -108,7 +120,7 @@ class LocalRunner:
             except BrokenPipeError:  # it has been killed meanwhile: poll() tells
                 log.warning("the job's process %d ended before it was let go", child.pid)
 
-    def poll(self, refs: Sequence[Ref]) -> list[Status]:
+    def _poll(self, refs: Sequence[Ref]) -> list[Status]:
         processes = list(_processes())
         for pid, child in list(self._children.items()):
             if child.poll() is not None:  # takes the exit code, so that no zombie stays
@@ -117,7 +129,7 @@ class LocalRunner:
                     child.stdin.close()
         return [self._status(ref, processes) for ref in refs]
 
-    def cancel(self, ref: Ref) -> None:
+    def _cancel(self, ref: Ref) -> None:
         if _members(ref, _processes()):
             try:
                 os.killpg(_int(ref, "pid"), signal.SIGKILL)
@@ -165,16 +177,16 @@ class LocalRunner:
     def _status(self, ref: Ref, processes: Sequence[_Process]) -> Status:
         members = _members(ref, processes)
         if not members:
-            return Status(alive=False)
+            return Status(Phase.GONE)
         limit = _int(ref, "memory")
         used = sum(_private_memory(pid) for pid in _descendants(members, processes))
         if used > limit:
-            self.cancel(ref)
+            self._cancel(ref)
             return Status(
-                alive=True,
+                Phase.RUNNING,
                 reason=f"It used more than {limit / 1024**3:g} GiB of memory: choose a profile with more.",
             )
-        return Status(alive=True)
+        return Status(Phase.RUNNING)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, and_, insert, null, or_, select, update
 
 from beamhub.schemas import Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
 from beamhub.store.pages import paginate
@@ -58,6 +58,12 @@ class Jobs:
     def tasks(self, states: Collection[JobState]) -> Sequence[Task]:
         """The jobs in these states, oldest first."""
         query = select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.id)
+        return [_task(row) for row in self._connection.execute(query)]
+
+    def handed_over(self) -> Sequence[Task]:
+        """The jobs that a runner has: those running, and those waiting in its own queue; oldest first."""
+        handed = and_(jobs.c.state == JobState.QUEUED, jobs.c.runner_ref.is_not(null()))
+        query = select(jobs).where(or_(jobs.c.state == JobState.RUNNING, handed)).order_by(jobs.c.id)
         return [_task(row) for row in self._connection.execute(query)]
 
     def task(self, job: int) -> Task | None:

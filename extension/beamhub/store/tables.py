@@ -234,8 +234,8 @@ jobs = Table(
     Column("progress", JSON, nullable=False),
     Column("metrics", JSON, nullable=False),
     Column("artifacts", JSON, nullable=False),
-    Column("runner_ref", JSON),  # how the runner finds the process again after a restart
-    Column("cancel_requested", String(800)),  # who and why, while it still runs
+    Column("runner_ref", JSON(none_as_null=True)),  # how its runner finds it again after a restart
+    Column("cancel_requested", String(800)),  # who and why, while a runner still has it
 )
 
 licences = Table(
