@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Sequence
+import struct
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from beamhub import folders
 from beamhub.errors import ChecksumMismatch, Conflict, DiskFull, Gone, NotFound
 from beamhub.schemas import Upload, UploadState
 
 MAX_VERSIONS = 100  # of one path
+LOCKS = ".publishing"  # the file in the data directory that all names' locks are ranges of
 RESERVE = 64 * 2**20  # bytes of disk that uploads leave to the rest of the service
 
 
@@ -38,43 +41,72 @@ class Incoming:
     def temporary(self, upload: Upload) -> Path:
         return self._data_dir / upload.experiment / folders.INCOMING / upload.id
 
-    def make_room(self, upload: Upload) -> None:
-        """An empty temporary file. Raises DiskFull if the announced bytes can't fit."""
+    def make_room(self, upload: Upload) -> Held:
+        """An empty temporary file, held. Raises DiskFull if the announced bytes can't fit."""
         temporary = self.temporary(upload)
         if shutil.disk_usage(temporary.parent).free - RESERVE < upload.size:
             raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
-        # there already when a kill has come between this and the upload's row
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        while True:
+            # there already when a kill has come between this and the upload's row
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            with contextlib.suppress(Gone):  # it was there, and has just been removed as an orphan
+                return self.hold(upload)
 
-    def write(self, upload: Upload, position: int, block: bytearray, hasher: hashlib._Hash | None) -> None:
-        """Writes all of a block, and adds it to the hash. Raises Gone if the upload is over."""
-        if hasher:
-            hasher.update(block)
-        view = memoryview(block)
-        with self._opened(upload) as file:
-            while view:
-                count = os.pwrite(file.fileno(), view, position)
-                view, position = view[count:], position + count
+    def hold(self, upload: Upload) -> Held:
+        """The temporary file, for one request or process at a time: until it is closed, nobody else adds to
+        it, publishes it or removes it for its age. A kill releases it.
 
-    def cut(self, upload: Upload, size: int) -> None:
-        """Forgets the bytes from `size` on."""
-        with self._opened(upload) as file:
-            file.truncate(size)
-
-    def _opened(self, upload: Upload) -> FileIO:
+        Raises Conflict while somebody else holds it, Gone where there is none.
+        """
+        temporary = self.temporary(upload)
         try:
-            return FileIO(self.temporary(upload), "r+")
+            held = Held(upload, _open(temporary))
         except FileNotFoundError as error:
-            raise Gone(f"The upload of {upload.path} is over.", "Ask for its state.") from error
+            raise _over(upload) from error
+        try:
+            fcntl.flock(held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.size()  # it may have been removed before it was locked
+        except BlockingIOError as error:
+            held.close()
+            raise Conflict(
+                f"Another request is sending {upload.path}.",
+                "Wait for it, ask for the offset, and go on from there.",
+            ) from error
+        except BaseException:
+            held.close()
+            raise
+        return held
+
+    def claim(self, experiment: str, path: str) -> int | None:
+        """The right to publish under this name, before all other processes: a descriptor, to be closed
+        afterwards; None while somebody else has it. A kill gives it back."""
+        lock = os.open(self._data_dir / LOCKS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        place = int.from_bytes(hashlib.blake2b(f"{experiment}/{path}".encode(), digest_size=7).digest())
+        # of the open file, not of the process: two claims of one process exclude each other too
+        one_byte = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
+        try:
+            fcntl.fcntl(lock, fcntl.F_OFD_SETLK, one_byte)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
 
     def measured(self, upload: Upload) -> Upload:
         """The upload with the offset that the disk knows."""
         if upload.state is not UploadState.RECEIVING:
             return upload
+        arrived = self.arrived(upload)  # None: completed or given up since its row was read
+        return upload if arrived is None else upload.model_copy(update={"offset": arrived})
+
+    def arrived(self, upload: Upload) -> int | None:
+        """How many bytes the temporary file has; None where there is none."""
         try:
-            return upload.model_copy(update={"offset": self.temporary(upload).stat().st_size})
-        except FileNotFoundError:  # completed or given up since its row was read
-            return upload
+            return self.temporary(upload).stat().st_size
+        except FileNotFoundError:
+            return None
 
     def touched(self, upload: Upload) -> datetime:
         """When its last byte came."""
@@ -83,17 +115,18 @@ class Incoming:
         except FileNotFoundError:
             return datetime.now(UTC)
 
-    def verify(self, upload: Upload) -> None:
+    def verify(self, upload: Upload, file: Held) -> None:
         """The bytes on disk are those that were announced, and stay there. Raises ChecksumMismatch."""
-        with self.temporary(upload).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != upload.digest:
+        with open(file.fileno(), "rb", closefd=False) as stream:
+            stream.seek(0)
+            if hashlib.file_digest(stream, "sha256").hexdigest() != upload.digest:
                 raise ChecksumMismatch(
                     f"{upload.path} arrived with another content than announced.",
                     "Announce and send it again.",
                 )
-            # what the instrument has measured is never changed; in shared/ people work
-            os.fchmod(file.fileno(), 0o440 if upload.path.startswith(f"{folders.RAW}/") else 0o660)
-            os.fsync(file.fileno())
+        # what the instrument has measured is never changed; in shared/ people work
+        os.fchmod(file.fileno(), 0o440 if upload.path.startswith(f"{folders.RAW}/") else 0o660)
+        os.fsync(file.fileno())
 
     def publish(self, upload: Upload, paths: Sequence[str]) -> str:
         """Gives the temporary file the first of these names that is free, durably; the name."""
@@ -143,11 +176,84 @@ class Incoming:
         """Removes the temporary file; the published name stays."""
         self.temporary(upload).unlink(missing_ok=True)
 
-    def remove_orphans(self, known: Collection[str]) -> None:
-        """Removes the temporary files of all uploads but the known ones."""
-        for temporary in self._data_dir.glob(f"*/{folders.INCOMING}/*"):
-            if temporary.name not in known:
-                temporary.unlink(missing_ok=True)
+    def found(self) -> list[Path]:
+        """All temporary files; each has the id of its upload as its name."""
+        return list(self._data_dir.glob(f"*/{folders.INCOMING}/*"))
+
+
+def _open(temporary: Path) -> int:
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(temporary, os.O_RDWR | flags)
+    except PermissionError:  # a kill has come between its verification and its publication
+        return os.open(temporary, os.O_RDONLY | flags)
+
+
+def remove(temporary: Path, unless: Callable[[], bool]) -> None:
+    """Removes a temporary file that nobody holds, unless something speaks against it, before or once it is
+    held."""
+    if unless():
+        return
+    try:
+        descriptor = _open(temporary)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not unless():
+            temporary.unlink(missing_ok=True)
+    except BlockingIOError:
+        pass  # just being announced
+    finally:
+        os.close(descriptor)
+
+
+class Held:
+    """A temporary file that is held (see Incoming.hold). Closing it lets it go."""
+
+    def __init__(self, upload: Upload, descriptor: int) -> None:
+        self._upload = upload
+        self._descriptor = descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """May be called twice."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def size(self) -> int:
+        """How many bytes it has. Raises Gone if it has been removed: the upload is over."""
+        status = os.fstat(self._descriptor)
+        if status.st_nlink == 0:
+            raise _over(self._upload)
+        return status.st_size
+
+    def write(self, position: int, block: bytearray, hasher: hashlib._Hash | None) -> None:
+        """Writes all of a block, and adds it to the hash. Raises Gone if the upload is over."""
+        self.size()
+        if hasher:
+            hasher.update(block)
+        view = memoryview(block)
+        while view:
+            count = os.pwrite(self._descriptor, view, position)
+            view, position = view[count:], position + count
+
+    def cut(self, size: int) -> None:
+        """Forgets the bytes from `size` on."""
+        os.ftruncate(self._descriptor, size)
+
+
+def _over(upload: Upload) -> Gone:
+    return Gone(f"The upload of {upload.path} is over.", "Ask for its state.")
 
 
 def explained(error: OSError, upload: Upload) -> Exception:

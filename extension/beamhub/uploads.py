@@ -4,6 +4,10 @@ Bytes go to a temporary file; how many there are is its size, and nothing else. 
 the whole file is read back, compared with the digest that the sender announced, flushed to the disk, given
 its name (never replacing what is there), and only then the upload is complete. A kill at any moment leaves a
 temporary file to go on with, or one that `recover` finishes: every step may be done twice.
+
+Any number of processes may do all of this side by side, for the same uploads: who adds to a temporary file or
+publishes it holds it, and who publishes under a name has claimed that name, both by locks that end with the
+process.
 """
 
 from __future__ import annotations
@@ -12,21 +16,21 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone, Invalid, NotFound, TooLarge
 from beamhub.events import Live, emit
-from beamhub.incoming import Incoming, explained, versions
+from beamhub.incoming import Held, Incoming, explained, remove, versions
 from beamhub.schemas import Page, Upload, UploadState
 from beamhub.store import Store, Transaction
 
@@ -41,6 +45,7 @@ MAX_SIZE = 8 * 2**40  # bytes
 WRITE = 256 * 2**10  # bytes at a time: the fastest size where it was measured
 THREADS = 4
 PROGRESS = 0.25  # seconds between live messages about one upload
+CLAIM = 0.01  # seconds between attempts to claim a name that somebody else is publishing under
 
 
 class Uploads:
@@ -52,9 +57,7 @@ class Uploads:
         self._incoming = Incoming(data_dir)
         self._examine = examine
         self._threads = ThreadPoolExecutor(THREADS, "beamhub-upload")
-        self._appending: set[str] = set()
         self._finishing: set[asyncio.Task[Upload]] = set()
-        self._publishing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def close(self) -> None:
         """Waits for the files that are being published."""
@@ -95,7 +98,7 @@ class Uploads:
                 raise Invalid(
                     f"The Idempotency-Key {key!r} has announced another file.", "Use a new key for each file."
                 )
-            return await self._finish(begun) if size == 0 else await self._run(self._incoming.measured, begun)
+            return await self._announced(begun)
         area, place = await self._store.read(lambda tx: _destination(tx, principal, experiment))
         upload = Upload(
             id=id_,
@@ -114,10 +117,22 @@ class Uploads:
         _, _, twin = await self._versions(upload)
         if twin:
             return twin
-        await self._run(self._incoming.make_room, upload)
-        if not await self._store.write(lambda tx: _begin(tx, upload)):
+        try:
+            file = await self._held(self._incoming.make_room, upload)
+        except Conflict:  # the same sender just announces it with the same key
+            await asyncio.sleep(CLAIM)
             return await self.create(principal, path, size, digest, experiment, key=key)
-        return await self._finish(upload) if size == 0 else upload
+        with file:
+            if await self._store.write(lambda tx: _begin(tx, upload)):
+                return upload if size else await self._finish(upload, file)
+        return await self.create(principal, path, size, digest, experiment, key=key)
+
+    async def _announced(self, upload: Upload) -> Upload:
+        """An upload that had been announced before, as it is now."""
+        if upload.size or upload.state is not UploadState.RECEIVING:
+            return await self._run(self._incoming.measured, upload)
+        with await self._held(self._incoming.hold, upload) as file:  # empty, and not published for a kill
+            return await self._finish(upload, file)
 
     async def get(self, principal: Principal, id_: str) -> Upload:
         upload = await self._store.read(lambda tx: _readable(tx, principal, id_))
@@ -164,58 +179,75 @@ class Uploads:
         upload = await self._store.read(lambda tx: _writable(tx, principal, id_))
         if upload.state is UploadState.FAILED:
             raise Gone(f"The upload of {upload.path} has failed: {upload.error}", "Announce the file again.")
-        with self._alone(upload):
-            upload = await self._run(self._incoming.measured, upload)
-            if offset != upload.offset:
-                raise Conflict(
-                    f"The next byte of {upload.path} is {upload.offset}, not {offset}.",
-                    "Ask for the offset and go on from there.",
-                )
-            if upload.state is not UploadState.RECEIVING:
-                return upload
-            written = await self._receive(upload, chunks, checksum)
+        if upload.state is not UploadState.RECEIVING:
+            _expect(upload, offset)
+            return upload
+        try:
+            file = await self._held(self._incoming.hold, upload)
+        except Gone:  # it has come to its end since it was read
+            return await self.append(principal, id_, offset, chunks, checksum)
+        with contextlib.ExitStack() as until_then:
+            until_then.enter_context(file)
+            upload = upload.model_copy(update={"offset": file.size()})
+            _expect(upload, offset)
+            written = await self._receive(upload, file, chunks, checksum)
             if written < upload.size:
                 return upload.model_copy(update={"offset": written})
+            until_then.pop_all()  # the file is let go when it has been published
             # a sender that goes away now does not stop what it has waited for
-            return await asyncio.shield(self._begin_to_finish(upload))
+            return await asyncio.shield(self._begin_to_finish(upload, file))
 
     async def terminate(self, principal: Principal, id_: str) -> None:
         """Gives up an upload that is on its way. A published file stays: Conflict."""
         upload = await self._store.read(lambda tx: _writable(tx, principal, id_))
-        async with self._lock(upload):
+        with await self._claim(upload):
             await self._fail(upload, f"given up by {principal.name}", principal.name)
 
     # --- after a kill, and now and then ---
 
     async def recover(self) -> None:
-        """Cleans up what a kill has left behind, and begins to finish what can be finished.
-
-        To be called before anything is received. Files may be large: they are verified in the background.
-        """
+        """Cleans up what a killed process has left behind, and begins to finish what can be finished, in the
+        background. What a living process has in hand is left to it."""
+        found = await self._run(self._incoming.found)
         waiting = await self._store.read(lambda tx: tx.uploads.receiving())
         known = {upload.id for upload in waiting}
-        await self._run(lambda: self._incoming.remove_orphans(known))
+        for temporary in found:
+            if temporary.name not in known:
+                await self._run(remove, temporary, lambda name=temporary.name: self._receiving(name))
         for upload in waiting:
-            if not await self._run(self._incoming.temporary(upload).exists):
-                await self._fail(upload, "its bytes are gone from the disk", access.SYSTEM.name)
-            elif (await self._run(self._incoming.measured, upload)).offset == upload.size:
-                self._begin_to_finish(upload)
+            if await self._run(self._incoming.arrived, upload) not in (None, upload.size):
+                continue  # more has to come
+            try:
+                file = await self._held(self._incoming.hold, upload)
+            except Gone:
+                with contextlib.suppress(Conflict):  # it has come to its end meanwhile
+                    await self._fail(upload, "its bytes are gone from the disk", access.SYSTEM.name)
+            except Conflict:
+                continue
+            else:
+                if file.size() == upload.size:
+                    self._begin_to_finish(upload, file)
+                else:
+                    file.close()
 
     async def expire(self, now: datetime) -> None:
         """Gives up uploads that have had no byte for long."""
         for upload in await self._store.read(lambda tx: tx.uploads.receiving()):
-            if (
-                upload.id not in self._appending
-                and await self._run(self._incoming.touched, upload) < now - EXPIRES
-            ):
-                with contextlib.suppress(Conflict):  # it has come to its end meanwhile
-                    async with self._lock(upload):
+            if await self._run(self._incoming.touched, upload) < now - EXPIRES:
+                try:
+                    with await self._held(self._incoming.hold, upload), await self._claim(upload):
                         await self._fail(upload, f"not continued for {EXPIRES}", access.SYSTEM.name)
+                except (Conflict, Gone):
+                    continue  # it goes on, or has come to its end meanwhile
+
+    def _receiving(self, id_: str) -> bool:
+        upload = self._store.read_sync(lambda tx: tx.uploads.get(id_))
+        return upload is not None and upload.state is UploadState.RECEIVING
 
     # --- receiving ---
 
     async def _receive(
-        self, upload: Upload, chunks: AsyncIterator[bytes], checksum: tuple[str, bytes] | None
+        self, upload: Upload, file: Held, chunks: AsyncIterator[bytes], checksum: tuple[str, bytes] | None
     ) -> int:
         """Writes the chunks behind the upload's offset; the new offset."""
         if checksum is not None and checksum[0] not in CHECKSUMS:
@@ -228,7 +260,7 @@ class Uploads:
         async def flush() -> None:
             nonlocal position, buffer
             block, buffer = buffer, bytearray()
-            writing = asyncio.ensure_future(self._run(self._incoming.write, upload, position, block, hasher))
+            writing = asyncio.ensure_future(self._run(file.write, position, block, hasher))
             try:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
@@ -258,7 +290,7 @@ class Uploads:
                 )
         except BaseException as error:
             # what no checksum vouches for, or a full disk has cut, has not arrived
-            await self._run(self._incoming.cut, upload, upload.offset if checksum else position)
+            await self._run(file.cut, upload.offset if checksum else position)
             if isinstance(error, OSError):
                 raise explained(error, upload) from error
             raise
@@ -276,58 +308,67 @@ class Uploads:
 
     # --- publishing ---
 
-    def _begin_to_finish(self, upload: Upload) -> asyncio.Task[Upload]:
+    def _begin_to_finish(self, upload: Upload, file: Held) -> asyncio.Task[Upload]:
         def ended(task: asyncio.Task[Upload]) -> None:
+            file.close()
             self._finishing.discard(task)
             error = None if task.cancelled() else task.exception()
             if error and not isinstance(error, BeamhubError):  # those are the sender's affair, and told
                 log.error("upload %s (%s) could not be published", upload.id, upload.path, exc_info=error)
 
-        task = asyncio.create_task(self._finish(upload))
+        task = asyncio.create_task(self._finish(upload, file))
         self._finishing.add(task)
         task.add_done_callback(ended)
         return task
 
-    async def _finish(self, upload: Upload) -> Upload:
+    async def _finish(self, upload: Upload, file: Held) -> Upload:
         """Verifies and publishes an upload whose bytes have all come. May be repeated."""
-        async with self._lock(upload):
-            current = await self._store.read(lambda tx: tx.uploads.get(upload.id))
-            if current is None or current.state is not UploadState.RECEIVING:
-                return current or upload
-            try:
-                await self._run(self._incoming.verify, upload)
-                published, awaited, twin = await self._versions(upload)
-                if twin:
-                    return await self._merge(upload, twin)
-                paths = versions(upload.path)
-                path = await self._run(
-                    self._incoming.publish, upload, [awaited, *paths] if awaited else paths
-                )
-            except (ChecksumMismatch, Conflict) as error:
+        try:
+            await self._run(self._incoming.verify, upload, file)
+        except ChecksumMismatch as error:
+            with contextlib.suppress(Conflict):  # given up meanwhile
                 await self._fail(upload, error.detail, upload.created_by)
-                raise
-            except OSError as error:
-                raise explained(error, upload) from error
-            placed = upload.model_copy(
-                update={
-                    "path": path,
-                    "version": paths.index(path) + 1,
-                    "state": UploadState.COMPLETE,
-                    "offset": upload.size,
-                }
-            )
-            record = await self._examine(placed)
+            raise
+        except OSError as error:
+            raise explained(error, upload) from error
+        with await self._claim(upload):
+            return await self._publish(upload)
 
-            def complete(tx: Transaction) -> Upload | None:
-                tx.uploads.supersede(upload.experiment, published)
-                tx.uploads.end(upload.id, UploadState.COMPLETE, path=path, version=placed.version)
-                _emit(tx, placed, "file.complete", upload.created_by)
-                record(tx)
-                return tx.uploads.get(upload.id)
+    async def _publish(self, upload: Upload) -> Upload:
+        current = await self._store.read(lambda tx: tx.uploads.get(upload.id))
+        if current is None or current.state is not UploadState.RECEIVING:
+            return current or upload
+        published, awaited, twin = await self._versions(upload)
+        if twin:
+            return await self._merge(upload, twin)
+        paths = versions(upload.path)
+        try:
+            path = await self._run(self._incoming.publish, upload, [awaited, *paths] if awaited else paths)
+        except Conflict as error:
+            await self._fail(upload, error.detail, upload.created_by)
+            raise
+        except OSError as error:
+            raise explained(error, upload) from error
+        placed = upload.model_copy(
+            update={
+                "path": path,
+                "version": paths.index(path) + 1,
+                "state": UploadState.COMPLETE,
+                "offset": upload.size,
+            }
+        )
+        record = await self._examine(placed)
 
-            completed = await self._store.write(complete)
-            await self._run(self._incoming.discard, upload)
-            return completed or placed
+        def complete(tx: Transaction) -> Upload | None:
+            tx.uploads.supersede(upload.experiment, published)
+            tx.uploads.end(upload.id, UploadState.COMPLETE, path=path, version=placed.version)
+            _emit(tx, placed, "file.complete", upload.created_by)
+            record(tx)
+            return tx.uploads.get(upload.id)
+
+        completed = await self._store.write(complete)
+        await self._run(self._incoming.discard, upload)
+        return completed or placed
 
     async def _versions(self, upload: Upload) -> tuple[set[str], str | None, Upload | None]:
         """Of an upload that is not published yet: where other versions of it are, where a dataset waits for
@@ -371,23 +412,27 @@ class Uploads:
 
     # --- one at a time ---
 
-    @contextlib.contextmanager
-    def _alone(self, upload: Upload) -> Iterator[None]:
-        """One request at a time adds to an upload."""
-        if upload.id in self._appending:
-            raise Conflict(
-                f"Another request is sending {upload.path}.",
-                "Wait for it, ask for the offset, and go on from there.",
-            )
-        self._appending.add(upload.id)
-        try:
-            yield
-        finally:
-            self._appending.discard(upload.id)
+    async def _held(self, hold: Callable[[Upload], Held], upload: Upload) -> Held:
+        """As `hold` does, in a thread; a caller that is cancelled meanwhile leaves nothing held."""
+        return await self._kept(asyncio.ensure_future(self._run(hold, upload)), Held.close)
 
-    def _lock(self, upload: Upload) -> asyncio.Lock:
-        """One upload at a time is published under a name."""
-        return self._publishing.setdefault((upload.experiment, upload.path), asyncio.Lock())
+    async def _claim(self, upload: Upload) -> contextlib.ExitStack:
+        """One upload at a time is published under a name, in all processes. To be left with `with`."""
+        claiming = asyncio.ensure_future(self._run(self._incoming.claim, upload.experiment, upload.path))
+        claim = await self._kept(claiming, lambda claim: os.close(claim) if claim is not None else None)
+        if claim is None:
+            await asyncio.sleep(CLAIM)
+            return await self._claim(upload)
+        stack = contextlib.ExitStack()
+        stack.callback(os.close, claim)
+        return stack
+
+    async def _kept(self, making: asyncio.Future[T], end: Callable[[T], object]) -> T:
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(lambda made: made.exception() or end(made.result()))
+            raise
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -403,6 +448,14 @@ def _emit(tx: Transaction, upload: Upload, kind: str, actor: str, **data: str) -
         subject=upload.id,
         data={"path": upload.path, "size": upload.size, **data},
     )
+
+
+def _expect(upload: Upload, offset: int) -> None:
+    if offset != upload.offset:
+        raise Conflict(
+            f"The next byte of {upload.path} is {upload.offset}, not {offset}.",
+            "Ask for the offset and go on from there.",
+        )
 
 
 def _id(principal: Principal, key: str) -> str:

@@ -404,6 +404,120 @@ async def test_while_paused_nothing_begins_and_what_is_on_its_way_is_finished(si
     assert (await site.send("b.bin", b"12345")).state is UploadState.COMPLETE
 
 
+# --- several processes side by side: nothing but the store and the disk is common to them ---
+
+
+@pytest.fixture
+async def elsewhere(site: Site) -> AsyncIterator[Uploads]:
+    """What another process has."""
+    store, inspector = Store(f"sqlite:///{site.folder.parent / 'beamhub.db'}"), Inspector()
+    uploads = Uploads(store, Live(), site.folder, Datasets(store, site.folder, inspector).examine)
+    yield uploads
+    await uploads.close()
+    await inspector.close()
+    store.close()
+
+
+async def test_any_process_takes_the_next_part(site: Site, elsewhere: Uploads) -> None:
+    content = os.urandom(1000)
+    upload = await site.announce("a.bin", content)
+    for start, uploads in zip(range(0, 1000, 250), [elsewhere, site.uploads] * 2, strict=True):
+        done = await uploads.append(AGENT, upload.id, start, parts(content[start : start + 250]))
+    assert done.state is UploadState.COMPLETE
+    assert site.content("raw/a.bin") == content
+    assert await elsewhere.get(ADA, upload.id) == await site.uploads.get(ADA, upload.id)
+
+
+async def test_what_one_process_has_in_hand_no_other_touches(site: Site, elsewhere: Uploads) -> None:
+    upload = await site.announce("a.bin", b"12345678")
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"1234"
+        started.set()
+        await go.wait()
+        yield b"5678"
+
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, slow()))
+    await started.wait()
+    with pytest.raises(Conflict):
+        await elsewhere.append(AGENT, upload.id, 0, parts(b"12345678"))
+    await elsewhere.recover()
+    await elsewhere.expire(datetime.now(UTC) + 2 * EXPIRES)
+    go.set()
+    assert (await first).state is UploadState.COMPLETE
+    assert site.content("raw/a.bin") == b"12345678"
+
+
+async def test_giving_up_in_one_process_stops_another(site: Site, elsewhere: Uploads) -> None:
+    upload = await site.announce("a.bin", b"x" * 4 * WRITE)
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x" * WRITE
+        started.set()
+        await go.wait()
+        yield b"x" * 3 * WRITE
+
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, slow()))
+    await started.wait()
+    await elsewhere.terminate(AGENT, upload.id)
+    go.set()
+    with pytest.raises(Gone):
+        await first
+    assert site.published() == set()
+    assert site.incoming() == []
+
+
+async def test_two_processes_publish_the_same_file_once(site: Site, elsewhere: Uploads) -> None:
+    content = os.urandom(5000)
+    announced = [await site.announce("a.bin", content) for _ in range(6)]
+    done = await asyncio.gather(
+        *(
+            uploads.append(AGENT, upload.id, 0, parts(content))
+            for upload, uploads in zip(announced, [site.uploads, elsewhere] * 3, strict=True)
+        )
+    )
+    assert site.published() == {"raw/a.bin"}
+    assert {upload.path for upload in done} == {"raw/a.bin"}
+    assert len(site.events("file.complete")) == 1
+    assert site.incoming() == []
+
+
+async def test_one_process_ends_what_another_has_left(site: Site, elsewhere: Uploads) -> None:
+    content = os.urandom(1000)
+    upload = await site.announce("a.bin", content)
+    incoming = site.folder / site.experiment / ".incoming"
+    (incoming / upload.id).write_bytes(content)  # all has come, then a kill
+    gone = await site.announce("gone.bin", content)
+    (incoming / gone.id).unlink()
+    (incoming / "orphan").touch()
+    await asyncio.gather(elsewhere.recover(), site.uploads.recover())
+    await asyncio.gather(*elsewhere._finishing, *site.uploads._finishing)
+    assert site.content("raw/a.bin") == content
+    assert [event.subject for event in site.events("file.complete")] == [upload.id]
+    assert [event.subject for event in site.events("upload.failed")] == [gone.id]
+    assert site.incoming() == []
+
+
+async def test_an_announcement_beside_a_recovery_keeps_its_file(site: Site, elsewhere: Uploads) -> None:
+    """Between the temporary file and the row that tells whose it is."""
+
+    async def announce() -> None:
+        for number in range(30):
+            content = os.urandom(10)
+            upload = await site.announce(f"{number}.bin", content)
+            done = await site.uploads.append(AGENT, upload.id, 0, parts(content))
+            assert done.state is UploadState.COMPLETE
+
+    announcing = asyncio.create_task(announce())
+    while not announcing.done():
+        await elsewhere.recover()
+    await announcing
+    assert len(site.published()) == 30
+    assert site.events("upload.failed") == []
+
+
 # --- who may ---
 
 
@@ -493,6 +607,7 @@ async def test_no_name_leaves_its_folder(site: Site) -> None:
             ["../../x", "/etc/passwd", "raw/../../x", ".incoming/x", "a/\0", "x" * 256, "version-2/x"]
         )
     )
+    await site.send("first", b"", ADA)
     before = {path for path in site.folder.rglob("*") if "shared" not in path.parts}
     loop = asyncio.get_running_loop()
 
