@@ -63,6 +63,9 @@ class BeamhubApp(ExtensionApp):
     require_sandbox = Bool(
         False, help="Refuse jobs where bubblewrap doesn't work, rather than run them without a sandbox"
     ).tag(config=True)
+    warm = Bool(True, help="Compile at the start what jobs and pictures of frames would wait for").tag(
+        config=True
+    )
     stall = Float(300.0, help="Seconds without a new file after which a dataset counts as stopped early").tag(
         config=True
     )
@@ -134,7 +137,11 @@ class BeamhubApp(ExtensionApp):
         feed, live = Feed(store), Live()
         self._inspector = Inspector()
         runner = LocalRunner(
-            self.cpus or os.cpu_count() or 1, state_dir, data_dir, require_sandbox=self.require_sandbox
+            self.cpus or os.cpu_count() or 1,
+            state_dir,
+            data_dir,
+            warm=self.warm,
+            require_sandbox=self.require_sandbox,
         )
         catalogue = Catalogue([*(Path(folder) for folder in self.templates), shipped()])
         offered = profiles(runner.cpus)
@@ -162,7 +169,8 @@ class BeamhubApp(ExtensionApp):
             await self.service.uploads.recover()
             self._run(self._engine.run_forever(), "the job engine")
             self._run(self._keep_house(), "housekeeping")
-            self._tasks.append(asyncio.create_task(self._warm()))
+            if self.warm:
+                self._tasks.append(asyncio.create_task(self._warm()))
             self.log.info("beamhub: experiments in %s", self.data_dir)
 
     def _run(self, work: Coroutine[Any, Any, None], what: str) -> None:

@@ -184,6 +184,7 @@ class RunningService:
             "BeamhubApp": {
                 "data_dir": str(self.data_dir),
                 "cpus": self.cpus,
+                "warm": False,  # most tests are over before it would help
                 "templates": [str(self.folder / "templates")],
                 **self.settings,
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -46,16 +47,26 @@ def postgresql_server() -> Iterator[str]:
 
 @pytest.fixture
 def postgresql_url(postgresql_server: str) -> Iterator[str]:
-    """SQLAlchemy URL of an empty PostgreSQL database."""
-    import psycopg
+    """SQLAlchemy URL of a PostgreSQL database without tables."""
+    with _database(postgresql_server, "template1") as url:
+        yield url
 
-    name = f"test_{uuid.uuid4().hex}"
-    admin = postgresql_server.format("postgres").replace("+psycopg", "")
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    yield postgresql_server.format(name)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+@pytest.fixture(scope="session")
+def _with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the tables of this version and nothing in them: copying it is quicker than
+    migrating."""
+    path = tmp_path_factory.mktemp("store") / "beamhub.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def _postgresql_with_tables(postgresql_server: str) -> Iterator[str]:
+    """The name of a PostgreSQL database with the tables of this version and nothing in them."""
+    with _database(postgresql_server, "template1") as url:
+        _migrate(url)
+        yield url.partition("?")[0].rpartition("/")[2]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -63,12 +74,38 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store; a test that uses it runs once on SQLite and once on PostgreSQL."""
     from beamhub.store import Store
 
-    on_sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'beamhub.db'}" if on_sqlite else request.getfixturevalue("postgresql_url")
+    with contextlib.ExitStack() as stack:
+        if request.param == "sqlite":
+            path = shutil.copy(request.getfixturevalue("_with_tables"), tmp_path / "beamhub.db")
+            url = f"sqlite:///{path}"
+        else:
+            tables = request.getfixturevalue("_postgresql_with_tables")
+            url = stack.enter_context(_database(request.getfixturevalue("postgresql_server"), tables))
+        store = Store(url)
+        stack.callback(store.close)
+        yield store
+
+
+def _migrate(url: str) -> None:
+    from beamhub.store import Store
+
     store = Store(url)
     store.migrate()
-    yield store
     store.close()
+
+
+@contextlib.contextmanager
+def _database(server: str, template: str) -> Iterator[str]:
+    """The URL of a new database that is a copy of `template`; it goes when the context ends."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex}"
+    admin = server.format("postgres").replace("+psycopg", "")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+    yield server.format(name)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
 def _postgresql_programs() -> Path | None:
