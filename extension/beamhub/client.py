@@ -11,7 +11,6 @@ happened and what to do; a service that can't be reached raises `Unreachable`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import uuid
@@ -28,6 +27,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, JsonValue, ValidationError
 
+from beamhub import digests
 from beamhub.schemas import (
     AgentCommand,
     AgentFile,
@@ -336,8 +336,8 @@ class Client:
         """
         size = path.stat().st_size
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            metadata = _given({"filename": name or path.name, "sha256": digest, "experiment": experiment})
+            algorithm, _, digest = digests.of_file(file, "sha256").partition(":")
+            metadata = _given({"filename": name or path.name, algorithm: digest, "experiment": experiment})
             encoded = ",".join(
                 f"{key} {b64encode(value.encode()).decode()}" for key, value in metadata.items()
             )

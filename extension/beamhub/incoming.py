@@ -18,13 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from beamhub import folders
+from beamhub import digests, folders
+from beamhub.digests import Hasher
 from beamhub.errors import ChecksumMismatch, Conflict, DiskFull, Gone, NotFound
-from beamhub.schemas import Upload, UploadState
+from beamhub.schemas import DigestAlgorithm, Upload, UploadState
 
 MAX_VERSIONS = 100  # of one path
 LOCKS = ".publishing"  # the file in the data directory that all names' locks are ranges of
 RESERVE = 64 * 2**20  # bytes of disk that uploads leave to the rest of the service
+USUAL: DigestAlgorithm = "sha256"  # of what is sent without a digest
 
 
 def versions(path: str) -> list[str]:
@@ -115,11 +117,13 @@ class Incoming:
         except FileNotFoundError:
             return datetime.now(UTC)
 
-    def verify(self, upload: Upload, file: Held) -> None:
-        """The bytes on disk are those that were announced, and stay there. Raises ChecksumMismatch."""
+    def verify(self, upload: Upload, file: Held) -> str:
+        """The digest of the bytes on disk, which are those that were announced, and stay there. Raises
+        ChecksumMismatch."""
         with open(file.fileno(), "rb", closefd=False) as stream:
             stream.seek(0)
-            if hashlib.file_digest(stream, "sha256").hexdigest() != upload.digest:
+            digest = digests.of_file(stream, digests.algorithm_of(upload.digest) if upload.digest else USUAL)
+            if upload.digest not in (None, digest):
                 raise ChecksumMismatch(
                     f"{upload.path} arrived with another content than announced.",
                     "Announce and send it again.",
@@ -127,6 +131,7 @@ class Incoming:
         # what the instrument has measured is never changed; in shared/ people work
         os.fchmod(file.fileno(), 0o440 if upload.path.startswith(f"{folders.RAW}/") else 0o660)
         os.fsync(file.fileno())
+        return digest
 
     def publish(self, upload: Upload, paths: Sequence[str]) -> str:
         """Gives the temporary file the first of these names that is free, durably; the name."""
@@ -160,15 +165,22 @@ class Incoming:
         except (NotFound, FileNotFoundError):
             return False
 
-    def still_there(self, upload: Upload) -> bool:
-        """Whether a published file is as it was published; in shared/ people may have changed it."""
+    def holds(self, published: Upload, size: int, digest: str) -> bool:
+        """Whether a published file is there and has this content; in shared/ people may have changed it.
+
+        Where its digest is of another algorithm, the file is read."""
+        algorithm = digests.algorithm_of(digest)
+        known = published.digest is not None and digests.algorithm_of(published.digest) == algorithm
+        if published.size != size or (known and published.digest != digest):
+            return False
         try:
-            with folders.open_file(self._data_dir / upload.experiment, PurePosixPath(upload.path)) as file:
-                if os.fstat(file.fileno()).st_size != upload.size:
+            where = PurePosixPath(published.path)
+            with folders.open_file(self._data_dir / published.experiment, where) as file:
+                if os.fstat(file.fileno()).st_size != size:
                     return False
-                if upload.path.startswith(f"{folders.RAW}/"):
+                if known and published.path.startswith(f"{folders.RAW}/"):
                     return True
-                return hashlib.file_digest(file, "sha256").hexdigest() == upload.digest
+                return digests.of_file(file, algorithm) == digest
         except NotFound:
             return False
 
@@ -237,7 +249,7 @@ class Held:
             raise _over(self._upload)
         return status.st_size
 
-    def write(self, position: int, block: bytearray, hasher: hashlib._Hash | None) -> None:
+    def write(self, position: int, block: bytearray, hasher: Hasher | None) -> None:
         """Writes all of a block, and adds it to the hash. Raises Gone if the upload is over."""
         self.size()
         if hasher:

@@ -40,7 +40,9 @@ Line = Annotated[
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$")]
 UserName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._@+-]{0,254}$")]
 TemplateName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+DigestAlgorithm = Literal["sha256", "xxh128"]
+# of a whole file; see beamhub.digests
+Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|xxh128:[0-9a-f]{32})$")]
 BigInt = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(_plain)]
 AgentPath = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_plain)]
@@ -335,7 +337,7 @@ class File(Model):
     path: str  # relative to the experiment's folder, e.g. raw/lyso_master.h5
     size: int
     modified: datetime
-    digest: str | None = None  # sha256, of files that came through an upload
+    digest: Digest | None = None  # of files that came through an upload
 
 
 # --- uploads and datasets ---------------------------------------------------------------------------------
@@ -357,7 +359,8 @@ class Upload(Model):
     path: str  # relative to the experiment's folder
     size: int
     offset: int
-    digest: str  # sha256 the sender announced
+    digest: Digest | None  # None: the sender announced none, and not all has come
+    digest_by: Literal["sender", "service"] = "sender"  # the service computes what nobody has announced
     version: int
     state: UploadState
     error: str = ""

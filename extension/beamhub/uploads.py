@@ -17,21 +17,24 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
+from beamhub.digests import ALGORITHMS, Hasher
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone, Invalid, NotFound, TooLarge
 from beamhub.events import Live, emit
 from beamhub.incoming import Held, Incoming, explained, remove, versions
-from beamhub.schemas import Page, Upload, UploadState
+from beamhub.schemas import Digest, Page, Upload, UploadState
 from beamhub.store import Store, Transaction
 
 log = logging.getLogger(__name__)
@@ -39,13 +42,19 @@ T = TypeVar("T")
 # Looks at a published file; what it returns is run in the transaction that completes the upload.
 Examine = Callable[[Upload], Awaitable[Callable[[Transaction], None]]]
 
-CHECKSUMS = ("sha1", "sha256", "md5")  # tus demands sha1
 EXPIRES = timedelta(days=1)  # after its last byte, an unfinished upload is given up
 MAX_SIZE = 8 * 2**40  # bytes
 WRITE = 256 * 2**10  # bytes at a time: the fastest size where it was measured
 THREADS = 4
 PROGRESS = 0.25  # seconds between live messages about one upload
 CLAIM = 0.01  # seconds between attempts to claim a name that somebody else is publishing under
+# of single requests, on their way
+CHECKSUMS: Mapping[str, Callable[[], Hasher]] = {
+    "sha1": partial(hashlib.sha1, usedforsecurity=False),  # tus demands it
+    "md5": partial(hashlib.md5, usedforsecurity=False),
+    **{str(name): hasher for name, hasher in ALGORITHMS.items()},
+}
+_DIGEST: TypeAdapter[str | None] = TypeAdapter(Digest | None)
 
 
 class Uploads:
@@ -71,26 +80,30 @@ class Uploads:
         principal: Principal,
         path: str,
         size: int,
-        digest: str,
+        digest: str | None = None,
         experiment: str | None = None,
         *,
         key: str | None = None,
     ) -> Upload:
-        """Announces a file of `size` bytes with this sha256.
+        """Announces a file of `size` bytes with this digest (see beamhub.digests).
 
         An instrument's file goes below raw/ of the experiment that is active at this moment, a user's below
         shared/ of `experiment`. A file that is there already, with the same content, comes back as its
-        complete upload: nothing has to be sent. Who announces it again with the same `key` gets the upload
-        that the first announcement began, also when a kill has kept its answer back.
+        complete upload: nothing has to be sent. Without a digest, what comes is taken as it is. Who announces
+        it again with the same `key` gets the upload that the first announcement began, also when a kill has
+        kept its answer back.
         Raises Invalid, Conflict (no active experiment), Unavailable (paused), DiskFull.
         """
         name = folders.parse(path, new=True)
         if not 0 <= size <= MAX_SIZE:
             raise Invalid(f"A file has 0 to {MAX_SIZE} bytes, not {size}.", "Check the announced length.")
-        if not re.fullmatch("[0-9a-f]{64}", digest):
+        try:
+            _DIGEST.validate_python(digest)
+        except ValidationError as error:
             raise Invalid(
-                "The sha256 of the whole file is missing or malformed.", "Send 64 hexadecimal digits."
-            )
+                f"The digest {digest!r:.100} of the whole file is malformed.",
+                "Send 64 hexadecimal digits of its sha256, or 32 of its xxh128.",
+            ) from error
         id_ = _id(principal, key) if key else secrets.token_hex(16)
         if begun := await self._store.read(lambda tx: tx.uploads.get(id_)):
             await self._store.read(lambda tx: _writable(tx, principal, id_))
@@ -108,6 +121,7 @@ class Uploads:
             size=size,
             offset=0,
             digest=digest,
+            digest_by="sender" if digest else "service",
             version=1,
             state=UploadState.RECEIVING,
             created=datetime.now(UTC),
@@ -254,7 +268,7 @@ class Uploads:
             raise Invalid(
                 f"The checksum {checksum[0]!r} is not known.", f"Use one of {', '.join(CHECKSUMS)}."
             )
-        hasher = hashlib.new(checksum[0], usedforsecurity=False) if checksum else None
+        hasher = CHECKSUMS[checksum[0]]() if checksum else None
         position, buffer, told = upload.offset, bytearray(), 0.0
 
         async def flush() -> None:
@@ -324,7 +338,7 @@ class Uploads:
     async def _finish(self, upload: Upload, file: Held) -> Upload:
         """Verifies and publishes an upload whose bytes have all come. May be repeated."""
         try:
-            await self._run(self._incoming.verify, upload, file)
+            digest = await self._run(self._incoming.verify, upload, file)
         except ChecksumMismatch as error:
             with contextlib.suppress(Conflict):  # given up meanwhile
                 await self._fail(upload, error.detail, upload.created_by)
@@ -332,7 +346,7 @@ class Uploads:
         except OSError as error:
             raise explained(error, upload) from error
         with await self._claim(upload):
-            return await self._publish(upload)
+            return await self._publish(upload.model_copy(update={"digest": digest}))
 
     async def _publish(self, upload: Upload) -> Upload:
         current = await self._store.read(lambda tx: tx.uploads.get(upload.id))
@@ -361,7 +375,9 @@ class Uploads:
 
         def complete(tx: Transaction) -> Upload | None:
             tx.uploads.supersede(upload.experiment, published)
-            tx.uploads.end(upload.id, UploadState.COMPLETE, path=path, version=placed.version)
+            tx.uploads.end(
+                upload.id, UploadState.COMPLETE, path=path, version=placed.version, digest=upload.digest
+            )
             _emit(tx, placed, "file.complete", upload.created_by)
             record(tx)
             return tx.uploads.get(upload.id)
@@ -382,9 +398,9 @@ class Uploads:
         )
         if awaited in published:  # something else came there, and can't be replaced
             awaited = None
-        if awaited is None:
+        if awaited is None and upload.digest is not None:
             for twin in published.values():
-                if twin.digest == upload.digest and await self._run(self._incoming.still_there, twin):
+                if await self._run(self._incoming.holds, twin, upload.size, upload.digest):
                     return set(published), None, twin
         return set(published), awaited, None
 
@@ -392,7 +408,13 @@ class Uploads:
         """The same file has been published while this one was on its way: nothing new has come."""
 
         def work(tx: Transaction) -> Upload | None:
-            tx.uploads.end(upload.id, UploadState.SUPERSEDED, path=twin.path, version=twin.version)
+            tx.uploads.end(
+                upload.id,
+                UploadState.SUPERSEDED,
+                path=twin.path,
+                version=twin.version,
+                digest=upload.digest,
+            )
             return tx.uploads.get(upload.id)
 
         merged = await self._store.write(work)

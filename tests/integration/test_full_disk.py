@@ -26,7 +26,7 @@ from beamhub.uploads import Uploads
 state, folder = Path(sys.argv[1]), Path(sys.argv[2])
 ada = Principal("ada", "user", operator=True)
 content = os.urandom(4 * 2**20)
-digest = hashlib.sha256(content).hexdigest()
+digest = "sha256:" + hashlib.sha256(content).hexdigest()
 
 async def chunks(data):
     for start in range(0, len(data), 65536):
@@ -56,7 +56,7 @@ async def main():
     assert 0 < kept < len(content) and kept % 2**18 == 0, kept
     await refused(uploads.append(ada, upload.id, kept, chunks(content[kept:]), ("sha256", bytes(32))))
     assert (await uploads.get(ada, upload.id)).offset == kept
-    await refused(uploads.create(ada, "b.bin", len(content), digest[::-1], id_))
+    await refused(uploads.create(ada, "b.bin", len(content), digest[:-8] + 8 * "0", id_))
 
     filler.unlink()
     done = await uploads.append(ada, upload.id, kept, chunks(content[kept:]))

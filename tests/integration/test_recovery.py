@@ -68,7 +68,8 @@ async def main():
     request = ExperimentCreate(instrument="mx", title="t", pi="ada")
     experiment = (await experiments.create(operator, request)).id
     await experiments.change_instrument(operator, "mx", InstrumentChange(active_experiment=experiment))
-    upload = await uploads.create(agent, "run/a.bin", len(content), hashlib.sha256(content).hexdigest())
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    upload = await uploads.create(agent, "run/a.bin", len(content), digest)
     print(experiment, upload.id, flush=True)
     if step == "half-way":
         async def half():
@@ -120,7 +121,7 @@ async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, step: str) 
 
     assert upload.state is UploadState.COMPLETE
     assert [str(path.relative_to(root)) for path in root.rglob("*.bin")] == ["raw/run/a.bin"]
-    assert hashlib.sha256((root / upload.path).read_bytes()).hexdigest() == upload.digest
+    assert f"sha256:{hashlib.sha256((root / upload.path).read_bytes()).hexdigest()}" == upload.digest
     assert (root / upload.path).stat().st_nlink == 1
     assert os.listdir(root / ".incoming") == []  # noqa: PTH208
     events = store.read_sync(lambda tx: tx.events.after(0, limit=100))

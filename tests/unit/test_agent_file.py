@@ -8,18 +8,20 @@ import threading
 from pathlib import Path
 
 import pytest
+import xxhash
 from beamhub.agent.file import (
     CHUNK,
     ChangedError,
     GoneError,
     Stamp,
+    digest_of,
     encodable,
     look,
     opened,
     printable,
     read,
-    sha256,
 )
+from beamhub.digests import ALGORITHMS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +43,11 @@ def test_digest(tmp_path: Path, size: int) -> None:
     stamp = stamp_of(tmp_path / "a")
 
     with opened(tmp_path, "a", stamp) as file:
-        assert sha256(file, stamp, threading.Event()) == hashlib.sha256(content).hexdigest()
+        read_whole = {name: digest_of(file, stamp, name, threading.Event()) for name in ALGORITHMS}
+    assert read_whole == {
+        "sha256": f"sha256:{hashlib.sha256(content).hexdigest()}",
+        "xxh128": f"xxh128:{xxhash.xxh3_128_hexdigest(content)}",
+    }
 
 
 def test_a_file_that_changed_since_it_was_seen_is_not_opened(tmp_path: Path) -> None:
@@ -76,7 +82,7 @@ def test_growth_overwriting_and_shrinking_are_noticed_while_reading(tmp_path: Pa
             with pytest.raises(ChangedError):
                 read(file, stamp, 10, 0)
             with pytest.raises(ChangedError):
-                sha256(file, stamp, threading.Event())
+                digest_of(file, stamp, "xxh128", threading.Event())
 
 
 def test_hashing_stops_when_the_agent_stops(tmp_path: Path) -> None:
@@ -86,7 +92,7 @@ def test_hashing_stops_when_the_agent_stops(tmp_path: Path) -> None:
     stop.set()
 
     with opened(tmp_path, "a", stamp) as file, pytest.raises(ChangedError):
-        sha256(file, stamp, stop)
+        digest_of(file, stamp, "xxh128", stop)
 
 
 def test_no_link_is_followed_anywhere_below_the_watched_directory(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 UPLOAD = (
     '{"id": "1", "experiment": "sim-mx-2026-00001", "instrument": "sim-mx", "path": "raw/a", "size": 5,'
     ' "offset": 0,'
-    ' "digest": "00", "version": 1, "state": "receiving", "created": "2026-01-01T00:00:00Z", "ended": null,'
+    ' "digest": null, "version": 1, "state": "receiving", "created": "2026-01-01T00:00:00Z", "ended": null,'
     ' "created_by": "sim-mx"}'
 )
+DIGEST = "xxh128:" + "0" * 32
 
 
 class Stranger:
@@ -113,7 +114,7 @@ async def test_what_is_wrong_is_one_plain_line(tmp_path: Path, answer: str, reas
 async def test_the_token_goes_to_no_other_host(tmp_path: Path, location: str) -> None:
     answer = f"HTTP/1.1 201 Created\nLocation: {location}\nUpload-Offset: 5\n\n{UPLOAD}"
     async with stranger(answer, tmp_path) as (server, service):
-        where, upload = await service.create("a", 5, "0" * 64, experiment=None, key="k")
+        where, upload = await service.create("a", 5, DIGEST, experiment=None, key="k")
         assert where.startswith("/")
         assert upload.state is UploadState.RECEIVING
         assert await service.append(where, 5, 5, 0, nothing()) == 5
@@ -166,15 +167,15 @@ async def test_what_to_do_when_a_file_is_not_taken(
 ) -> None:
     async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
         with pytest.raises(error):
-            await service.create("a", 5, "0" * 64, experiment=experiment, key="k")
+            await service.create("a", 5, DIGEST, experiment=experiment, key="k")
 
 
 async def test_a_name_in_any_script_travels(tmp_path: Path) -> None:
     answer = f"HTTP/1.1 201 Created\nLocation: /uploads/1\n\n{UPLOAD}"
     async with stranger(answer, tmp_path) as (server, service):
-        await service.create("α β/Å,1.h5", 5, "0" * 64, experiment=None, key="k")
+        await service.create("α β/Å,1.h5", 5, DIGEST, experiment=None, key="k")
 
-        assert "Upload-Metadata: filename zrEgzrIvw4UsMS5oNQ==,sha256 " in server.requests[0]
+        assert "Upload-Metadata: filename zrEgzrIvw4UsMS5oNQ==,xxh128 " in server.requests[0]
         assert "Idempotency-Key: k\r\n" in server.requests[0]
 
 

@@ -82,7 +82,7 @@ class Site:
         async def chunks() -> AsyncIterator[bytes]:
             yield content
 
-        digest = hashlib.sha256(content).hexdigest()
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         upload = await self.uploads.create(AGENT, file.name, len(content), digest)
         if upload.state is UploadState.RECEIVING:
             upload = await self.uploads.append(AGENT, upload.id, 0, chunks())
@@ -200,7 +200,9 @@ async def test_a_slow_network_is_no_stop(site: Site, tmp_path: Path) -> None:
     master, one, *_ = record(tmp_path / "run")
     await site.send(master)
     size = one.stat().st_size
-    going = await site.uploads.create(AGENT, one.name, size, hashlib.sha256(one.read_bytes()).hexdigest())
+    going = await site.uploads.create(
+        AGENT, one.name, size, f"sha256:{hashlib.sha256(one.read_bytes()).hexdigest()}"
+    )
     await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
     assert (await site.only()).state is DatasetState.RECEIVING
     await site.uploads.terminate(AGENT, going.id)
@@ -307,7 +309,7 @@ async def test_what_people_put_into_shared_is_no_dataset(site: Site, tmp_path: P
     async def chunks() -> AsyncIterator[bytes]:
         yield content
 
-    digest = hashlib.sha256(content).hexdigest()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     upload = await site.uploads.create(ADA, master.name, len(content), digest, site.experiment)
     await site.uploads.append(ADA, upload.id, 0, chunks())
     assert await site.all() == []

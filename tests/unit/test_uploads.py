@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import xxhash
 from beamhub.access import Principal
 from beamhub.datasets import Datasets
 from beamhub.errors import (
@@ -40,7 +41,7 @@ from beamhub.schemas import (
     UploadState,
 )
 from beamhub.store import Store
-from beamhub.uploads import EXPIRES, MAX_SIZE, WRITE, Uploads
+from beamhub.uploads import CHECKSUMS, EXPIRES, MAX_SIZE, WRITE, Uploads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +52,11 @@ OTHER_AGENT = Principal("instrument:other", "instrument", instrument="other")
 
 
 def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def xxh128(content: bytes) -> str:
+    return f"xxh128:{xxhash.xxh3_128_hexdigest(content)}"
 
 
 async def parts(content: bytes, size: int = 1000) -> AsyncIterator[bytes]:
@@ -174,12 +179,18 @@ async def test_a_wrong_offset_changes_nothing(site: Site, offset: int) -> None:
     ).state is UploadState.COMPLETE
 
 
-@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "md5"])
+@pytest.mark.parametrize("algorithm", CHECKSUMS)
 async def test_a_damaged_part_is_discarded(site: Site, algorithm: str) -> None:
     content = os.urandom(2 * WRITE)
     upload = await site.announce("a.bin", content)
     half = len(content) // 2
-    good = hashlib.new(algorithm, content[:half]).digest()
+
+    def checksum(part: bytes) -> bytes:
+        hasher = CHECKSUMS[algorithm]()
+        hasher.update(part)
+        return hasher.digest()
+
+    good = checksum(content[:half])
     await site.uploads.append(AGENT, upload.id, 0, parts(content[:half]), (algorithm, good))
     with pytest.raises(ChecksumMismatch):
         await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), (algorithm, good))
@@ -189,7 +200,7 @@ async def test_a_damaged_part_is_discarded(site: Site, algorithm: str) -> None:
     assert (await site.uploads.get(AGENT, upload.id)).offset == half
     with pytest.raises(Invalid):
         await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), ("crc7", good))
-    right = hashlib.new(algorithm, content[half:]).digest()
+    right = checksum(content[half:])
     done = await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), (algorithm, right))
     assert done.state is UploadState.COMPLETE
 
@@ -235,6 +246,42 @@ async def test_the_same_again_is_no_work_and_another_content_a_version(site: Sit
     again = await site.announce("run/a.bin", b"two")
     assert (again.id, again.offset, again.state) == (second.id, 3, UploadState.SUPERSEDED)
     assert len(site.events("file.complete")) == 3
+
+
+@pytest.mark.parametrize("who", [AGENT, ADA])
+async def test_the_same_content_is_the_same_by_any_digest(site: Site, who: Principal) -> None:
+    experiment = None if who.instrument else site.experiment
+
+    async def announce(content: bytes, digest: str | None) -> Upload:
+        return await site.uploads.create(who, "a", len(content), digest, experiment)
+
+    async def send(content: bytes, digest: str | None) -> Upload:
+        upload = await announce(content, digest)
+        return await site.uploads.append(who, upload.id, 0, parts(content))
+
+    content, other = os.urandom(1000), os.urandom(1000)
+    first = await send(content, xxh128(content))
+    assert (first.digest, first.digest_by) == (xxh128(content), "sender")
+    for digest in (sha256(content), xxh128(content)):
+        assert (await announce(content, digest)).id == first.id
+    assert (await announce(other, sha256(other))).state is UploadState.RECEIVING
+    assert (await announce(other, sha256(content))).id == first.id  # nothing else vouches for the content
+    merged = await send(content, None)  # recognised only when all has come
+    assert (merged.state, merged.path) == (UploadState.SUPERSEDED, first.path)
+    second = await send(other, None)
+    assert (second.version, second.digest, second.digest_by) == (2, sha256(other), "service")
+    for digest in (sha256(other), xxh128(other)):
+        assert (await announce(other, digest)).id == second.id
+    assert len(site.events("file.complete")) == 2
+
+
+async def test_a_digest_of_either_algorithm_is_held_against_the_bytes(site: Site) -> None:
+    for digest in (sha256, xxh128):
+        upload = await site.uploads.create(AGENT, "a.bin", 5, digest(b"right"))
+        with pytest.raises(ChecksumMismatch):
+            await site.uploads.append(AGENT, upload.id, 0, parts(b"wrong"))
+        assert (await site.uploads.get(AGENT, upload.id)).state is UploadState.FAILED
+    assert site.published() == set()
 
 
 async def test_an_announcement_repeated_with_its_key_begins_nothing_new(site: Site) -> None:
@@ -580,7 +627,11 @@ async def test_a_closed_experiment_takes_nothing(site: Site) -> None:
 # --- hostile input ---
 
 
-@pytest.mark.parametrize("digest", ["", "abc", "A" * 64, "0" * 63, "0" * 65, "g" * 64, "../" + "0" * 61])
+@pytest.mark.parametrize(
+    "digest",
+    ["", "abc", "0" * 64, "md5:" + "0" * 32, "xxh128:" + "0" * 64]
+    + ["sha256:" + value for value in ("", "A" * 64, "0" * 63, "0" * 65, "g" * 64, "../" + "0" * 61)],
+)
 async def test_a_digest_is_a_digest(site: Site, digest: str) -> None:
     with pytest.raises(Invalid):
         await site.uploads.create(AGENT, "a", 1, digest)
@@ -589,12 +640,12 @@ async def test_a_digest_is_a_digest(site: Site, digest: str) -> None:
 @pytest.mark.parametrize("size", [-1, MAX_SIZE + 1])
 async def test_a_size_is_a_size(site: Site, size: int) -> None:
     with pytest.raises(Invalid):
-        await site.uploads.create(AGENT, "a", size, "0" * 64)
+        await site.uploads.create(AGENT, "a", size, "sha256:" + "0" * 64)
 
 
 async def test_what_can_not_fit_on_the_disk_is_refused_at_once(site: Site) -> None:
     with pytest.raises(DiskFull):
-        await site.uploads.create(AGENT, "a", MAX_SIZE, "0" * 64)
+        await site.uploads.create(AGENT, "a", MAX_SIZE, "sha256:" + "0" * 64)
     assert site.incoming() == []
     assert (await site.uploads.list(AGENT)).items == []
 

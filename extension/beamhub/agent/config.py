@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from beamhub.schemas import Slug
+from beamhub.schemas import DigestAlgorithm, Slug
 
 TEMPORARY = ("*.tmp", "*.temp", "*.part", "*.partial", "*.filepart", "*.swp", "*~")
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -190,6 +190,7 @@ class Sending(_Table):
 
     parallel: int = Field(4, ge=1, le=32, description="files in flight")
     limit: Annotated[float | None, BeforeValidator(_rate)] = Field(None, description="bytes per second")
+    digest: DigestAlgorithm = "xxh128"  # that vouches for each whole file
 
 
 class Done(_Table):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import threading
@@ -10,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from beamhub.digests import ALGORITHMS
+from beamhub.schemas import DigestAlgorithm
 
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -106,23 +108,23 @@ def unchanged(file: int, stamp: Stamp) -> None:
         raise ChangedError
 
 
-def sha256(file: int, stamp: Stamp, stop: threading.Event) -> str:
-    """The hexadecimal sha256 of an open file that is in the state `stamp` from beginning to end.
+def digest_of(file: int, stamp: Stamp, algorithm: DigestAlgorithm, stop: threading.Event) -> str:
+    """The digest (see beamhub.digests) of an open file that is in the state `stamp` from beginning to end.
 
     Raises:
         ChangedError: it changed while it was read, or `stop` was set.
     """
-    digest = hashlib.sha256()
+    hasher = ALGORITHMS[algorithm]()
     position = 0
     while chunk := os.pread(file, CHUNK, position):
-        digest.update(chunk)
+        hasher.update(chunk)
         position += len(chunk)
         if stop.is_set() or position > stamp.size:
             raise ChangedError
     unchanged(file, stamp)
     if position != stamp.size:
         raise ChangedError
-    return digest.hexdigest()
+    return f"{algorithm}:{hasher.hexdigest()}"
 
 
 def printable(text: str) -> str:

@@ -33,7 +33,7 @@ class Entry:
     path: str
     stamp: Stamp
     state: State
-    digest: str | None  # sha256, once it has been read
+    digest: str | None  # see beamhub.digests; once it has been read
     key: str | None  # of the announcement: repeated with the same key, it does not begin a second upload
     upload: str | None  # the path of the upload's URL, once the service has begun one
     experiment: str | None  # that the upload was begun for: no other may get the file in this state

@@ -89,7 +89,7 @@ class Service:
 
         Args:
             name: of the file, below the experiment's raw/.
-            digest: hexadecimal sha256 of the whole file.
+            digest: of the whole file (see beamhub.digests).
             experiment: that it has to go to; None: the one that is active now.
             key: repeated with the same one, the announcement begins no second upload.
 
@@ -99,7 +99,8 @@ class Service:
         Raises:
             RefusedError
         """
-        announced = {"filename": name, "sha256": digest} | ({"experiment": experiment} if experiment else {})
+        algorithm, _, value = digest.partition(":")
+        announced = {"filename": name, algorithm: value} | ({"experiment": experiment} if experiment else {})
         metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
         headers = {"Upload-Length": str(size), "Upload-Metadata": metadata, "Idempotency-Key": key}
         response = await self._send("POST", "uploads", {**_TUS, **headers})

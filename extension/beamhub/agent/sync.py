@@ -21,7 +21,7 @@ from beamhub.schemas import FileProgress, Heartbeat, Upload, UploadState
 
 from .config import Config, Watch
 from .done import Listener
-from .file import CHUNK, ChangedError, GoneError, Stamp, look, opened, printable, read, sha256
+from .file import CHUNK, ChangedError, GoneError, Stamp, digest_of, look, opened, printable, read
 from .journal import Journal
 from .pause import Pause
 from .queue import Item, Queue
@@ -264,7 +264,9 @@ class Agent:
             assert entry  # noqa: S101 (it has been ready)
             digest, key = entry.digest, entry.key
             if digest is None or key is None:
-                digest = await asyncio.to_thread(sha256, file, item.stamp, self._stop_reading)
+                digest = await asyncio.to_thread(
+                    digest_of, file, item.stamp, self._config.upload.digest, self._stop_reading
+                )
                 key = secrets.token_hex(16)
                 self._journal.hashed(path, digest, key)
             if entry.upload:

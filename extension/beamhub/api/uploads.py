@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from beamhub.api.handler import Refusal
 from beamhub.api.routes import Call, Paging, Reply, route
+from beamhub.digests import ALGORITHMS
 from beamhub.errors import Invalid
-from beamhub.schemas import Page, Sha256, Upload, UploadState
+from beamhub.schemas import Page, Upload, UploadState
 from beamhub.uploads import CHECKSUMS, EXPIRES, MAX_SIZE
 
-DIGESTS = {"sha1": 20, "sha256": 32, "md5": 16}  # bytes of each
-assert set(DIGESTS) == set(CHECKSUMS)  # noqa: S101
+DIGESTS = {name: len(hasher().digest()) for name, hasher in CHECKSUMS.items()}  # bytes of each
 TUS: dict[str, dict[str, Any]] = {"Tus-Resumable": {"const": "1.0.0"}}
 OFFSET: dict[str, dict[str, Any]] = {"Upload-Offset": {"type": "integer", "minimum": 0}}
 ANNOUNCED: dict[str, dict[str, Any]] = {
@@ -29,7 +29,6 @@ CHECKSUM: dict[str, dict[str, Any]] = {
     "Upload-Checksum": {"type": "string", "description": "`algorithm base64`"}
 }
 _SIZE = re.compile(r"[0-9]{1,18}")
-_SHA256: TypeAdapter[str] = TypeAdapter(Sha256)
 
 
 class UploadQuery(Paging):
@@ -58,26 +57,24 @@ async def list_uploads(call: Call, query: UploadQuery) -> Page[Upload]:
 async def create_upload(call: Call) -> Reply[Upload]:
     """Announce a file that is to be sent.
 
-    `Upload-Metadata` has its `filename` (a path, which may have folders), its `sha256` (hexadecimal, of the
-    whole file) and, from users, the `experiment`. An instrument's agent sends into the experiment that is
-    active now (its `raw/`), a user into the `shared/` of an experiment. A file that is there already, with
-    the same digest, is complete at once. Repeated with the same `Idempotency-Key`, the announcement finds the
-    upload that it has begun, however far that is by now.
+    `Upload-Metadata` has its `filename` (a path, which may have folders), the digest of the whole file as
+    `sha256` or `xxh128` (hexadecimal) and, from users, the `experiment`. Without a digest the service
+    computes one when all has come, and can't tell whether that is what the sender has. An instrument's agent
+    sends into the experiment that is active now (its `raw/`), a user into the `shared/` of an experiment. A
+    file that is there already, with the same content, is complete at once. Repeated with the same
+    `Idempotency-Key`, the announcement finds the upload that it has begun, however far that is by now.
     """
     _require_tus(call)
     size = _number(call, "Upload-Length")
     metadata = _metadata(call.headers.get("Upload-Metadata", ""))
-    try:
-        digest = _SHA256.validate_python(metadata.get("sha256", "").lower())
-    except ValidationError as error:
-        raise Invalid(
-            "Upload-Metadata has no valid sha256.", "Send the whole file's digest as 64 hexadecimal digits."
-        ) from error
+    digests = [f"{name}:{metadata[name].lower()}" for name in ALGORITHMS if name in metadata]
+    if len(digests) > 1:
+        raise Invalid(f"Upload-Metadata has {len(digests)} digests of the file.", "Send one of them.")
     upload = await call.service.uploads.create(
         call.principal,
         metadata.get("filename", ""),
         size,
-        digest,
+        digests[0] if digests else None,
         metadata.get("experiment"),
         key=call.headers.get("Idempotency-Key"),
     )

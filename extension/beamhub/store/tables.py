@@ -146,7 +146,8 @@ uploads = Table(
     Column("instrument", String(40)),
     Column("path", String(1000), nullable=False),
     Column("size", BigInteger, nullable=False),
-    Column("digest", String(64), nullable=False),
+    Column("digest", String(80)),  # algorithm:hexadecimal; None: not announced, and not all has come
+    Column("digest_by", String(10), nullable=False),  # sender or service
     Column("version", Integer, nullable=False),
     Column("state", String(20), nullable=False),
     Column("error", Text, nullable=False),
