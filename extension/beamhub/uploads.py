@@ -440,14 +440,14 @@ class Uploads:
 
     async def _claim(self, upload: Upload) -> contextlib.ExitStack:
         """One upload at a time is published under a name, in all processes. To be left with `with`."""
-        claiming = asyncio.ensure_future(self._run(self._incoming.claim, upload.experiment, upload.path))
-        claim = await self._kept(claiming, lambda claim: os.close(claim) if claim is not None else None)
-        if claim is None:
+        while True:
+            claiming = asyncio.ensure_future(self._run(self._incoming.claim, upload.experiment, upload.path))
+            claim = await self._kept(claiming, lambda claim: os.close(claim) if claim is not None else None)
+            if claim is not None:
+                stack = contextlib.ExitStack()
+                stack.callback(os.close, claim)
+                return stack
             await asyncio.sleep(CLAIM)
-            return await self._claim(upload)
-        stack = contextlib.ExitStack()
-        stack.callback(os.close, claim)
-        return stack
 
     async def _kept(self, making: asyncio.Future[T], end: Callable[[T], object]) -> T:
         try:
