@@ -213,7 +213,6 @@ class BeamhubApp(ExtensionApp):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.service.uploads.close()
-        await asyncio.to_thread(self.service.datasets.close)
         await self._inspector.close()
         await asyncio.to_thread(self.service.store.close)
         self._lock.close()

@@ -2,15 +2,15 @@
 
 A dataset begins when its master file arrives. Its data files are known from then on by their exact paths,
 whether they have come before it or come after; frames become readable in their order, up to the first file
-that is missing.
+that is missing. A series, which has no master, begins with whichever of its files arrives first, and grows
+until nothing has come for long, or somebody says that it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 
 from beamhub import access, folders
 from beamhub.access import SYSTEM, Action, Principal
-from beamhub.errors import Gone, Invalid, NotFound
+from beamhub.errors import Conflict, Gone, Invalid, NotFound
 from beamhub.events import emit
-from beamhub.frames import picture, reader
-from beamhub.frames.hdf5 import FileProblem
-from beamhub.frames.inspect import Inspector, MasterInfo
+from beamhub.frames import formats, picture
+from beamhub.frames.format import DatasetInfo, MissingFrameError, Part
+from beamhub.frames.inspect import Inspector, Mask, Place
+from beamhub.frames.outside import FileProblem, HostileFile
+from beamhub.incoming import versions
 from beamhub.schemas import Dataset, DatasetState, Page, Upload
 from beamhub.store import Store, Transaction
 
-MASTER = re.compile(r"(?P<name>.+)_master\.h5")
-READERS = 4  # frames decoded at the same time
+MASKS = 8  # kept; that of a 16M detector has 18 MB
 GROWTH = ("dataset.started", "dataset.frames")  # what shows that a dataset is still being received
 
 
@@ -47,7 +48,7 @@ class Datasets:
         self._data_dir = data_dir
         self._inspector = inspector
         self._stall = stall
-        self._threads = ThreadPoolExecutor(READERS, "beamhub-frames")
+        self._masks: OrderedDict[int, Mask] = OrderedDict()
 
     async def list(
         self,
@@ -89,33 +90,57 @@ class Datasets:
         `bin` pixels becomes its largest one. Raises NotFound while the frame has not arrived, Invalid for a
         region beyond it, Gone if its file is damaged.
         """
-        dataset = await self.get(principal, id_)
+        dataset, first = await self._store.read(lambda tx: _with_first(tx, _readable(tx, principal, id_)))
         if not 1 <= number <= dataset.frames_readable:
             raise NotFound(
                 f"{dataset.name} has no frame {number} to read: frames 1 to {dataset.frames_readable} of"
                 f" {dataset.frames_announced} have arrived.",
                 "Wait for it, or ask for another.",
             )
-        master = self._data_dir / dataset.experiment / dataset.path
-        root = self._data_dir / dataset.experiment / folders.RAW
-
-        def read() -> NDArray[Any]:
-            image = reader.dataset(master, root).frame(number - 1)
-            return picture.bin_max(picture.cut(image, region) if region else image, bin)
-
+        home = self._data_dir / dataset.experiment
+        place = Place(dataset.format, home / dataset.path, home / folders.RAW, first)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, read)
-        except picture.RegionError as error:
-            raise Invalid(f"Frame {number} of {dataset.name}: {error}.", "Ask for a part of it.") from error
-        except (FileProblem, FileNotFoundError, reader.MissingFrameError) as error:
+            counts = await self._inspector.counts(place, number - 1, dataset.shape)
+            mask = await self._mask(dataset, place)
+        except (FileProblem, FileNotFoundError, MissingFrameError) as error:
             raise Gone(
                 f"Frame {number} of {dataset.name} can't be read: {error}.",
                 "Ask the operators to look after it.",
             ) from error
 
-    def close(self) -> None:
-        """Waits for the frames that are being read."""
-        self._threads.shutdown()
+        def finish() -> NDArray[Any]:
+            image = picture.mark(counts, mask.bad, mask.saturation)
+            return picture.bin_max(picture.cut(image, region) if region else image, bin)
+
+        try:
+            return await asyncio.to_thread(finish)
+        except picture.RegionError as error:
+            raise Invalid(f"Frame {number} of {dataset.name}: {error}.", "Ask for a part of it.") from error
+
+    async def _mask(self, dataset: Dataset, place: Place) -> Mask:
+        mask = self._masks.get(dataset.id)
+        if mask is None:
+            mask = await self._inspector.mask(place, dataset.shape)
+        self._masks[dataset.id] = mask
+        self._masks.move_to_end(dataset.id)
+        while len(self._masks) > MASKS:
+            self._masks.popitem(last=False)
+        return mask
+
+    async def end(self, principal: Principal, id_: int) -> Dataset:
+        """Says that nothing more will come of a dataset: it is complete, or incomplete, from now on.
+
+        Raises Conflict if it has ended.
+        """
+
+        def work(tx: Transaction) -> Dataset:
+            dataset = _readable(tx, principal, id_)
+            access.require(tx, principal, dataset.experiment, Action.OPERATE)
+            if dataset.state is not DatasetState.RECEIVING:
+                raise Conflict(f"{dataset.name} has ended: it is {dataset.state}.", "There is nothing to do.")
+            return _end(tx, dataset, principal.name)
+
+        return await self._store.write(work)
 
     # --- arriving files ---
 
@@ -123,47 +148,36 @@ class Datasets:
         """Looks at a file that has just been published; the result is to be run in the transaction that
         completes its upload. A detector file that can't be used stays a file, and its upload says why."""
         path = PurePosixPath(upload.path)
-        if path.parts[0] != folders.RAW or path.suffix != ".h5":
+        part = formats.part(path)
+        if path.parts[0] != folders.RAW or part is None:
             return lambda _tx: None
         root = self._data_dir / upload.experiment / folders.RAW
-        file = self._data_dir / upload.experiment / path
         try:
-            if MASTER.fullmatch(path.name):
-                master = await self._inspector.master(file, root)
-                own = [data for data in master.files if data.name == path.name]  # it holds frames itself
-                frames = (await self._inspector.data_file(file, root, own[0].link)).frames if own else None
-                return lambda tx: self._master_arrived(tx, upload, master, frames)
-            frames = (await self._inspector.data_file(file, root)).frames
-            return lambda tx: self._data_arrived(tx, upload, frames)
+            file = self._data_dir / upload.experiment / path
+            found = await self._inspector.look(Place(part.format, file, root))
         except FileProblem as problem:
             reason = f"not usable as a detector file: {problem.reason}"
-            return lambda tx: tx.uploads.change(upload.id, error=reason)
+            spoilt = part.is_member and not isinstance(problem, HostileFile)
 
-    def _master_arrived(
-        self, tx: Transaction, upload: Upload, master: MasterInfo, frames: int | None
-    ) -> None:
-        if frames is not None:
-            tx.uploads.change(upload.id, frames=frames)
-        where = PurePosixPath(upload.path)
-        files = [str(where.parent / data.name) for data in master.files]
-        dataset = tx.datasets.create(
-            experiment=upload.experiment,
-            name=_name(where, upload.version),
-            path=upload.path,
-            kind=master.kind,
-            frames_announced=master.frames_announced,
-            shape=master.shape,
-            metadata=master.metadata,
-            files=files,
-        )
-        _emit(tx, dataset, "dataset.started", upload.instrument, upload.created_by)
-        for path, count in sorted(tx.uploads.frames(upload.experiment, files).items()):
-            _arrived(tx, dataset.id, path, count, upload)
+            def refuse(tx: Transaction) -> None:
+                tx.uploads.change(upload.id, error=reason)
+                if spoilt:  # its place in the series is taken, and nothing can be read there
+                    _member_arrived(tx, upload, part, None, 0)
 
-    def _data_arrived(self, tx: Transaction, upload: Upload, frames: int) -> None:
-        tx.uploads.change(upload.id, frames=frames)
-        for dataset in tx.datasets.needing(upload.experiment, upload.path):
-            _arrived(tx, dataset, upload.path, frames, upload)
+            return refuse
+
+        def record(tx: Transaction) -> None:
+            if found.frames is not None:
+                tx.uploads.change(upload.id, frames=found.frames)
+            if part.is_member:
+                _member_arrived(tx, upload, part, found.info, found.frames or 0)
+            elif found.info is not None:
+                _master_arrived(tx, upload, part, found.info)
+            elif found.frames is not None:
+                for dataset in tx.datasets.needing(upload.experiment, upload.path):
+                    _data_arrived(tx, dataset, upload.path, found.frames, upload)
+
+        return record
 
     async def expire(self, now: datetime) -> None:
         """Marks as incomplete what has stopped early: no new file for long, and none on its way."""
@@ -171,29 +185,62 @@ class Datasets:
             await self._store.write(lambda tx: self._give_up(tx, now))
 
     def _stalled(self, tx: Transaction, now: datetime) -> Sequence[Dataset]:
-        coming = {(upload.experiment, upload.path) for upload in tx.uploads.receiving()}
+        coming = [(upload.experiment, upload.path) for upload in tx.uploads.receiving()]
         stalled = []
         for dataset in tx.datasets.receiving():
             grown = tx.events.latest(dataset.experiment, str(dataset.id), GROWTH) or dataset.created
-            files = tx.datasets.files(dataset.id)
-            if now - grown >= self._stall and not any((dataset.experiment, f.path) in coming for f in files):
+            if now - grown < self._stall:
+                continue
+            paths = {path for experiment, path in coming if experiment == dataset.experiment}
+            if not any(_belongs(tx, dataset, path) for path in paths):
                 stalled.append(dataset)
         return stalled
 
     def _give_up(self, tx: Transaction, now: datetime) -> None:
         for dataset in self._stalled(tx, now):
-            tx.datasets.change(dataset.id, state=DatasetState.INCOMPLETE, ended=now)
-            experiment = tx.experiments.get(dataset.experiment)
-            instrument = experiment.instrument if experiment else None
-            _emit(tx, dataset, "dataset.incomplete", instrument, SYSTEM.name)
+            _end(tx, dataset, SYSTEM.name)
 
 
-def _arrived(tx: Transaction, id_: int, path: str, frames: int, upload: Upload) -> None:
+def _belongs(tx: Transaction, dataset: Dataset, path: str) -> bool:
+    """Whether a file of this path is one of the dataset's."""
+    if dataset.open_ended:
+        part = formats.part(PurePosixPath(path))
+        return part is not None and part.dataset is not None and dataset.path in versions(part.dataset)
+    return tx.datasets.has_file(dataset.id, path)
+
+
+def _create(
+    tx: Transaction, upload: Upload, part: Part, info: DatasetInfo, files: Sequence[str], announced: int
+) -> Dataset:
+    path = part.dataset or upload.path
+    title = formats.FORMATS[part.format].title(PurePosixPath(path)) or path
+    return tx.datasets.create(
+        experiment=upload.experiment,
+        name=title if upload.version == 1 else f"{title}.v{upload.version}",
+        path=path,
+        format=part.format,
+        kind=info.kind,
+        open_ended=info.frames_announced is None,
+        frames_announced=announced,
+        shape=info.shape,
+        metadata=info.metadata,
+        files=files,
+    )
+
+
+def _master_arrived(tx: Transaction, upload: Upload, part: Part, info: DatasetInfo) -> None:
+    folder = PurePosixPath(upload.path).parent
+    files = [str(folder / data.name) for data in info.files]
+    dataset = _create(tx, upload, part, info, files, info.frames_announced or 0)
+    _emit(tx, dataset, "dataset.started", upload.instrument, upload.created_by)
+    for path, count in sorted(tx.uploads.frames(upload.experiment, files).items()):
+        _data_arrived(tx, dataset.id, path, count, upload)
+
+
+def _data_arrived(tx: Transaction, id_: int, path: str, frames: int, upload: Upload) -> None:
     """A data file of this dataset has come."""
     tx.datasets.arrived(id_, path, frames)
-    before = tx.datasets.get(id_)
-    if before is None:
-        raise AssertionError(f"dataset {id_} has files, but no row")
+    before = tx.datasets.require(id_)
     readable, missing = 0, False
     for file in tx.datasets.files(id_):
         missing = missing or file.frames is None
@@ -211,6 +258,51 @@ def _arrived(tx: Transaction, id_: int, path: str, frames: int, upload: Upload) 
     _emit(tx, dataset, "dataset.frames", upload.instrument, upload.created_by, file=path)
     if complete and before.state is not DatasetState.COMPLETE:
         _emit(tx, dataset, "dataset.complete", upload.instrument, upload.created_by)
+
+
+def _member_arrived(
+    tx: Transaction, upload: Upload, part: Part, info: DatasetInfo | None, frames: int
+) -> None:
+    """A file of a series has come; without `info` it holds nothing that can be read."""
+    if part.dataset is None or part.number is None:
+        raise AssertionError(f"{upload.path} is no file of a series")
+    before = tx.datasets.at(upload.experiment, part.dataset)
+    if before is None:
+        if info is None:  # nothing is known of the series yet
+            return
+        before = _create(tx, upload, part, info, [], 1)
+        _emit(tx, before, "dataset.started", upload.instrument, upload.created_by)
+    span = tx.datasets.span(before.id)
+    tx.datasets.add(before.id, part.number, upload.path, frames)
+    values: dict[str, Any] = {"state": DatasetState.RECEIVING, "ended": None}
+    if span and part.number < span[0] and info is not None:  # where the scan starts, the first one knows
+        values |= {"kind": info.kind, "metadata": {k: v.model_dump() for k, v in info.metadata.items()}}
+    first, last = (min(span[0], part.number), max(span[1], part.number)) if span else (part.number,) * 2
+    same_start = span is not None and span[0] == first
+    readable = before.frames_readable if same_start else 0
+    # what may not be the first frame is not counted as such: 0 or 1 is, others are when nothing has come
+    if first <= 1 or before.frames_readable:
+        readable = tx.datasets.run_ends(before.id, first + readable) - first
+    values |= {"frames_announced": last - first + 1, "frames_readable": readable}
+    tx.datasets.change(before.id, **values)
+    dataset = tx.datasets.require(before.id)
+    _emit(tx, dataset, "dataset.frames", upload.instrument, upload.created_by, file=upload.path)
+
+
+def _end(tx: Transaction, dataset: Dataset, actor: str) -> Dataset:
+    """Nothing more comes: a series is complete if it has no holes, all else has stopped early."""
+    readable = dataset.frames_readable
+    span = tx.datasets.span(dataset.id) if dataset.open_ended else None
+    if span:
+        readable = tx.datasets.run_ends(dataset.id, span[0]) - span[0]
+    complete = readable == dataset.frames_announced
+    state = DatasetState.COMPLETE if complete else DatasetState.INCOMPLETE
+    tx.datasets.change(dataset.id, state=state, frames_readable=readable, ended=datetime.now(UTC))
+    ended = tx.datasets.require(dataset.id)
+    experiment = tx.experiments.get(dataset.experiment)
+    instrument = experiment.instrument if experiment else None
+    _emit(tx, ended, f"dataset.{state}", instrument, actor)
+    return ended
 
 
 def _emit(
@@ -233,11 +325,10 @@ def _emit(
     )
 
 
-def _name(path: PurePosixPath, version: int) -> str:
-    """What a master file's dataset is called."""
-    match = MASTER.fullmatch(path.name)
-    name = match["name"] if match else path.stem
-    return name if version == 1 else f"{name}.v{version}"
+def _with_first(tx: Transaction, dataset: Dataset) -> tuple[Dataset, int | None]:
+    """A dataset and, if it is a series, the number of its first file."""
+    span = tx.datasets.span(dataset.id) if dataset.open_ended else None
+    return dataset, span[0] if span else None
 
 
 def _readable(tx: Transaction, principal: Principal, id_: int) -> Dataset:

@@ -382,14 +382,16 @@ class DatasetState(StrEnum):
 
 
 class Dataset(Model):
-    """One master file with all that it points to."""
+    """One master file with all that it points to, or a series of files of one frame each."""
 
     id: int
     experiment: str
-    name: str  # the master's name without "_master.h5"
-    path: str  # of the master, relative to the experiment's folder
+    name: str  # the master's without "_master.h5", the series' without its number
+    path: str  # of the master, or as raw/lyso_#####.cbf, relative to the experiment's folder
+    format: str = "nxmx"  # how frames are stored: nxmx, cbf, tiff
     kind: DatasetKind
     state: DatasetState
+    open_ended: bool = False  # nobody knows how many frames will come: as many are announced as have come
     frames_announced: int
     frames_readable: int  # frames 1..frames_readable can be read now
     shape: tuple[int, int]  # rows (slow), columns (fast)

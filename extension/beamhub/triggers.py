@@ -52,7 +52,9 @@ def decide(event: Event, dataset: Dataset, rules: Sequence[Trigger]) -> list[Job
 def _holds(condition: TriggerCondition, event: TriggerEvent, dataset: Dataset) -> bool:
     if condition.kind is not None and condition.kind != dataset.kind:
         return False
-    # at the start only the announced number can be known
+    # at the start only the announced number can be known, and of a series not even that
     started = event is TriggerEvent.DATASET_STARTED
+    if started and dataset.open_ended:
+        return True
     frames = dataset.frames_announced if started else dataset.frames_readable
     return frames >= condition.min_frames

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,6 +33,7 @@ from beamhub.access import Action, Principal
 from beamhub.digests import ALGORITHMS, Hasher
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone, Invalid, NotFound, TooLarge
 from beamhub.events import Live, emit
+from beamhub.frames import formats
 from beamhub.incoming import Held, Incoming, explained, remove, versions
 from beamhub.schemas import Digest, Page, Upload, UploadState
 from beamhub.store import Store, Transaction
@@ -390,10 +391,15 @@ class Uploads:
         """Of an upload that is not published yet: where other versions of it are, where a dataset waits for
         it, and the published file that it equals."""
         paths = versions(upload.path)
-        published, awaited = await self._store.read(
+        part = formats.part(PurePosixPath(upload.path))
+        # of a series, the file's dataset under each version
+        member = part is not None and part.is_member and part.dataset
+        series = dict(zip(versions(member), paths, strict=True)) if member else {}
+        published, awaited, growing = await self._store.read(
             lambda tx: (
                 tx.uploads.published(upload.experiment, paths),
                 tx.datasets.awaited(upload.experiment, paths),
+                tx.datasets.growing(upload.experiment, series) if series else None,
             )
         )
         if awaited in published:  # something else came there, and can't be replaced
@@ -402,6 +408,8 @@ class Uploads:
             for twin in published.values():
                 if await self._run(self._incoming.holds, twin, upload.size, upload.digest):
                     return set(published), None, twin
+        if awaited is None and growing is not None and series[growing] not in published:
+            awaited = series[growing]
         return set(published), awaited, None
 
     async def _merge(self, upload: Upload, twin: Upload) -> Upload:

@@ -28,6 +28,7 @@ import hdf5plugin
 import numpy as np
 
 from beamhub_notebooks.errors import ProcessingError
+from beamhub_notebooks.live import LiveDataset
 
 MIN_SPOTS = 20  # with fewer, indexing cannot work: the orientation, cell and geometry alone are 16 unknowns
 
@@ -168,6 +169,21 @@ def known_crystal(space_group: str | None, unit_cell: Sequence[float] | None) ->
     if unit_cell is not None:
         arguments.append("known_symmetry.unit_cell=" + ",".join(f"{length:.6g}" for length in unit_cell))
     return arguments
+
+
+def import_arguments(dataset: LiveDataset) -> list[str]:
+    """Arguments of `dials.import`: the master, a series' template, or the files of a series with holes up to
+    the first hole."""
+    if not dataset.open_ended:
+        return [str(dataset.path)]
+    if dataset.readable == dataset.announced:
+        return [f"template={dataset.path}"]
+    return [str(dataset.frames.file(index)) for index in range(dataset.readable)]
+
+
+def image_number(dataset: LiveDataset, frame: int) -> int:
+    """What DIALS calls a frame (from 1): it counts a series' images by the numbers in their names."""
+    return dataset.frames.first_number + frame - 1
 
 
 def frame_range(frames: int, first: int | None, last: int | None) -> tuple[int, int] | None:

@@ -1,20 +1,22 @@
 """Following a dataset while its files arrive one by one.
 
-A data file appears under its final name when it is complete, so all there is to watch for is names: every
-`POLL` seconds, that of the one file that comes next.
+A file appears under its final name when it is complete, so all there is to watch for is names: every `POLL`
+seconds, that of the one file that comes next.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from beamhub.frames.reader import FrameIndex
+from beamhub.frames import formats
+from beamhub.frames.reader import open_dataset
 
 from beamhub_notebooks.errors import ProcessingError
 from beamhub_notebooks.geometry import Geometry
@@ -28,24 +30,31 @@ POLL = 0.1  # seconds
 class LiveDataset:
     """A dataset that may still be growing."""
 
-    def __init__(self, master: str | Path) -> None:
-        """Read the master file, which is the first to arrive.
+    def __init__(self, data: str | Path) -> None:
+        """Read what is announced: by the master file, or by the first file of a series `lyso_#####.cbf`.
 
         Raises:
-            FileProblem: (of `beamhub.frames.hdf5`) it is not a master file, or damaged.
+            FileProblem: (of `beamhub.frames.outside`) it is no dataset, or damaged.
         """
-        self.master = Path(master)
-        self.frames = FrameIndex(self.master)
+        self.path = Path(data)
+        self.frames = open_dataset(self.path)
 
     @property
     def name(self) -> str:
         """The dataset's name."""
-        return self.master.name.removesuffix("_master.h5")
+        path = PurePosixPath(self.path)
+        format_ = formats.of(path)
+        return (format_.title(path) if format_ else None) or path.stem
 
     @property
     def announced(self) -> int:
-        """How many frames there will be."""
+        """How many frames there will be; of a series, up to the last that is there."""
         return len(self.frames)
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether nobody knows how many frames will come."""
+        return self.frames.info.frames_announced is None
 
     @property
     def readable(self) -> int:
@@ -97,9 +106,18 @@ class LiveDataset:
                 f"No frame of {self.name} has arrived: its first data file is missing. Look whether the "
                 "instrument's agent is connected, and run this again when files arrive."
             )
+        if self.open_ended:
+            lost = self.announced - done
+            return f"{done} frames" + (f", {lost} among them missing" if lost > 0 else "")
         if done < self.announced:
             return f"stopped early after {done} of {self.announced} frames"
         return f"all {self.announced} frames"
+
+    def progress(self, done: int) -> tuple[float | None, str]:
+        """How far the work has come with `done` frames, 0 to 1 (None: unknown), and in words."""
+        if self.open_ended:
+            return None, f"{done} frames"
+        return done / self.announced, f"{done} of {self.announced} frames"
 
     def map(
         self, analyse: Callable[[Frame], T], *, threads: int = 1, stall_timeout: float = 120.0
@@ -117,10 +135,8 @@ class LiveDataset:
         """
         done = 0
         with ThreadPoolExecutor(threads) as pool:
-            while done < self.announced and self._arrives(done, stall_timeout):
-                last = next(
-                    (n for n in range(done, self.announced) if not self.frames.has(n)), self.announced
-                )
+            while (self.open_ended or done < self.announced) and self._arrives(done, stall_timeout):
+                last = next(n for n in itertools.count(done) if not self.frames.has(n))
                 yield from self._analyse(pool, analyse, range(done, last))
                 done = last
             later = [number for number in range(done, self.announced) if self.frames.has(number)]
@@ -140,17 +156,17 @@ class LiveDataset:
     def _arrives(self, number: int, stall_timeout: float) -> bool:
         """Wait for a frame (from 0); False if no data file at all has come for `stall_timeout` seconds."""
         while True:
-            arrived = self._files_arrived()
-            deadline = time.monotonic() + stall_timeout
-            while time.monotonic() < deadline:
-                if self.frames.has(number):
+            arrived = self.frames.files_arrived()
+            deadline = time.monotonic() + stall_timeout - min(stall_timeout, self.frames.quiet())
+            while True:
+                # of a series, the first that came need not be the first frame
+                if self.frames.has(number) and (number > 0 or self.frames.begun):
                     return True
+                if time.monotonic() >= deadline:
+                    break
                 time.sleep(POLL)
-            if self._files_arrived() == arrived:
+            if self.frames.files_arrived() == arrived:
                 return False
-
-    def _files_arrived(self) -> int:
-        return sum((self.master.parent / file.name).exists() for file in self.frames.info.files)
 
 
 def _counts(frame: npt.NDArray[Any]) -> Frame:

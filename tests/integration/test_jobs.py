@@ -130,6 +130,8 @@ class Lab:
             experiment=experiment,
             name="lyso",
             path="raw/lyso_master.h5",
+            format="nxmx",
+            open_ended=False,
             kind=DatasetKind.ROTATION,
             frames_announced=100,
             shape=(10, 10),

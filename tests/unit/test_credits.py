@@ -48,6 +48,8 @@ def dataset(store: Store) -> int:
             experiment=experiment,
             name="x",
             path="raw/x_master.h5",
+            format="nxmx",
+            open_ended=False,
             kind=DatasetKind.ROTATION,
             frames_announced=1,
             shape=(1, 1),

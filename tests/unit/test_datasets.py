@@ -121,7 +121,6 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     yield Site(store, folder, experiments, uploads, datasets, experiment.id)
     await uploads.close()
     await inspector.close()
-    datasets.close()
     store.close()
 
 

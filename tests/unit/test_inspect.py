@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,8 +13,11 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from beamhub.frames.hdf5 import FileProblem, HostileFile, UnreadableFile
-from beamhub.frames.inspect import DataFile, Inspector, inspect_data_file, inspect_master
+from beamhub.frames.format import Contents, DataFile, MissingFrameError
+from beamhub.frames.formats.nxmx import DATA, inspect_data_file, inspect_master
+from beamhub.frames.inspect import Inspector, Place
+from beamhub.frames.outside import FileProblem, HostileFile, UnreadableFile
+from beamhub.frames.reader import open_dataset
 from beamhub.schemas import DatasetKind
 from beamhub.simulation.acquisition import Acquisition, Detector, Grid
 from beamhub.simulation.detector import VirtualDetector
@@ -111,7 +116,7 @@ def test_master_with_links_only(tmp_path: Path) -> None:
             file[f"entry/data/data_00000{number}"] = link
     info = inspect_master(tmp_path / "x_master.h5", tmp_path)
     assert (info.kind, info.frames_announced, info.shape, info.dtype) == ("still", 300, (5, 7), "uint32")
-    assert info.files == (DataFile("x_data_000001.h5"), DataFile("x_data_000002.h5"))
+    assert info.files == (DataFile("x_data_000001.h5", DATA), DataFile("x_data_000002.h5", DATA))
     assert info.metadata["detector_distance"].value == pytest.approx(0.12)
 
 
@@ -316,6 +321,10 @@ def test_not_hdf5(tmp_path: Path) -> None:
         inspect_master(path, tmp_path)
 
 
+async def look(inspector: Inspector, path: Path) -> Contents:
+    return await inspector.look(Place("nxmx", path, path.parent))
+
+
 async def test_damaged_anywhere(inspector: Inspector, tmp_path: Path, whole: bytes) -> None:
     """Whatever byte of its structure is changed: a clear refusal or a sound answer, nothing in between."""
     rng = np.random.default_rng(1)
@@ -326,11 +335,12 @@ async def test_damaged_anywhere(inspector: Inspector, tmp_path: Path, whole: byt
         damaged[at : at + 8] = rng.bytes(8)
         path.write_bytes(damaged)
         try:
-            info = await inspector.master(path, tmp_path)
+            info = (await look(inspector, path)).info
         except FileProblem:
             refused += 1
         else:
-            assert 1 <= info.frames_announced <= 10_000_000
+            assert info is not None
+            assert 1 <= (info.frames_announced or 0) <= 10_000_000
     assert refused > 0
 
 
@@ -360,8 +370,8 @@ def test_other_files(tmp_path: Path, what: str) -> None:
 
 async def test_the_child_answers_as_the_functions_do(inspector: Inspector, recorded: Path) -> None:
     folder, data = recorded.parent, recorded.with_name("x_data_000002.h5")
-    assert await inspector.master(recorded, folder) == inspect_master(recorded, folder)
-    assert await inspector.data_file(data, folder) == inspect_data_file(data, folder)
+    assert await look(inspector, recorded) == Contents(inspect_master(recorded, folder), None)
+    assert await look(inspector, data) == Contents(None, inspect_data_file(data, folder).frames)
 
 
 async def test_the_child_refuses_as_the_functions_do(
@@ -371,20 +381,20 @@ async def test_the_child_refuses_as_the_functions_do(
     with h5py.File(path, "w", libver=LIBVER) as file:
         virtual_open_ended(file, outside)
     with pytest.raises(HostileFile, match="only files in its own folder may"):
-        await inspector.master(path, tmp_path)
+        await look(inspector, path)
     path.write_text("no")
     with pytest.raises(UnreadableFile, match="not an HDF5 file"):
-        await inspector.master(path, tmp_path)
+        await look(inspector, path)
     with pytest.raises(FileNotFoundError):
-        await inspector.master(tmp_path / "none.h5", tmp_path)
-    assert (await inspector.master(recorded, recorded.parent)).frames_announced == 6
+        await look(inspector, tmp_path / "none_master.h5")
+    assert (await look(inspector, recorded)).info == inspect_master(recorded, recorded.parent)
     assert untouched(outside)
 
 
 async def test_a_file_that_takes_too_long(recorded: Path) -> None:
     impatient = Inspector(seconds=1e-6)
     with pytest.raises(UnreadableFile, match="took more than"):
-        await impatient.master(recorded, recorded.parent)
+        await look(impatient, recorded)
     await impatient.close()
 
 
@@ -397,13 +407,75 @@ async def test_a_file_that_takes_too_much_memory(tmp_path: Path) -> None:
         file.create_dataset("entry/sample/transformations/omega", (2**25 - 1,), "f8", **name)
     modest = Inspector(memory=200 << 20)
     with pytest.raises(UnreadableFile, match=r"memory|exhausted"):
-        await modest.master(path, tmp_path)
+        await look(modest, path)
     await modest.close()
 
 
 async def test_a_dead_child_is_replaced(inspector: Inspector, recorded: Path) -> None:
-    await inspector.master(recorded, recorded.parent)
-    child = inspector._child
-    assert child is not None
+    whole = await look(inspector, recorded)
+    (child,) = (child.process for child in inspector._all if child.process)
     child.kill()
-    assert (await inspector.master(recorded, recorded.parent)).frames_announced == 6
+    assert await look(inspector, recorded) == whole
+
+
+async def test_frames_come_from_the_child_as_they_are(inspector: Inspector, recorded: Path) -> None:
+    here, place = open_dataset(recorded), Place("nxmx", recorded, recorded.parent)
+    found = await asyncio.gather(*(inspector.counts(place, index % 6, SHAPE) for index in range(30)))
+    for index, counts in enumerate(found):
+        assert np.array_equal(counts, here.counts(index % 6))
+    mask = await inspector.mask(place, SHAPE)
+    assert np.array_equal(mask.bad, here.mask)
+    assert mask.saturation == here.saturation
+    with pytest.raises(MissingFrameError, match="has frames 1 to 6"):
+        await inspector.counts(place, 6, SHAPE)
+    with pytest.raises(UnreadableFile, match="another size"):
+        await inspector.counts(place, 0, (10, 10))
+
+
+def gzip_bomb() -> bytes:
+    """600 MiB of zeros."""
+    stream = zlib.compressobj(9)
+    return b"".join(stream.compress(bytes(1 << 20)) for _ in range(600)) + stream.flush()
+
+
+async def test_a_frame_that_unpacks_without_end(tmp_path: Path, recorded: Path) -> None:
+    """HDF5 makes room for whatever a gzip stream holds, however small the frame is that it is said to be."""
+    master = tmp_path / "x_master.h5"
+    master.hardlink_to(recorded)
+    with h5py.File(tmp_path / "x_data_000001.h5", "w") as file:
+        frames = file.create_dataset(DATA, (4, *SHAPE), "u2", chunks=(1, *SHAPE), compression="gzip")
+        frames.id.write_direct_chunk((0, 0, 0), gzip_bomb())
+        frames[1] = 7
+    modest = Inspector(memory=400 << 20)
+    place = Place("nxmx", master, tmp_path)
+    assert (await modest.look(Place("nxmx", tmp_path / "x_data_000001.h5", tmp_path))).frames == 2
+    with pytest.raises(UnreadableFile):
+        await modest.counts(place, 0, SHAPE)
+    assert (await modest.counts(place, 1, SHAPE) == 7).all()
+    await modest.close()
+
+
+async def test_a_mask_that_unpacks_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "x_master.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(DATA, (1, 5, 5), "u2", chunks=(1, 5, 5))[0] = 1
+        mask = file.create_dataset(
+            "entry/instrument/detector/pixel_mask", (5, 5), "u4", chunks=(5, 5), compression="gzip"
+        )
+        mask.id.write_direct_chunk((0, 0), gzip_bomb())
+    modest = Inspector(memory=400 << 20)
+    with pytest.raises(UnreadableFile):
+        await modest.mask(Place("nxmx", path, tmp_path), (5, 5))
+    await modest.close()
+
+
+async def test_what_is_slow_to_look_at_keeps_no_frame_waiting(recorded: Path) -> None:
+    """Half of the children look at files; the others are left for frames."""
+    inspector = Inspector(children=2)
+    place = Place("nxmx", recorded, recorded.parent)
+    looks = [asyncio.create_task(inspector.look(place)) for _ in range(50)]
+    await asyncio.sleep(0)
+    await inspector.counts(place, 0, SHAPE)
+    assert not all(task.done() for task in looks)
+    await asyncio.gather(*looks)
+    await inspector.close()

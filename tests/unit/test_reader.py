@@ -12,9 +12,9 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from beamhub.frames import reader
-from beamhub.frames.hdf5 import HostileFile, UnreadableFile
-from beamhub.frames.reader import FrameIndex, MissingFrameError
+from beamhub.frames.format import MissingFrameError
+from beamhub.frames.outside import HostileFile, UnreadableFile
+from beamhub.frames.reader import open_dataset
 from beamhub.simulation.acquisition import Acquisition, Detector
 from beamhub.simulation.detector import VirtualDetector
 from hypothesis import given, settings
@@ -49,19 +49,19 @@ def partly(complete: Path, folder: Path, files: Iterable[int]) -> Path:
 
 def test_frames_are_those_that_h5py_reads(complete: Path) -> None:
     expected = by_h5py(complete)
-    frames = FrameIndex(complete)
+    frames = open_dataset(complete)
     assert len(frames) == frames.readable() == FRAMES
     for index in range(FRAMES):
         assert np.array_equal(frames.frame(index), expected[index])
-    assert np.array_equal(reader.read_frame(complete, 5), expected[5])
+    assert np.array_equal(open_dataset(complete).frame(5), expected[5])
 
 
 def test_mask(complete: Path) -> None:
-    bad = reader.mask(complete)
+    bad = open_dataset(complete).mask
     assert np.array_equal(bad, SCAN.mask != 0)
     assert bad[40:46].all()
-    assert (reader.read_frame(complete, 0)[bad] == 65535).all()
-    assert (reader.read_frame(complete, 0)[~bad] < 65535).all()
+    assert (open_dataset(complete).frame(0)[bad] == 65535).all()
+    assert (open_dataset(complete).frame(0)[~bad] < 65535).all()
 
 
 @settings(deadline=None, max_examples=16)
@@ -69,7 +69,7 @@ def test_mask(complete: Path) -> None:
 def test_what_has_arrived_is_readable_and_nothing_else(
     complete: Path, tmp_path_factory: pytest.TempPathFactory, arrived: set[int]
 ) -> None:
-    frames = FrameIndex(partly(complete, tmp_path_factory.mktemp("partly"), arrived))
+    frames = open_dataset(partly(complete, tmp_path_factory.mktemp("partly"), arrived))
     expected = by_h5py(complete)
     leading = 0
     for index in range(FRAMES):
@@ -86,7 +86,7 @@ def test_what_has_arrived_is_readable_and_nothing_else(
 
 def test_frames_become_readable_while_the_files_arrive(complete: Path, tmp_path: Path) -> None:
     master = partly(complete, tmp_path, [])
-    frames = FrameIndex(master)
+    frames = open_dataset(master)
     seen = [frames.readable()]
     for number in range(1, 5):
         name = f"x_data_{number:06d}.h5"
@@ -97,13 +97,13 @@ def test_frames_become_readable_while_the_files_arrive(complete: Path, tmp_path:
 
 @pytest.mark.parametrize("index", [-1, FRAMES, 10**9])
 def test_frames_that_there_are_not(complete: Path, index: int) -> None:
-    assert not FrameIndex(complete).has(index)
+    assert not open_dataset(complete).has(index)
     with pytest.raises(MissingFrameError, match=f"frames 1 to {FRAMES}"):
-        reader.read_frame(complete, index)
+        open_dataset(complete).frame(index)
 
 
 def test_several_threads_read_at_once(complete: Path) -> None:
-    expected, frames, together = by_h5py(complete), FrameIndex(complete), threading.Barrier(4)
+    expected, frames, together = by_h5py(complete), open_dataset(complete), threading.Barrier(4)
 
     def read(seed: int) -> bool:
         together.wait()
@@ -155,7 +155,7 @@ def by_hand(folder: Path, dtype: str = "<u2", first: int | None = None, **filter
 )
 def test_all_ways_of_compression(tmp_path: Path, dtype: str, filters: dict[str, Any]) -> None:
     expected = by_hand(tmp_path, dtype, **filters)
-    frames = FrameIndex(tmp_path / "x_master.h5")
+    frames = open_dataset(tmp_path / "x_master.h5")
     assert frames.readable() == 4
     for index in range(4):
         found = frames.frame(index)
@@ -168,7 +168,7 @@ def test_counts_above_saturation_are_masked(tmp_path: Path) -> None:
     expected = by_hand(tmp_path)
     with h5py.File(tmp_path / "x_master.h5", "r+") as file:
         file["entry/instrument/detector/saturation_value"] = 3
-    frame = reader.read_frame(tmp_path / "x_master.h5", 0)
+    frame = open_dataset(tmp_path / "x_master.h5").frame(0)
     assert np.array_equal(frame, np.where(expected[0] > 3, 65535, expected[0]))
 
 
@@ -177,7 +177,7 @@ def test_frames_of_another_size(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x_data_000001.h5", "w") as file:
         file.create_dataset("entry/data/data", (4, 5, 5), "u2", chunks=(1, 5, 5))
     with pytest.raises(UnreadableFile, match="another size"):
-        reader.read_frame(tmp_path / "x_master.h5", 0)
+        open_dataset(tmp_path / "x_master.h5").frame(0)
 
 
 def test_damaged_frames(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_damaged_frames(tmp_path: Path) -> None:
         data.id.write_direct_chunk((2, 0, 0), b"x")
     for index in range(3):
         with pytest.raises(UnreadableFile, match=f"frame {index + 1} in it is damaged"):
-            reader.read_frame(tmp_path / "x_master.h5", index)
+            open_dataset(tmp_path / "x_master.h5").frame(index)
 
 
 def test_a_data_file_that_points_elsewhere(tmp_path: Path) -> None:
@@ -203,15 +203,15 @@ def test_a_data_file_that_points_elsewhere(tmp_path: Path) -> None:
         link = h5py.ExternalLink(str(secret / "x_data_000001.h5"), "/entry/data/data")
         file.require_group("entry/data")["data"] = link
     with pytest.raises(HostileFile):
-        reader.read_frame(tmp_path / "raw" / "x_master.h5", 0)
+        open_dataset(tmp_path / "raw" / "x_master.h5").frame(0)
 
 
 def test_frames_in_the_master_itself(tmp_path: Path) -> None:
-    path = tmp_path / "x.h5"
+    path = tmp_path / "x_master.h5"
     expected = np.arange(2 * 5 * 7, dtype="u4").reshape(2, 5, 7)
     with h5py.File(path, "w") as file:
         file.create_dataset("entry/data/data", data=expected, chunks=(1, 5, 7))
-    frames = FrameIndex(path)
+    frames = open_dataset(path)
     assert len(frames) == frames.readable() == 2
     assert np.array_equal(frames.frame(1), expected[1])
 
@@ -225,6 +225,6 @@ def test_a_file_tells_where_its_frames_belong(tmp_path: Path) -> None:
     (tmp_path / "x_data_000001.h5").rename(tmp_path / "x_data_000002.h5")
     with h5py.File(tmp_path / "x_data_000002.h5", "r+") as file:
         file["entry/data/data"].attrs["image_nr_low"] = 5
-    frames = FrameIndex(tmp_path / "x_master.h5")
+    frames = open_dataset(tmp_path / "x_master.h5")
     assert [frames.has(index) for index in range(8)] == [False] * 4 + [True] * 4
     assert frames.readable() == 0

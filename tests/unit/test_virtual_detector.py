@@ -15,8 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from beamhub.frames.inspect import inspect_master
-from beamhub.frames.reader import FrameIndex
+from beamhub.frames.formats.nxmx import inspect_master
+from beamhub.frames.reader import open_dataset
 from beamhub.simulation.acquisition import Acquisition, Detector, Grid
 from beamhub.simulation.command import simulate
 from beamhub.simulation.crystal import Crystal
@@ -56,7 +56,7 @@ def test_files_appear_complete_and_in_order(tmp_path: Path) -> None:
 def test_frames_are_the_exposures(tmp_path: Path) -> None:
     detector = VirtualDetector(tmp_path, "x", SCAN, 3, 500)
     detector.run()
-    frames, exposure = FrameIndex(detector.master), Exposure(SCAN)
+    frames, exposure = open_dataset(detector.master), Exposure(SCAN)
     assert frames.readable() == 7
     for index in range(7):
         assert np.array_equal(frames.frame(index), exposure.image(index))
@@ -78,7 +78,7 @@ def test_stopping_keeps_the_frames_that_there_are(tmp_path: Path) -> None:
     stop = threading.Event()
     detector = VirtualDetector(tmp_path, "x", SCAN, 3, 500)
     assert detector.run(lambda frame: stop.set() if frame == 5 else None, stop) == 5
-    frames = FrameIndex(detector.master)
+    frames = open_dataset(detector.master)
     assert (len(frames), frames.readable()) == (7, 5)
     assert visible(tmp_path) == ["x_data_000001.h5", "x_data_000002.h5", "x_master.h5", "x_truth.json"]
 
@@ -125,7 +125,7 @@ def test_ground_truth(tmp_path: Path) -> None:
         if 1 < phi < 2.5 and 3 < x < 157 and 3 < y < 77
     ]
     photons, x, y, phi = max(middle)
-    image = FrameIndex(detector.master).frame(int(phi / SCAN.width)).astype(int)
+    image = open_dataset(detector.master).frame(int(phi / SCAN.width)).astype(int)
     spot = image[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4]
     assert spot[spot < 65535].max() > photons / 50
 
@@ -189,6 +189,6 @@ def test_command_ends_early_on_a_signal(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
         told, _ = process.communicate()
     assert process.returncode == 0
-    frames = FrameIndex(tmp_path / "x_master.h5")
+    frames = open_dataset(tmp_path / "x_master.h5")
     assert 2 <= frames.readable() < 5000
     assert told.decode().startswith(f"Stopped after {frames.readable()} of 5000 frames")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from beamhub.schemas import Dataset, DatasetKind, DatasetState, Page, Quantity
 from beamhub.store.pages import paginate
@@ -16,7 +16,9 @@ from beamhub.store.tables import dataset_files, datasets
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A data file of a dataset; `frames` is None until it has arrived."""
+    """A data file of a dataset; `frames` is None until it has arrived.
+
+    `number` is its place among the master's links, from 1; in a series, the number in its name."""
 
     number: int
     path: str
@@ -29,6 +31,18 @@ class Datasets:
 
     def get(self, dataset: int) -> Dataset | None:
         row = self._connection.execute(select(datasets).where(datasets.c.id == dataset)).first()
+        return _dataset(row) if row else None
+
+    def require(self, dataset: int) -> Dataset:
+        """One that must be there: something refers to it."""
+        found = self.get(dataset)
+        if found is None:
+            raise AssertionError(f"dataset {dataset} has no row")
+        return found
+
+    def at(self, experiment: str, path: str) -> Dataset | None:
+        query = select(datasets).where(datasets.c.experiment == experiment, datasets.c.path == path)
+        row = self._connection.execute(query).first()
         return _dataset(row) if row else None
 
     def list(
@@ -57,7 +71,9 @@ class Datasets:
         experiment: str,
         name: str,
         path: str,
+        format: str,  # noqa: A002 (its name in the API)
         kind: DatasetKind,
+        open_ended: bool,
         frames_announced: int,
         shape: tuple[int, int],
         metadata: Mapping[str, Quantity],
@@ -71,7 +87,9 @@ class Datasets:
                 experiment=experiment,
                 name=name,
                 path=path,
+                format=format,
                 kind=kind,
+                open_ended=open_ended,
                 state=DatasetState.RECEIVING,
                 frames_announced=frames_announced,
                 frames_readable=0,
@@ -91,7 +109,7 @@ class Datasets:
         return _dataset(inserted)
 
     def change(self, dataset: int, **values: Any) -> None:
-        """Sets columns: state, frames_readable, ended."""
+        """Sets columns: state, kind, metadata, frames_announced, frames_readable, ended."""
         self._connection.execute(update(datasets).where(datasets.c.id == dataset).values(**values))
 
     def files(self, dataset: int) -> Sequence[DatasetFile]:
@@ -99,6 +117,46 @@ class Datasets:
         query = select(dataset_files.c.number, dataset_files.c.path, dataset_files.c.frames)
         query = query.where(dataset_files.c.dataset == dataset).order_by(dataset_files.c.number)
         return [DatasetFile(*row) for row in self._connection.execute(query)]
+
+    def has_file(self, dataset: int, path: str) -> bool:
+        query = select(dataset_files.c.number)
+        query = query.where(dataset_files.c.dataset == dataset, dataset_files.c.path == path)
+        return self._connection.execute(query).first() is not None
+
+    def add(self, dataset: int, number: int, path: str, frames: int) -> None:
+        """A file of a series, with its number."""
+        values = {"path": path, "frames": frames}
+        changed = self._connection.execute(
+            update(dataset_files)
+            .where(dataset_files.c.dataset == dataset, dataset_files.c.number == number)
+            .values(values)
+        )
+        if changed.rowcount == 0:
+            self._connection.execute(insert(dataset_files).values(dataset=dataset, number=number, **values))
+
+    def span(self, dataset: int) -> tuple[int, int] | None:
+        """The lowest and the highest number of a series' files."""
+        query = select(func.min(dataset_files.c.number), func.max(dataset_files.c.number))
+        first, last = self._connection.execute(query.where(dataset_files.c.dataset == dataset)).one()
+        return None if first is None else (first, last)
+
+    def run_ends(self, dataset: int, start: int) -> int:
+        """The number of a series' first file from `start` on that is not there, or holds no frame."""
+        query = (
+            select(dataset_files.c.number)
+            .where(
+                dataset_files.c.dataset == dataset,
+                dataset_files.c.number >= start,
+                dataset_files.c.frames > 0,
+            )
+            .order_by(dataset_files.c.number)
+        )
+        with self._connection.execution_options(yield_per=100).execute(query) as numbers:
+            for number in numbers.scalars():
+                if number != start:
+                    break
+                start += 1
+        return start
 
     def needing(self, experiment: str, path: str) -> Sequence[int]:
         """Ids of the datasets that this file, which has not arrived for them yet, belongs to."""
@@ -129,6 +187,16 @@ class Datasets:
             .order_by(datasets.c.id.desc())
         )
         return self._connection.scalars(query).first()
+
+    def growing(self, experiment: str, paths: Collection[str]) -> str | None:
+        """The one of these paths (of series) where the newest dataset is being received."""
+        query = select(datasets.c.path).where(
+            datasets.c.experiment == experiment,
+            datasets.c.state == DatasetState.RECEIVING,
+            datasets.c.open_ended,
+            datasets.c.path.in_(paths),
+        )
+        return self._connection.scalars(query.order_by(datasets.c.id.desc())).first()
 
     def arrived(self, dataset: int, path: str, frames: int) -> None:
         self._connection.execute(

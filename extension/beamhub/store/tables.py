@@ -165,8 +165,10 @@ datasets = Table(
     Column("experiment", ForeignKey("experiments.id"), nullable=False, index=True),
     Column("name", String(1000), nullable=False),
     Column("path", String(1000), nullable=False),
+    Column("format", String(20), nullable=False),  # as named in beamhub.frames.formats
     Column("kind", String(20), nullable=False),
     Column("state", String(20), nullable=False),
+    Column("open_ended", Boolean, nullable=False),  # nobody knows how many frames will come
     Column("frames_announced", Integer, nullable=False),
     Column("frames_readable", Integer, nullable=False),
     Column("rows", Integer, nullable=False),
@@ -177,12 +179,14 @@ datasets = Table(
     UniqueConstraint("experiment", "path"),
 )
 
-# the data files that a master points to, arrived or not
+# the data files that a master points to, arrived or not; the files of a series that have arrived
 dataset_files = Table(
     "dataset_files",
     metadata,
     Column("dataset", ForeignKey("datasets.id"), primary_key=True),
-    Column("number", Integer, primary_key=True),  # from 1, in the order of the master's links
+    Column(
+        "number", Integer, primary_key=True
+    ),  # from 1, in the order of the master's links; or a series' own
     Column("path", String(1000), nullable=False),
     Column("frames", Integer),  # None: not arrived
     Index("ix_dataset_files_path", "path"),
