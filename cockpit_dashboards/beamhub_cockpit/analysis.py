@@ -18,7 +18,7 @@ from beamhub_cockpit.scene import Scene
 class Analysis(JobPage):
     """The page `analysis.ipynb?job=`."""
 
-    names = ("head", "detail", "launch")
+    names = ("head", "detail", "dialog")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -69,7 +69,7 @@ class Analysis(JobPage):
             return {}
         job = scene.jobs.get(self.number)
         if scene.experiment is None or job is None:
-            return {"head": (_unknown(),), "detail": (), "launch": ()}
+            return {"head": (_unknown(),), "detail": (), "dialog": ()}
         around = self.around(scene)
         head = el(
             "section.bh-analysis-head",
@@ -83,7 +83,7 @@ class Analysis(JobPage):
         return {
             "head": (head,),
             "detail": (details.show(job, self.opened[self.number], around, page=True),),
-            "launch": self.dialog(),
+            "dialog": self.dialog(),
         }
 
     def images(self, name: str) -> dict[str, bytes] | None:

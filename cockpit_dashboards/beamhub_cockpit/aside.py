@@ -17,6 +17,7 @@ from beamhub.schemas import (
     TriggerEvent,
 )
 
+from beamhub_cockpit import control
 from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
@@ -30,10 +31,11 @@ def agent_state(agent: AgentStatus | None) -> Element:
     return state(word, "bh-agent-state")
 
 
-def instrument(seen: Instrument, experiment: Experiment | None, transfers: list[Transfer]) -> Element:
-    """The instrument, its agent, and what is being uploaded just now."""
+def instrument(seen: Instrument, experiment: Experiment, transfers: list[Transfer]) -> Element:
+    """The instrument, its agent, and what is being uploaded just now; for staff, the way to control it."""
+    operate = can(experiment, "instrument.operate")
     agent = seen.agent
-    here = experiment is not None and seen.active_experiment == experiment.id
+    here = seen.active_experiment == experiment.id
     elsewhere = (
         ""
         if here
@@ -69,19 +71,21 @@ def instrument(seen: Instrument, experiment: Experiment | None, transfers: list[
                     "Nothing is lost meanwhile; it resumes where it stopped.",
                 )
             )
-        lines.append(_uploads(agent, transfers))
+        lines.append(_uploads(agent, transfers, experiment.id))
         lines += [el("p.bh-error.bh-agent-error", error) for error in agent.errors[:3]]
     return card(
         seen.title,
         el("p.bh-hint.bh-warn", elsewhere) if elsewhere else None,
         el("p.bh-hint.bh-warn", "Automation is paused: data start no jobs.") if not seen.automation else None,
+        control.paused(seen.uploads_paused, may_resume=operate) if seen.uploads_paused else None,
         *lines,
+        control.tools(seen) if operate else None,
         aside=agent_state(agent),
         css="bh-instrument",
     )
 
 
-def _uploads(agent: AgentStatus, transfers: list[Transfer]) -> Element:
+def _uploads(agent: AgentStatus, transfers: list[Transfer], here: str) -> Element:
     waiting = f"{plural(agent.queued_files, 'file')} ({size(agent.queued_bytes)}) waiting"
     if not transfers:
         return el(
@@ -95,19 +99,28 @@ def _uploads(agent: AgentStatus, transfers: list[Transfer]) -> Element:
             el("strong", "Uploading" if busy else "Just uploaded"),
             el("span.bh-upload-rate", rate(agent.rate)) if agent.rate else None,
         ),
-        [_transfer(t) for t in transfers[:3]],
+        [_transfer(t, here) for t in transfers[:3]],
         el("p.bh-hint", waiting) if agent.queued_files else None,
     )
 
 
-def _transfer(t: Transfer) -> Element:
+def _transfer(t: Transfer, here: str) -> Element:
+    """A file on its way; one that does not go to the experiment `here` says where it goes."""
     arrived = t.sent >= t.size
     return el(
         "div.bh-upload",
         el("span.bh-upload-name", t.name, title=t.name),
         el("span.bh-upload-bytes", size(t.size) if arrived else f"{size(t.sent)} of {size(t.size)}"),
         bar(t.sent / t.size if t.size else 1.0, t.name, "good" if arrived else "live"),
-        key=t.name,
+        el(
+            "span.bh-upload-where",
+            f"{'went' if arrived else 'goes'} to ",
+            el("strong", t.experiment),
+            ", which was active when it began",
+        )
+        if t.experiment not in (None, here)
+        else None,
+        key=f"{t.experiment}/{t.name}",
     )
 
 

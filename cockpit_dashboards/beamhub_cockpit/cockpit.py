@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from beamhub.client import ApiError, Message
-from beamhub.schemas import Dataset, ExperimentState, InstrumentChange, MemberCreate
+from beamhub.schemas import Dataset, ExperimentState, Instrument, InstrumentChange, MemberCreate
 from pydantic import ValidationError
 
-from beamhub_cockpit import acquisition, aside, jobs
+from beamhub_cockpit import acquisition, aside, control, jobs
 from beamhub_cockpit.acquisition import Acquisition
+from beamhub_cockpit.control import Unsent
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.jobpage import JobPage
 from beamhub_cockpit.parts import ROLES, can, state
+from beamhub_cockpit.question import Question
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.rerun import Launch
 from beamhub_cockpit.scene import Scene
@@ -24,7 +27,7 @@ RECENT: Final = 25  # jobs and datasets that a page shows at first
 class Cockpit(JobPage):
     """The page `cockpit.ipynb?experiment=`."""
 
-    names = ("experiment", "acquisition", "jobs", "instrument", "aside", "launch")
+    names = ("experiment", "acquisition", "jobs", "instrument", "aside", "dialog")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -33,6 +36,7 @@ class Cockpit(JobPage):
         self.chosen: int | None = None  # dataset to show; None: the one that arrives
         self.older = False  # show all jobs and datasets
         self.invite_problem = ""
+        self.unsent: Unsent | None = None  # the list, while it is open
         self.hidden = ""  # why there is no experiment to show
 
     # --- knowing ---
@@ -73,6 +77,8 @@ class Cockpit(JobPage):
             and (detail := self.opened.get(int(message.subject)))
         ):
             detail.read = 0.0
+        if self.unsent is not None and message.kind in ("agent.obeyed", "agent.ordered"):
+            self.unsent.read = 0.0
         if about_us and message.kind in (
             "job.series",
             "job.running",
@@ -85,6 +91,8 @@ class Cockpit(JobPage):
     def every(self) -> None:
         self._follow()
         self.refresh_details()
+        if self.unsent is not None:
+            self.unsent.refresh(self.client, time.monotonic())
 
     def _follow(self) -> None:
         if self.scene is None or self.scene.experiment is None:
@@ -136,7 +144,7 @@ class Cockpit(JobPage):
                 el("div.bh-column-main", self.slot("acquisition"), self.slot("jobs")),
                 el("div.bh-slot-aside", self.slot("instrument"), self.slot("aside")),
             ),
-            self.slot("launch"),
+            self.slot("dialog"),
         )
 
     def regions(self) -> Mapping[str, tuple[Element, ...]]:
@@ -151,7 +159,7 @@ class Cockpit(JobPage):
                 "jobs": (),
                 "instrument": (),
                 "aside": (),
-                "launch": (),
+                "dialog": (),
             }
         dataset = self._dataset()
         around = self.around(scene)
@@ -186,7 +194,7 @@ class Cockpit(JobPage):
                 aside.instrument(i, experiment, scene.uploads) for i in [scene.instrument] if i is not None
             ),
             "aside": tuple(beside),
-            "launch": self.dialog(),
+            "dialog": self.dialog(),
         }
 
     def images(self, name: str) -> dict[str, bytes] | None:
@@ -220,7 +228,7 @@ class Cockpit(JobPage):
                 "div.bh-experiment-tools",
                 el(
                     "button.bh-button.bh-activate",
-                    "Make active",
+                    "Make active …",
                     type="button",
                     title="The instrument's files go here from now on",
                     on={"click": ["experiment.activate"]},
@@ -296,20 +304,66 @@ class Cockpit(JobPage):
             "member.invite": self._invite,
             "member.remove": self._remove,
             "automation.set": self._automation,
+            "uploads.pause": self._pause_uploads,
+            "uploads.resume": self._resume_uploads,
+            "unsent.open": self._open_unsent,
+            "unsent.close": self._close_unsent,
+            "unsent.all": self._all_unsent,
+            "unsent.group": self._group_unsent,
         }
+
+    def dialog(self) -> tuple[Element, ...]:
+        unsent = self.unsent
+        agent = self.scene.instrument.agent if self.scene and self.scene.instrument else None
+        return ((control.dialog(unsent, agent),) if unsent else ()) + super().dialog()
 
     def _switch(self, action: Action) -> None:
         if not action.value:
             return
         self.wanted = str(action.value)
-        self.chosen, self.opened, self.launch, self.invite_problem = None, {}, None, ""
+        self.chosen, self.opened, self.invite_problem = None, {}, ""
+        self.launch = self.question = self.unsent = None
         self.seen = Acquisition()
         self._load()
 
     def _activate(self, _action: Action) -> None:
-        if self.scene is not None and self.scene.experiment is not None:
-            self.client.activate(self.scene.experiment.instrument, self.scene.experiment.id)
+        scene = self.scene
+        if scene is None or scene.experiment is None:
+            return
+        experiment = scene.experiment
+
+        def activate(_fields: Mapping[str, str]) -> None:
+            self.client.activate(experiment.instrument, experiment.id)
             self._load()
+
+        before = scene.instrument.active_experiment if scene.instrument else None
+        flying = [t for t in scene.uploads if t.sent < t.size]
+        self.question = Question(
+            "Make this experiment active?",
+            "Make active",
+            activate,
+            (
+                el(
+                    "p",
+                    f"Whatever {experiment.instrument} begins to send from now on goes to ",
+                    el("strong", experiment.id),
+                    f" ({experiment.title})",
+                    [", and no longer to ", el("strong", before)] if before else None,
+                    ".",
+                ),
+                el("p", "A file that is on its way is finished where it began:") if flying else None,
+                el(
+                    "ul.bh-flying",
+                    [
+                        el("li", el("strong", t.name), f" goes to {t.experiment or before or '?'}")
+                        for t in flying
+                    ],
+                )
+                if flying
+                else None,
+            ),
+            name="bh-activating",
+        )
 
     def _show(self, action: Action) -> None:
         number = int(action.args[0])
@@ -348,17 +402,91 @@ class Cockpit(JobPage):
 
     def _remove(self, action: Action) -> None:
         scene = self.scene
-        if scene is not None and scene.experiment is not None:
-            gone = str(action.args[0])
-            self.client.remove_member(scene.experiment.id, gone)
-            scene.members = self.client.members(scene.experiment.id)
+        if scene is None or scene.experiment is None:
+            return
+        experiment, gone = scene.experiment, str(action.args[0])
+
+        def remove(_fields: Mapping[str, str]) -> None:
+            self.client.remove_member(experiment.id, gone)
+            scene.members = self.client.members(experiment.id)
             self.notify(f"{gone} is no longer a member", "Inviting them again undoes it.")
+
+        self.question = Question(
+            f"Remove {gone} from this experiment?",
+            "Remove",
+            remove,
+            (
+                el(
+                    "p",
+                    f"{gone} sees nothing of {experiment.title} any more, from this moment on. "
+                    "Jobs that they have started go on. They can be invited again.",
+                ),
+            ),
+            danger=True,
+        )
 
     def _automation(self, action: Action) -> None:
         if self.scene is not None and self.scene.instrument is not None:
             self.scene.instrument = self.client.change_instrument(
                 self.scene.instrument.id, InstrumentChange(automation=bool(action.args[0]))
             )
+
+    # --- uploads ---
+
+    def _pause_uploads(self, _action: Action) -> None:
+        seen = self.scene.instrument if self.scene else None
+        if seen is not None:
+
+            def pause(fields: Mapping[str, str]) -> None:
+                self._instrument(self.client.pause_uploads(seen.id, fields.get("reason", "")))
+
+            self.question = control.pause(pause, seen)
+
+    def _resume_uploads(self, _action: Action) -> None:
+        if self.scene is not None and self.scene.instrument is not None:
+            self._instrument(self.client.resume_uploads(self.scene.instrument.id))
+
+    def _instrument(self, changed: Instrument) -> None:
+        if self.scene is not None:
+            self.scene.instrument = changed
+
+    def _open_unsent(self, _action: Action) -> None:
+        if self.scene is not None and self.scene.instrument is not None:
+            self.unsent = Unsent(self.scene.instrument.id)
+            self.unsent.refresh(self.client, time.monotonic())
+
+    def _close_unsent(self, _action: Action) -> None:
+        self.unsent = None
+
+    def _all_unsent(self, action: Action) -> None:
+        if self.unsent is None:
+            return
+        if action.args[0] == "retry":
+            self.client.retry_uploads(self.unsent.instrument)
+        else:
+            self.client.unskip_uploads(self.unsent.instrument)
+        self._ordered(self.unsent)
+
+    def _group_unsent(self, action: Action) -> None:
+        unsent = self.unsent
+        what, state, reason = (str(arg) for arg in action.args)
+        files = unsent.group(state, reason) if unsent else []
+        if unsent is None or not files:
+            return
+        if what == "skip":
+
+            def skip(fields: Mapping[str, str]) -> None:
+                control.tell(self.client, unsent.instrument, "skip", files, fields.get("reason", ""))
+                self._ordered(unsent)
+
+            self.question = control.skip(skip, files)
+        else:
+            control.tell(self.client, unsent.instrument, what, files)
+            self._ordered(unsent)
+
+    def _ordered(self, unsent: Unsent) -> None:
+        unsent.read = 0.0
+        unsent.refresh(self.client, time.monotonic())
 
 
 def _idle(scene: Scene) -> str:

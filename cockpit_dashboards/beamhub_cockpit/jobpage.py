@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from beamhub_cockpit import details, rerun
+from beamhub.client import ApiError
+
+from beamhub_cockpit import details, question, rerun
 from beamhub_cockpit.details import Around, Detail
-from beamhub_cockpit.html import Element
+from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.page import Page
 from beamhub_cockpit.parts import can
+from beamhub_cockpit.question import Question
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.rerun import Launch
 from beamhub_cockpit.scene import Scene
@@ -20,6 +24,7 @@ class JobPage(Page):
 
     scene: Scene | None = None
     launch: Launch | None = None
+    question: Question | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.opened: dict[int, Detail] = {}
@@ -49,13 +54,19 @@ class JobPage(Page):
             "launch.keep": self._keep,
             "launch.send": self._send,
             "launch.close": self._close,
+            "question.yes": self._yes,
+            "question.no": self._no,
         }
 
     def dialog(self) -> tuple[Element, ...]:
-        """The dialog that starts a job, while it is open."""
-        if self.launch is None or self.scene is None:
-            return ()
-        return (rerun.show(self.launch, self.scene.templates, self.scene.profiles, self.scene.sponsors),)
+        """The dialogs that are open: the one that starts a job, and a question."""
+        launch, asked = self.launch, self.question
+        found: list[Element] = []
+        if launch is not None and self.scene is not None:
+            found.append(rerun.show(launch, self.scene.templates, self.scene.profiles, self.scene.sponsors))
+        if asked is not None:
+            found.append(question.show(asked))
+        return tuple(found)
 
     def refresh_details(self) -> None:
         """Read on in every job that is open."""
@@ -80,10 +91,43 @@ class JobPage(Page):
             detail.tab = str(action.args[1])
 
     def _cancel(self, action: Action) -> None:
-        number = int(action.args[0])
-        job = self.client.cancel(number)
-        if self.scene is not None:
-            self.scene.jobs[number] = job
+        job = self.scene.jobs.get(int(action.args[0])) if self.scene else None
+        if job is None:
+            return
+
+        def cancel(_fields: Mapping[str, str]) -> None:
+            ended = self.client.cancel(job.id)
+            if self.scene is not None:
+                self.scene.jobs[job.id] = ended
+
+        self.question = Question(
+            f"Cancel job #{job.id} {job.title}?",
+            "Cancel job",
+            cancel,
+            (
+                el(
+                    "p",
+                    "It stops at once, for everybody in the experiment. What it has written so far stays, "
+                    "and the CPU-hours that it has used are charged.",
+                ),
+            ),
+            danger=True,
+        )
+
+    def _yes(self, action: Action) -> None:
+        asked = self.question
+        if asked is None:
+            return
+        try:
+            asked.do(action.fields)
+        except ApiError as error:
+            self.question = replace(asked, refused=str(error))
+        else:
+            if self.question is asked:
+                self.question = None
+
+    def _no(self, _action: Action) -> None:
+        self.question = None
 
     def _rerun(self, action: Action) -> None:
         job = self.scene.jobs.get(int(action.args[0])) if self.scene else None

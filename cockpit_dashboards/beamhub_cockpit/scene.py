@@ -37,6 +37,7 @@ class Transfer:
     size: int
     sent: int
     heard: float  # monotonic
+    experiment: str | None = None  # where it goes; None: only the agent has told of it
 
 
 @dataclass
@@ -98,8 +99,10 @@ class Scene:
         match noun:
             case "agent" if instrument or here:
                 self._agent(message.data)
+            case "upload" | "file" if instrument:
+                self._transfer(message)  # of staff's instruments also what goes to other experiments
             case "upload" | "file" if here:
-                self._transfer(message)
+                pass  # what somebody puts into shared/
             case "dataset" if here:
                 self._dataset(message, what)
             case "job" if here:
@@ -110,7 +113,7 @@ class Scene:
             case "licence" if self.staff or here:
                 self.sponsors = self.client.sponsors(self.experiment.id)
                 self.licences = self.client.licences() if self.staff else []
-            case "instrument" | "experiment" if here or instrument:
+            case "instrument" | "experiment" | "uploads" if here or instrument:
                 self.experiments = self.client.experiments(limit=RECENT)
                 self.experiment = self.client.experiment(self.experiment.id)
                 self.instrument = self.client.instrument(self.experiment.instrument)
@@ -136,7 +139,7 @@ class Scene:
         sent = size if message.kind == "file.complete" else message.data.get("offset")
         if isinstance(path, str) and isinstance(size, int) and isinstance(sent, int):
             name = path.rsplit("/", 1)[-1]
-            self.transfers[message.subject] = Transfer(name, size, sent, time.monotonic())
+            self.transfers[message.subject] = Transfer(name, size, sent, time.monotonic(), message.experiment)
         else:
             self.transfers.pop(message.subject, None)
 
@@ -177,8 +180,11 @@ class Scene:
         self.transfers = {id_: t for id_, t in self.transfers.items() if now - t.heard < LINGER}
         seen = sorted(self.transfers.values(), key=lambda t: t.heard, reverse=True)
         names = {t.name for t in seen}
-        agent = self.instrument.agent if self.instrument else None
-        told = agent.current if agent is not None and agent.connected else []
+        agent = self.instrument.agent if self.instrument and self.experiment else None
+        # only the names: of a file that was begun before a switch the agent does not say where it goes
+        told = (
+            agent.current if agent and agent.connected and self.experiment and self.experiment.active else []
+        )
         others = [Transfer(file.name.rsplit("/", 1)[-1], file.size, file.sent, now) for file in told]
         return [*seen, *(t for t in others if t.name not in names)]
 

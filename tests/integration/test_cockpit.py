@@ -15,12 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
-from beamhub.schemas import ExperimentChange, FileProgress, Heartbeat, LicenceCreate, Role
+from beamhub.schemas import CommandKind, ExperimentChange, FileProgress, Heartbeat, LicenceCreate, Role
 from beamhub.testing import TEMPLATE, Beamtime, RunningService, free_port
 from playwright.sync_api import Browser, Page, Position, Request, expect, sync_playwright
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 WAIT = 90_000  # ms; a good run needs a fiftieth of it
+FAILED = [{"name": "<u>odd.h5", "state": "failed", "reason": HOSTILE, "size": 7}] + [
+    {"name": f"run_{n:04}.cbf", "state": "failed", "reason": "can't be read (EIO)", "size": 1000}
+    for n in range(400)
+]
 UNKNOWN = "0b0f7b0e-4c39-4a53-9a1c-0f0c8d6f2a11"
 
 pytestmark = pytest.mark.timeout(600)
@@ -74,8 +78,19 @@ def beamtime(service: RunningService) -> Beamtime:
             rate=2e6,
             current=[FileProgress(name="<i>file.h5", size=4_000_000, sent=1_000_000)],
             errors=[HOSTILE],
+            failed=len(FAILED),
         ),
     )
+    httpx.put(
+        f"{service.api}instruments/{found.instrument}/agent/files",
+        json={"items": FAILED[:250], "last": False},
+        headers={"Authorization": f"Bearer {found.agent_token}"},
+    ).raise_for_status()
+    httpx.put(
+        f"{service.api}instruments/{found.instrument}/agent/files",
+        json={"items": FAILED[250:], "part": 2},
+        headers={"Authorization": f"Bearer {found.agent_token}"},
+    ).raise_for_status()
     return found
 
 
@@ -83,10 +98,10 @@ def beamtime(service: RunningService) -> Beamtime:
 def cockpits(
     service: RunningService, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, RunningCockpit]]:
-    """A cockpit for ada and one for eve; hers has cold kernels."""
+    """A cockpit for each of them; only ada's has a kernel waiting."""
     running = {
-        "ada": start(service, "ada", tmp_path_factory.mktemp("ada"), warm=1),
-        "eve": start(service, "eve", tmp_path_factory.mktemp("eve"), warm=0),
+        user: start(service, user, tmp_path_factory.mktemp(user), warm=warm)
+        for user, warm in (("ada", 1), ("eve", 0), ("sam", 0))
     }
     yield running
     for cockpit in running.values():
@@ -145,8 +160,10 @@ def page(browser: Browser) -> Iterator[Page]:
     assert wrong == []
 
 
-def open_cockpit(page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime) -> None:
-    page.goto(f"{cockpits['ada'].page('cockpit.ipynb')}?experiment={beamtime.experiment}")
+def open_cockpit(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, user: str = "ada"
+) -> None:
+    page.goto(f"{cockpits[user].page('cockpit.ipynb')}?experiment={beamtime.experiment}")
     expect(page.locator(".bh-experiment")).to_have_attribute(
         "data-experiment", beamtime.experiment, timeout=WAIT
     )
@@ -236,7 +253,60 @@ def test_what_the_service_refuses_is_said_in_the_form(
     expect(page.locator(".bh-member[data-user=zoe]")).to_be_visible(timeout=WAIT)
     expect(page.locator(".bh-invite .bh-error")).to_have_count(0)
     page.locator(".bh-member[data-user=zoe] .bh-member-remove").click()
+    page.locator(".bh-question-no").click()
+    expect(page.locator(".bh-question")).to_have_count(0)
+    expect(page.locator(".bh-member[data-user=zoe]")).to_be_visible()
+    page.locator(".bh-member[data-user=zoe] .bh-member-remove").click()
+    page.locator(".bh-question-yes").click()
     expect(page.locator(".bh-member[data-user=zoe]")).to_have_count(0, timeout=WAIT)
+
+
+def test_staff_pause_and_resume_uploads(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    open_cockpit(page, cockpits, beamtime, "sam")
+    page.locator(".bh-uploads-pause").click()
+    reason = page.locator(".bh-question [name=reason]")
+    expect(reason).to_be_focused()
+    page.locator(".bh-question-yes").click()  # not without a reason
+    expect(reason).to_be_visible()
+    reason.fill("<b>sample change")
+    page.locator(".bh-question-yes").click()
+    expect(page.locator(".bh-paused-why")).to_have_text("<b>sample change", timeout=WAIT)
+    expect(page.locator(".bh-uploads-paused")).to_contain_text("by sam")
+    paused = service.client("sam").instrument(beamtime.instrument).uploads_paused
+    assert paused is not None
+    assert paused.reason == "<b>sample change"
+    page.locator(".bh-uploads-resume").click()
+    expect(page.locator(".bh-uploads-paused")).to_have_count(0, timeout=WAIT)
+    assert service.client("sam").instrument(beamtime.instrument).uploads_paused is None
+
+
+def test_hundreds_of_files_that_failed(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    sam = service.client("sam")
+    open_cockpit(page, cockpits, beamtime, "sam")
+    page.locator(".bh-unsent-open", has_text="401 failed").click()
+    many = page.locator(".bh-unsent-group", has_text="EIO")
+    expect(many).to_contain_text("400 files", timeout=WAIT)
+    expect(many).to_contain_text("and 350 more")
+    hostile = page.locator(".bh-unsent-group", has_text="onerror")
+    expect(hostile.locator(".bh-unsent-reason")).to_have_text(HOSTILE)
+    expect(hostile.locator(".bh-unsent-name")).to_have_text("<u>odd.h5")
+    many.locator(".bh-unsent-retry").click()
+    expect(page.locator(".bh-unsent-order")).to_have_count(3, timeout=WAIT)
+    told = sam.agent_commands(beamtime.instrument)
+    assert {path for order in told for path in order.paths} == {str(file["name"]) for file in FAILED[1:]}
+    assert {order.kind for order in told} == {CommandKind.RETRY}
+
+    hostile.locator(".bh-unsent-skip").click()
+    page.locator(".bh-question [name=reason]").fill("no sample")
+    page.locator(".bh-question-yes").click()
+    expect(page.locator(".bh-question")).to_have_count(0, timeout=WAIT)
+    last = sam.agent_commands(beamtime.instrument)[-1]
+    assert (last.kind, last.paths, last.reason) == (CommandKind.SKIP, ["<u>odd.h5"], "no sample")
+    assert "taken" not in page.title()
 
 
 def test_frames_down_to_single_pixels(

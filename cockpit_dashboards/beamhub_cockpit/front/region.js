@@ -69,7 +69,10 @@ function create(tree, context) {
   node._tree = [tag, {}];
   update(node, tree, context);
   if (attributes.modal) requestAnimationFrame(() => node.isConnected && !node.open && node.showModal());
-  if (attributes.focus) requestAnimationFrame(() => node.focus());
+  if (attributes.focus) {
+    node.autofocus = true; // for a dialog that opens around it
+    requestAnimationFrame(() => node.focus());
+  }
   return node;
 }
 

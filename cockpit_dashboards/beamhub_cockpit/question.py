@@ -1,0 +1,86 @@
+"""The dialog that asks once before something far-reaching is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from beamhub_cockpit.html import Child, Element, el
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and what is done with the answer. Nothing is done when it is closed.
+
+    `do` gets the fields of the form by name. An ApiError that it raises is shown in the dialog, which then
+    stays open.
+    """
+
+    title: str
+    label: str  # of the button that does it
+    do: Callable[[Mapping[str, str]], None]
+    body: tuple[Child, ...] = ()
+    danger: bool = False
+    name: str = ""  # a class of its own, as a hook
+    refused: str = ""
+
+
+def ask_reason(label: str, hint: str = "", placeholder: str = "") -> Element:
+    """The field "reason", which has to be filled in."""
+    return el(
+        "div.bh-field",
+        el("label", label, for_="question-reason"),
+        el(
+            "input",
+            id="question-reason",
+            name="reason",
+            type="text",
+            required=True,
+            maxlength="500",
+            autocomplete="off",
+            placeholder=placeholder or None,
+            focus=True,
+        ),
+        el("p.bh-hint", hint) if hint else None,
+    )
+
+
+def show(question: Question) -> Element:
+    """The dialog."""
+    tone = "bh-button-danger" if question.danger else "bh-button-main"
+    return el(
+        "dialog.bh-dialog.bh-question",
+        el(
+            "form.bh-form",
+            el(
+                "header.bh-dialog-head",
+                el("h2", question.title),
+                el(
+                    "button.bh-icon-button",
+                    "×",
+                    type="button",
+                    aria_label="Close",
+                    on={"click": ["question.no"]},
+                ),
+            ),
+            el(
+                "div.bh-dialog-body",
+                el("div.bh-problem.bh-problem-failed", question.refused, role="alert")
+                if question.refused
+                else None,
+                question.body,
+            ),
+            el(
+                "footer.bh-dialog-foot",
+                el("p"),
+                el("button.bh-button.bh-question-no", "Close", type="button", on={"click": ["question.no"]}),
+                el(f"button.bh-button.{tone}.bh-question-yes", question.label, type="submit"),
+            ),
+            on={"submit": ["question.yes"]},
+        ),
+        modal=True,
+        aria_label=question.title,
+        class_=question.name or None,
+        on={"cancel": ["question.no"]},
+        key=f"question-{question.title}",
+    )
