@@ -221,7 +221,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
 
 async def test_only_a_certificate_that_is_trusted_gets_the_token(tmp_path: Path) -> None:
     context = certificate(tmp_path)
-    answer = "HTTP/1.1 204 No Content\n\n"
+    answer = "HTTP/1.1 200 OK\n\n{}"
     beat = Heartbeat(host="detector", version="1")
 
     async with stranger(answer, tmp_path, context) as (server, service):

@@ -132,6 +132,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, length: int) -> str:
+    """Both ends of a text, at most `length` characters in all."""
+    return text if len(text) <= length else f"{text[: length // 2 - 2]} … {text[-length // 2 + 2 :]}"
+
+
 def encodable(path: str) -> bool:
     """Is the name UTF-8 on the disk? Only such names can travel and be kept in the journal."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .file import Stamp
 
-VERSION = 1
+VERSION = 2
 
 
 class JournalError(Exception):
@@ -24,6 +24,7 @@ class State(StrEnum):
     QUEUED = "queued"  # ready; not, or not completely, sent
     ARRIVED = "arrived"  # the service has verified and published it
     REFUSED = "refused"  # the service does not take it
+    SKIPPED = "skipped"  # the staff don't want it, whatever becomes of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,11 @@ class Snapshot:
         return _entry(row) if row else None
 
     def settled(self, path: str, stamp: Stamp) -> bool:
-        """Has the file, in this state, arrived or been refused?"""
+        """Has the file, in this state, arrived or been refused, or is it to be skipped in any state?"""
         entry = self.find(path)
-        return entry is not None and entry.stamp == stamp and entry.state is not State.QUEUED
+        if entry is None or entry.state is State.QUEUED:
+            return False
+        return entry.stamp == stamp or entry.state is State.SKIPPED
 
     def close(self) -> None:
         self._connection.close()
@@ -96,6 +99,8 @@ class Journal(Snapshot):
             raise JournalError(f"the journal {self.path} is of a newer beamhub: update this one")
         execute("CREATE TABLE IF NOT EXISTS about (instrument TEXT NOT NULL)")
         execute(_FILES)
+        execute("CREATE TABLE IF NOT EXISTS orders (obeyed INTEGER NOT NULL)")
+        execute("INSERT INTO orders SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM orders)")
         execute("CREATE INDEX IF NOT EXISTS files_state ON files (state) WHERE state != 'arrived'")
         execute(f"PRAGMA user_version = {VERSION}")
         execute("INSERT INTO about SELECT ? WHERE NOT EXISTS (SELECT 1 FROM about)", (instrument,))
@@ -107,8 +112,35 @@ class Journal(Snapshot):
             )
 
     def unfinished(self) -> Iterator[Entry]:
-        """What had been ready and has not arrived."""
-        return map(_entry, self._connection.execute(f"{_SELECT} WHERE state != 'arrived'").fetchall())
+        """What had been ready, has not arrived and is still wanted."""
+        wanted = f"{_SELECT} WHERE state != 'arrived' AND state != 'skipped'"
+        return map(_entry, self._connection.execute(wanted).fetchall())
+
+    def skipped(self) -> Iterator[Entry]:
+        wanted = f"{_SELECT} WHERE state != 'arrived' AND state = 'skipped'"  # as the index has it
+        return map(_entry, self._connection.execute(wanted).fetchall())
+
+    def of(self, experiment: str) -> Iterator[Entry]:
+        """All that has begun for this experiment, and all that is still to begin for any."""
+        wanted = f"{_SELECT} WHERE experiment = ? OR experiment IS NULL AND state != 'arrived'"
+        return map(_entry, self._connection.execute(wanted, (experiment,)).fetchall())
+
+    def count_arrived(self) -> int:
+        """How many files have arrived; looks at all."""
+        return int(
+            self._connection.execute("SELECT COUNT(*) FROM files WHERE state = 'arrived'").fetchone()[0]
+        )
+
+    def count_skipped(self) -> int:
+        query = "SELECT COUNT(*) FROM files WHERE state != 'arrived' AND state = 'skipped'"
+        return int(self._connection.execute(query).fetchone()[0])
+
+    def obeyed(self) -> int:
+        """The last of the staff's commands that has been obeyed."""
+        return int(self._connection.execute("SELECT obeyed FROM orders").fetchone()[0])
+
+    def obey(self, command: int) -> None:
+        self._connection.execute("UPDATE orders SET obeyed = ?", (command,))
 
     def queue(self, path: str, stamp: Stamp) -> None:
         """The file is ready. What is known of this very state of it stays known."""
@@ -143,6 +175,22 @@ class Journal(Snapshot):
     def refused(self, path: str, error: str) -> None:
         self._connection.execute(
             "UPDATE files SET state = 'refused', upload = NULL, error = ? WHERE path = ?", (error, path)
+        )
+
+    def skip(self, path: str, reason: str) -> None:
+        """The file is not wanted. Its upload stays known, to be given up."""
+        self._connection.execute(
+            "UPDATE files SET state = 'skipped', error = ? WHERE path = ?", (reason, path)
+        )
+
+    def given_up(self, path: str) -> None:
+        """The service no longer has a part of it."""
+        self._connection.execute("UPDATE files SET key = NULL, upload = NULL WHERE path = ?", (path,))
+
+    def requeue(self, path: str) -> None:
+        """What was refused or skipped is wanted after all."""
+        self._connection.execute(
+            "UPDATE files SET state = 'queued', error = '' WHERE path = ? AND state != 'arrived'", (path,)
         )
 
     def forget(self, path: str) -> None:

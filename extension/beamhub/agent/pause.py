@@ -30,6 +30,24 @@ class Pause:
         self._until = 0.0
         self._over = asyncio.Event()
         self._over.set()
+        self._held = ""
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @property
+    def held(self) -> str:
+        """Why the staff want no file to begin; "" when they don't."""
+        return self._held
+
+    def hold(self, reason: str) -> None:
+        """The staff want no file to begin; "": they don't mind any longer."""
+        if reason != self._held:
+            log.info("%s", reason or "the pause is over")
+        self._held = reason
+        if reason:
+            self._free.clear()
+        else:
+            self._free.set()
 
     def begin(self, error: UnavailableError) -> None:
         if str(error) != self.reason:
@@ -51,6 +69,7 @@ class Pause:
         self._over.set()
 
     async def wait(self) -> None:
+        await self._free.wait()
         try:
             async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
                 await self._over.wait()

@@ -22,6 +22,9 @@ class Item:
     sent: int = field(default=0, compare=False)
     restarts: int = field(default=0, compare=False)
     finished: Stamp | None = field(default=None, compare=False)  # a later state that is ready at once
+    sending: asyncio.Task[bool] | None = field(default=None, compare=False)
+    announced: asyncio.Event = field(default_factory=asyncio.Event, compare=False)  # no answer is awaited
+    skipped: bool = field(default=False, compare=False)  # while it was on its way
 
     @property
     def path(self) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from beamhub.schemas import Heartbeat, Instrument, Problem, Upload
+from beamhub.schemas import AgentFiles, AgentOrders, Heartbeat, Instrument, JournalReport, Problem, Upload
 from beamhub.text import one_line
 
 from .config import Config, ConfigError
@@ -73,14 +73,27 @@ class Service:
         self._raise_unless_success(response)
         return self._read(Instrument, response)
 
-    async def heartbeat(self, heartbeat: Heartbeat) -> None:
+    async def heartbeat(self, heartbeat: Heartbeat) -> AgentOrders:
+        """Tells how the agent is; the answer says what it is to do."""
+        return self._read(AgentOrders, await self._put("heartbeat", heartbeat))
+
+    async def tell_files(self, files: AgentFiles) -> None:
+        """Tells a part of the list of files that are not sent."""
+        await self._put("agent/files", files)
+
+    async def report(self, command: int, report: JournalReport) -> None:
+        """Gives a part of the answer to a `report` command."""
+        await self._put(f"agent/reports/{command}", report)
+
+    async def _put(self, where: str, body: BaseModel) -> httpx.Response:
         response = await self._send(
             "PUT",
-            f"instruments/{self._instrument}/heartbeat",
+            f"instruments/{self._instrument}/{where}",
             headers={"Content-Type": "application/json"},
-            content=heartbeat.model_dump_json().encode(),
+            content=body.model_dump_json().encode(),
         )
         self._raise_unless_success(response)
+        return response
 
     async def create(
         self, name: str, size: int, digest: str, *, experiment: str | None, key: str
@@ -104,7 +117,8 @@ class Service:
         metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
         headers = {"Upload-Length": str(size), "Upload-Metadata": metadata, "Idempotency-Key": key}
         response = await self._send("POST", "uploads", {**_TUS, **headers})
-        if response.status_code == 409 and not experiment:
+        paused = response.status_code == 503 and "Retry-After" in response.headers
+        if paused or (response.status_code == 409 and not experiment):
             raise UnavailableError(_reason(response), expected=True)
         if response.status_code in (400, 403, 409, 413, 422):
             raise RefusedError(_reason(response))
@@ -161,9 +175,9 @@ class Service:
         return _offset(response, size)
 
     async def terminate(self, location: str) -> None:
-        """Gives up an upload: the service may forget what it has of it."""
+        """Gives up an upload: the service may forget what it has of it. One that is over stays as it is."""
         response = await self._send("DELETE", location, headers=_TUS)
-        if response.status_code not in (404, 410):
+        if response.status_code not in (403, 404, 409, 410):
             self._raise_unless_success(response)
 
     # -------------------------------------------------------------------------------------------------------

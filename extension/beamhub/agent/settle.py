@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .file import Stamp
@@ -31,6 +32,9 @@ class Settling:
 
     def __len__(self) -> int:
         return len(self._candidates)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._candidates)
 
     def __contains__(self, path: str) -> bool:
         return path in self._candidates

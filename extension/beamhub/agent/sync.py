@@ -12,17 +12,18 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Literal
 
 from beamhub import __version__
-from beamhub.schemas import FileProgress, Heartbeat, Upload, UploadState
+from beamhub.schemas import FileProgress, Heartbeat, JournalLine, Upload, UploadState
 
 from .config import Config, Watch
 from .done import Listener
-from .file import CHUNK, ChangedError, GoneError, Stamp, digest_of, look, opened, printable, read
-from .journal import Journal
+from .file import CHUNK, ChangedError, GoneError, Stamp, digest_of, look, opened, printable, read, shortened
+from .journal import Entry, Journal, State
+from .orders import LONGEST_NAME, Orders
 from .pause import Pause
 from .queue import Item, Queue
 from .service import PART, OffsetError, RefusedError, RestartError, Service, UnavailableError
@@ -74,11 +75,13 @@ class Agent:
         self._once = once
         self._service = Service(config)
         self._journal = Journal(config.journal.path, config.instrument.id)
+        self._arrived = self._journal.count_arrived()
         self._settling = Settling()
         self._candidates = asyncio.Event()  # there is something new to settle
         self._queue = Queue()
         self._active: dict[str, Item] = {}
         self._pause = Pause()
+        self._orders = Orders(self._service, self._journal, self._pause, self)
         self._rate = Rate()
         self._throttle = Throttle(config.upload.limit)
         self._trees: dict[Path, Tree] = {}
@@ -113,7 +116,8 @@ class Agent:
             async with listener, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._follow(watch)) for watch in self._config.watch]
                 tasks += [group.create_task(self._send()) for _ in range(self._config.upload.parallel)]
-                tasks += [group.create_task(work()) for work in (self._settle, self._beat, self._conclude)]
+                works = (self._settle, self._beat, self._orders.follow, self._conclude)
+                tasks += [group.create_task(work()) for work in works]
                 await self._stopping.wait()
                 for task in tasks:
                     task.cancel()
@@ -151,6 +155,8 @@ class Agent:
             return
         self._queue.drop(path)
         entry = self._journal.find(path)
+        if entry is not None and entry.state is State.SKIPPED:
+            return
         was_ready = entry is not None and entry.stamp == stamp  # before a restart
         if sighting.finished or was_ready:
             self._settling.drop(path)
@@ -209,18 +215,28 @@ class Agent:
         while True:
             await self._pause.wait()
             item = await self._queue.get()
+            if self._pause.held:
+                self._queue.put(item)
+                continue
             self._active[item.path] = item
+            item.announced.set()
+            item.sending = asyncio.create_task(self._deliver(item))  # so that it can be skipped
             try:
-                await self._deliver(item)
+                await asyncio.wait({item.sending})
+                again = not item.skipped and item.sending.result()
             finally:
+                item.sending.cancel()
+                await asyncio.wait({item.sending})
                 del self._active[item.path]
+            if again:
+                self._queue.put(item)
             stamp = look(item.path)  # sightings of a file on its way were not heeded
             if stamp and (stamp != item.stamp or not self._journal.find(item.path)):
                 self._sighted(Sighting(item.watch, item.name, stamp, finished=item.finished == stamp))
             self._step.set()
 
-    async def _deliver(self, item: Item) -> None:
-        """Sends one file, or finds out what to do with it instead."""
+    async def _deliver(self, item: Item) -> bool:
+        """Sends one file, or finds out what to do with it instead. True: it is to be tried again."""
         path = item.path
         self._failed.pop(path, None)
         begun = time.monotonic()
@@ -228,15 +244,13 @@ class Agent:
             await self._transfer(item)
         except UnavailableError as error:
             self._pause.begin(error)
-            self._queue.put(item)
-            return
+            return True
         except RestartError as error:
             self._journal.restart(path)
             item.restarts += 1
             if item.restarts < ATTEMPTS:
                 log.info("%s is sent again from its beginning: %s", printable(path), error)
-                self._queue.put(item)
-                return
+                return True
             self._fail(path, f"did not arrive whole in {ATTEMPTS} attempts ({error})")
             self._journal.refused(path, str(error))
         except RefusedError as error:
@@ -252,9 +266,11 @@ class Agent:
             self._fail(path, f"can't be read ({error.strerror})")
         else:
             self._journal.arrived(path)
+            self._arrived += 1
             self._pause.end()
             seconds = time.monotonic() - begun
             log.info("%s has arrived: %.2f MB in %.2f s", printable(path), item.stamp.size / 1e6, seconds)
+        return False
 
     async def _transfer(self, item: Item) -> None:
         """Sends a file, or what is missing of it; returns when the service has verified and published it."""
@@ -273,10 +289,14 @@ class Agent:
                 location, upload = entry.upload, await self._service.upload(entry.upload)
             else:
                 name = item.watch.destination(item.name)
-                location, upload = await self._service.create(
-                    name, size, digest, experiment=entry.experiment, key=key
-                )
-                self._journal.begun(path, location, upload.experiment)
+                item.announced.clear()
+                try:
+                    location, upload = await self._service.create(
+                        name, size, digest, experiment=entry.experiment, key=key
+                    )
+                    self._journal.begun(path, location, upload.experiment)
+                finally:
+                    item.announced.set()
             await self._send_rest(file, item, location, upload)
 
     async def _send_rest(self, file: int, item: Item, location: str, upload: Upload) -> None:
@@ -327,6 +347,100 @@ class Agent:
         if len(self._failed) < REMEMBERED:
             self._failed[path] = reason
 
+    # --- obeying -------------------------------------------------------------------------------------------
+
+    def _shown(self, path: str) -> str:
+        """What the file is called below raw/, as people see it."""
+        watch = self._watch_of(path)
+        name = watch.destination(path[len(str(watch.path)) + 1 :]) if watch else path
+        return shortened(printable(name), LONGEST_NAME)
+
+    def waiting(self) -> Iterator[tuple[str, str]]:
+        known = {*self._settling, *(item.path for item in self._queue), *self._active}
+        known |= {entry.path for entry in self._journal.unfinished() if entry.state is State.QUEUED}
+        return ((path, self._shown(path)) for path in sorted(known - self._failed.keys()))
+
+    def failed(self) -> Iterator[tuple[str, str, str]]:
+        return ((path, self._shown(path), reason) for path, reason in list(self._failed.items()))
+
+    def skipped(self) -> Iterator[tuple[str, str, str]]:
+        return ((entry.path, self._shown(entry.path), entry.error) for entry in self._journal.skipped())
+
+    def lines(self, experiment: str) -> Iterator[JournalLine]:
+        settling = [(path, look(path)) for path in list(self._settling)]
+        for path, stamp in settling:
+            if stamp:
+                yield JournalLine(name=self._shown(path), size=stamp.size, state="queued")
+        for entry in self._journal.of(experiment):
+            yield self._line(entry)
+
+    def _line(self, entry: Entry) -> JournalLine:
+        reason = self._failed.get(entry.path) or entry.error
+        states: dict[State, Literal["queued", "arrived", "failed", "skipped"]] = {
+            State.QUEUED: "failed" if reason else "queued",
+            State.ARRIVED: "arrived",
+            State.REFUSED: "failed",
+            State.SKIPPED: "skipped",
+        }
+        return JournalLine(
+            name=self._shown(entry.path),
+            size=entry.stamp.size,
+            digest=entry.digest,
+            state=states[entry.state],
+            reason=_shortened(reason) if entry.state is not State.ARRIVED else "",
+            experiment=entry.experiment,
+        )
+
+    def retry(self, path: str) -> None:
+        """What has failed is sent again, if it is still there."""
+        stamp, watch = look(path), self._watch_of(path)
+        if stamp and watch:
+            self._failed.pop(path, None)
+            self._journal.requeue(path)
+            self._sighted(Sighting(watch, path[len(str(watch.path)) + 1 :], stamp))
+
+    async def skip(self, path: str, reason: str) -> None:
+        """The file is left out; what the service has of it is given up. One that has just arrived stays."""
+        item = self._active.get(path)
+        if item and item.sending:
+            await item.announced.wait()
+            item.skipped = True
+            item.sending.cancel()
+            await asyncio.wait({item.sending})
+        self._queue.drop(path)
+        self._settling.drop(path)
+        self._failed.pop(path, None)
+        entry = self._journal.find(path)
+        if entry is None and (stamp := look(path)):
+            self._journal.queue(path, stamp)
+        if entry is None or entry.state is not State.ARRIVED:
+            self._journal.skip(path, reason)
+        if entry and entry.upload:
+            await self._service.terminate(entry.upload)
+            if await self._is_published(entry.upload):
+                self._journal.arrived(path)
+            else:
+                self._journal.given_up(path)
+        self._step.set()
+
+    async def _is_published(self, upload: str) -> bool:
+        try:
+            return (await self._service.upload(upload)).state in (
+                UploadState.COMPLETE,
+                UploadState.SUPERSEDED,
+            )
+        except (RestartError, RefusedError):
+            return False
+
+    def unskip(self, path: str) -> None:
+        """The file is sent after all, or forgotten if it is no longer there."""
+        stamp, watch = look(path), self._watch_of(path)
+        if stamp and watch:
+            self._journal.requeue(path)
+            self._sighted(Sighting(watch, path[len(str(watch.path)) + 1 :], stamp))
+        else:
+            self._journal.forget(path)
+
     # --- telling -------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
@@ -334,7 +448,8 @@ class Agent:
         while True:
             free = await asyncio.to_thread(_free_disk, self._config.watch[0].path)
             try:
-                await self._service.heartbeat(self.heartbeat(free))
+                self._orders.obeyed.clear()
+                self._orders.heed(await self._service.heartbeat(self.heartbeat(free)))
             except UnavailableError as error:
                 if reachable and str(error) != self._pause.reason:
                     log.warning("%s", error)
@@ -343,16 +458,18 @@ class Agent:
                 if not reachable:
                     self._pause.end()
                 reachable = True
-            await asyncio.sleep(HEARTBEAT)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._orders.obeyed.wait()  # then the staff need not wait either
 
     def heartbeat(self, free_disk: int | None = None) -> Heartbeat:
         """How it is doing just now."""
         sending = list(self._active.values())
         errors = self._errors()
-        if self._pause.reason:
-            state: Literal["idle", "uploading", "waiting", "error"] = (
-                "waiting" if self._pause.expected else "error"
-            )
+        if self._pause.held:
+            state: Literal["idle", "uploading", "waiting", "error"] = "uploading" if sending else "waiting"
+        elif self._pause.reason:
+            state = "waiting" if self._pause.expected else "error"
         elif sending:
             state = "uploading"
         elif self._failed or self._lost:
@@ -375,11 +492,15 @@ class Agent:
                 for item in sending
             ],
             errors=errors,
+            arrived=self._arrived,
+            failed=len(self._failed),
+            skipped=self._journal.count_skipped(),
+            acknowledged=self._journal.obeyed(),
         )
 
     def _errors(self) -> list[str]:
         """What people should know, the gravest first, at most as many as a heartbeat holds."""
-        errors = [self._pause.reason] if self._pause.reason else []
+        errors = [reason for reason in (self._pause.held, self._pause.reason) if reason]
         errors += self._lost.values()
         errors += [tree.problem for tree in self._trees.values() if tree.problem]
         errors += [f"{printable(path)} {reason}" for path, reason in self._failed.items()]
@@ -417,5 +538,5 @@ def _free_disk(folder: Path) -> int | None:
 
 
 def _shortened(text: str) -> str:
-    """Both ends of a text, at most as long as an error in a heartbeat may be."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2 - 2]} … {text[-LONGEST // 2 + 2 :]}"
+    """At most as long as an error in a heartbeat may be."""
+    return shortened(text, LONGEST)
