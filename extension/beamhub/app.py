@@ -18,8 +18,9 @@ from jupyter_server.auth import Authorizer
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import url_path_join
+from pydantic import ValidationError
 from tornado.web import RequestHandler
-from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, validate
+from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, default, validate
 
 from beamhub import api
 from beamhub.api.handler import Handler
@@ -34,7 +35,10 @@ from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
 from beamhub.orders import Orders
 from beamhub.rules import Rules
+from beamhub.runners import Runner
 from beamhub.runners.local import LocalRunner
+from beamhub.runners.slurm import SlurmRunner, SlurmSettings
+from beamhub.schemas import Profile
 from beamhub.store import Store
 from beamhub.templates import Catalogue, shipped
 from beamhub.uploads import Uploads
@@ -60,6 +64,10 @@ class BeamhubApp(ExtensionApp):
         help="sqlite:////path or postgresql+psycopg://… Default: $BEAMHUB_DATABASE_URL, or in state_dir"
     ).tag(config=True)
     cpus = Integer(0, help="CPUs for all jobs together; 0: all that this machine has").tag(config=True)
+    profiles = List(
+        Dict(), help="What jobs may ask for: models of beamhub.schemas.Profile. Default: of this machine"
+    ).tag(config=True)
+    slurm = Dict(help="How a Slurm cluster is reached: beamhub.runners.slurm.SlurmSettings").tag(config=True)
     require_sandbox = Bool(
         False, help="Refuse jobs where bubblewrap doesn't work, rather than run them without a sandbox"
     ).tag(config=True)
@@ -100,6 +108,19 @@ class BeamhubApp(ExtensionApp):
             raise TraitError(f"BeamhubApp.cpus is {proposal.value}; it has to be 0 (all) or more.")
         return int(proposal.value)
 
+    @validate("profiles", "slurm")
+    def _valid(self, proposal: Any) -> Any:
+        try:
+            if proposal.trait.name == "profiles":
+                names = [Profile.model_validate(profile).name for profile in proposal.value]
+                if len(names) > len(set(names)):
+                    raise TraitError(f"BeamhubApp.profiles has a name twice: {', '.join(names)}.")
+            else:
+                SlurmSettings.model_validate(proposal.value)
+        except ValidationError as error:
+            raise TraitError(f"BeamhubApp.{proposal.trait.name} is not valid: {error}") from error
+        return proposal.value
+
     # --- start ---------------------------------------------------------------------------------------
 
     def initialize(self, *_: Any) -> None:
@@ -136,18 +157,27 @@ class BeamhubApp(ExtensionApp):
         store.migrate()
         feed, live = Feed(store), Live()
         self._inspector = Inspector()
-        runner = LocalRunner(
+        local = LocalRunner(
             self.cpus or os.cpu_count() or 1,
             state_dir,
             data_dir,
             warm=self.warm,
             require_sandbox=self.require_sandbox,
         )
+        cluster = SlurmRunner(
+            SlurmSettings.model_validate(self.slurm),
+            state_dir,
+            data_dir,
+            require_sandbox=self.require_sandbox,
+        )
         catalogue = Catalogue([*(Path(folder) for folder in self.templates), shipped()])
-        offered = profiles(runner.cpus)
+        offered = [Profile.model_validate(profile) for profile in self.profiles] or profiles(local.cpus)
+        runners: dict[str, Runner] = {"local": local}
+        if self.slurm or any(profile.runner == "slurm" for profile in offered):
+            runners["slurm"] = cluster
         datasets = Datasets(store, data_dir, self._inspector, stall=timedelta(seconds=self.stall))
         jobs = Jobs(store, catalogue, offered, data_dir)
-        self._engine = Engine(store, live, jobs, {"local": runner}, data_dir)
+        self._engine = Engine(store, live, jobs, runners, data_dir)
         return api.Service(
             store=store,
             feed=feed,

@@ -33,7 +33,7 @@ from traitlets import Dict
 from beamhub.client import ApiError, Client, Unreachable
 from beamhub.schemas import Dataset, LicenceCreate, Role
 
-pytest_plugins = ("beamhub.testing_stores",)  # postgresql_url, store
+pytest_plugins = ("beamhub.testing_stores", "beamhub.testing_slurm")
 
 BASE_URL = "/services/beamhub/"
 COOKIE = "beamhub-testing"

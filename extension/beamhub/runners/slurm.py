@@ -1,0 +1,543 @@
+"""Jobs on a Slurm cluster, through its own commands: `sbatch`, `squeue`, `sacct`, `scancel`, `scontrol`.
+
+A job is submitted held, and let go when the service has remembered its number. So it runs at most once,
+whatever dies between the two, and whether or not `sbatch` got to say that it had succeeded: one that nobody
+remembers stays held, is found by its name, and taken up or removed. Slurm never runs a job again by itself
+(`--no-requeue`): one job of Slurm is one attempt, and is charged as Slurm has counted it.
+
+All jobs are looked after with one `squeue`, however many they are; `sacct` is asked, once for all, for those
+that Slurm's controller no longer knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from beamhub.errors import NotFound
+from beamhub.jobfolder import STARTED, JobFolder
+from beamhub.runners import Phase, Ref, Status, Unavailable
+from beamhub.schemas import JobSpec, Profile, Slug, SlurmOptions
+from beamhub.text import one_line
+
+log = logging.getLogger(__name__)
+
+SCRIPT = Path(__file__).with_name("slurm_job.sh")
+LATER = "100"  # niceness of what nobody at the detector watches
+STRAY = 60.0  # seconds after which a held job that nobody has remembered is removed
+INSIST = 10.0  # seconds between two `scancel` of one job
+FORMAT = "%i|%T|%r|%S|%e|%M|%C|%V|%N|%j"  # of squeue; the name is last, as anything may stand in it
+FIELDS = "JobIDRaw,State,Start,End,ElapsedRaw,NCPUS,NodeList,JobName"  # of sacct
+# What these commands say when nobody could answer, or no more is taken for now; all else is a refusal.
+LATER_MAYBE = re.compile(
+    r"unable to contact|connect failure|connection refused|communication|timed out|zero bytes|temporarily|"
+    r"socket|try again|MaxSubmit|protocol authentication|munge|backup controller",
+    re.IGNORECASE,
+)
+PREFIX = re.compile(r"^\w+: error: (Batch job submission failed: )?")  # of what they say
+MEMORY = re.compile(rb"slurmstepd.*(exceeded .*memory limit|oom.kill)", re.IGNORECASE)
+
+RUNNING = {"RUNNING", "COMPLETING", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+# Of these and no others the job's own program has seen the end, and left its result.
+OWN_END = {"COMPLETED", "FAILED"}
+# Not the job's doing.
+AGAIN = {"NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED"}
+FORGOTTEN = "Slurm does not know this job any more, and it has left no result."
+ENDS = {
+    "COMPLETED": "Its processes ended without a result: the end of its log may tell why.",
+    "FAILED": "Its processes ended without a result: the end of its log may tell why.",
+    "TIMEOUT": "It reached its time limit of {limit}.",
+    "DEADLINE": "Slurm ended it at its deadline.",
+    "OUT_OF_MEMORY": "It used more than {memory:g} GiB of memory: choose a profile with more.",
+    "CANCELLED": "It was cancelled in Slurm, not here.",
+    "NODE_FAIL": "The node {nodes} failed while it ran.",
+    "BOOT_FAIL": "The node {nodes} could not be switched on.",
+    "PREEMPTED": "Slurm ended it to make room for a job of higher priority.",
+    "LAUNCH_FAILED": "Slurm could not launch it on {nodes}.",
+    "RECONFIG_FAIL": "Slurm could not set up {nodes} for it.",
+    "REVOKED": "Slurm ran it on another cluster.",
+}
+# What a job waits for, by the beginning of Slurm's own word for it.
+WAITS = {
+    "None": "Waits for its turn in Slurm",
+    "Resources": "Waits for free CPUs and memory in Slurm",
+    "Priority": "Waits in Slurm behind jobs of higher priority",
+    "Dependency": "Waits in Slurm for another job",
+    "BeginTime": "Waits in Slurm for its time to begin",
+    "JobHeldAdmin": "Is held by the cluster's administrator",
+    "JobHeldUser": "Is held in Slurm",
+    "JobLaunchFailure": "Is held by Slurm: it could not be launched",
+    "launch failed": "Is held by Slurm: it could not be launched",
+    "PartitionDown": "Waits: its partition in Slurm is down",
+    "PartitionInactive": "Waits: its partition in Slurm takes no jobs now",
+    "PartitionTimeLimit": "Waits: its time limit is longer than its partition in Slurm permits",
+    "PartitionNodeLimit": "Waits: its partition in Slurm has no such nodes",
+    "PartitionConfig": "Waits: its partition in Slurm does not permit what it asks for",
+    "ReqNodeNotAvail": "Waits: nodes that it could run on are reserved, drained or down",
+    "Nodes required": "Waits: nodes that it could run on are reserved, drained or down",
+    "NodeDown": "Waits: nodes that it could run on are down",
+    "Reservation": "Waits for its reservation in Slurm",
+    "Licenses": "Waits for a software licence in Slurm",
+    "QOS": "Waits: others of the same quality of service use all that is permitted",
+    "MaxCpuPerAccount": "Waits: its account in Slurm uses all that is permitted",
+    "Assoc": "Waits: its account in Slurm uses all that is permitted",
+    "InvalidAccount": "Waits: its account in Slurm is not valid",
+    "InvalidQOS": "Waits: its quality of service in Slurm is not valid",
+}
+
+
+class SlurmSettings(BaseModel):
+    """How the service reaches a cluster. What jobs use of it stands in their profiles."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    conf: Path | None = Field(None, description="slurm.conf, where it isn't in Slurm's usual place")
+    python: Path = Field(Path(sys.executable), description="the Python on the nodes that has beamhub")
+    path: str = Field("", description="PATH on the nodes; empty: as the service's own")
+    instruments: dict[Slug, SlurmOptions] = Field(
+        {}, description="what jobs of an instrument use instead of what their profile says"
+    )
+    interval: float = Field(2.0, gt=0, description="seconds between two looks at the queue")
+    timeout: float = Field(20.0, gt=0, description="seconds that one of Slurm's commands may take")
+    patience: float = Field(
+        10.0, ge=0, description="seconds for a result to appear on the shared storage, once the job has ended"
+    )
+
+
+@dataclass(frozen=True)
+class Line:
+    """A job as Slurm accounts for it."""
+
+    number: int
+    name: str
+    state: str
+    why: str  # Slurm's word for what it waits for
+    begin: datetime | None  # estimated, as long as it waits
+    end: datetime | None
+    elapsed: int  # seconds
+    cpus: int
+    nodes: str  # "" if it never had any
+    submitted: datetime | None = None
+
+    @property
+    def held(self) -> bool:
+        return self.state == "PENDING" and self.why == "JobHeldUser"
+
+
+class Refused(Exception):  # noqa: N818 (reads as what happened)
+    """A command of Slurm said no; the message is what it said."""
+
+
+class SlurmRunner:
+    """Runs jobs on a cluster that shares the data folder with this machine, as the service's own OS user.
+
+    Args:
+        state: the service's own folder; hidden from jobs where a node should see it.
+        data_dir: the folder of all experiments, under the same path on all nodes.
+        require_sandbox: refuse jobs on nodes where sandboxes can't be made. Otherwise jobs run without one
+            there, as their log says, with all that the service's OS user may read and write.
+    """
+
+    cpus: int | None = None
+
+    def __init__(
+        self, settings: SlurmSettings, state: Path, data_dir: Path, *, require_sandbox: bool = False
+    ) -> None:
+        self._settings = settings
+        self._state = state.absolute()
+        self._data_dir = data_dir.absolute()
+        self._require_sandbox = require_sandbox
+        # several beamhubs may use one account on a cluster
+        self._prefix = f"beamhub-{hashlib.sha256(bytes(self._data_dir)).hexdigest()[:8]}-"
+        self._lines: Mapping[int, Line] = {}  # as squeue told last
+        self._looked = 0.0  # when that was, monotonic
+        self._silent: datetime | None = None  # since when Slurm has not answered
+        self._unsure = True  # whether there may be jobs that nobody has remembered
+        self._prepared: dict[str, int] = {}  # what is being remembered: name -> number
+        self._ended: dict[int, float] = {}  # when a job was first seen to have ended, monotonic
+        self._cancelled: dict[int, float] = {}
+        self._estimates: dict[int, datetime] = {}
+
+    # --- what the engine asks ----------------------------------------------------------------------------
+
+    async def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
+        name = f"{self._prefix}{spec.id}"
+        number = self._prepared.get(name)
+        if number is None and self._unsure:
+            await self._look()
+            left = (line.number for line in self._lines.values() if line.held and line.name == name)
+            number = next(left, None)
+        if number is None:
+            number = await self._submit(name, spec, profile, experiment)
+        self._prepared[name] = number
+        return {
+            "slurm": number,
+            "name": name,
+            "folder": spec.folder,
+            "walltime": profile.walltime,
+            "memory": profile.memory,
+        }
+
+    async def release(self, ref: Ref) -> None:
+        try:
+            await self._call("scontrol", "release", str(_number(ref)))
+        except (Unavailable, Refused) as error:  # poll() sees that it is still held, and tries again
+            log.warning("Slurm's job %d could not be let go: %s", _number(ref), error)
+
+    async def poll(self, refs: Sequence[Ref]) -> list[Status]:
+        if not refs and not self._unsure:
+            return []
+        try:
+            await self._refresh(refs)
+            known = [_known(ref, self._lines) for ref in refs]
+            missing = [_number(ref) for ref, line in zip(refs, known, strict=True) if line is None]
+            if missing:
+                accounts = await self._accounts(missing)
+                known = [line or _known(ref, accounts) for ref, line in zip(refs, known, strict=True)]
+        except Unavailable as error:
+            return [Status(Phase.UNKNOWN, str(error)) for _ in refs]
+        statuses = [
+            await self._status(ref, line) if line else Status(Phase.GONE, FORGOTTEN)
+            for ref, line in zip(refs, known, strict=True)
+        ]
+        await self._tidy({_number(ref) for ref in refs})
+        return statuses
+
+    async def cancel(self, ref: Ref) -> None:
+        number, now = _number(ref), time.monotonic()
+        if now - self._cancelled.get(number, -INSIST) < INSIST:
+            return
+        self._cancelled[number] = now
+        self._prepared.pop(str(ref["name"]), None)
+        self._unsure = True  # until it is seen to be gone
+        try:
+            await self._call("scancel", str(number))
+        except (Unavailable, Refused) as error:  # asked again as long as the job is there
+            log.warning("Slurm's job %d could not be cancelled: %s", number, error)
+        self._looked = 0.0
+
+    async def warm(self) -> None:
+        """Nothing to do: nodes that the caches of the service's own machine reach use those."""
+
+    # --- submitting ----------------------------------------------------------------------------------------
+
+    async def _submit(self, name: str, spec: JobSpec, profile: Profile, experiment: Path) -> int:
+        folder = Path(spec.folder)
+        instrument = spec.experiment.rsplit("-", 2)[0]
+        options = profile.slurm.model_dump()
+        if instrument in self._settings.instruments:
+            own = self._settings.instruments[instrument].model_dump()
+            options |= {option: value for option, value in own.items() if value}
+        line = [
+            *("--hold", "--no-requeue", "--parsable", "--export=ALL", "--open-mode=append"),
+            *("--nodes=1", "--ntasks=1", f"--cpus-per-task={profile.cpus}"),
+            f"--mem={-(-profile.memory // 1024**2)}M",
+            f"--time={-(-profile.walltime // 60)}",
+            f"--job-name={name}",
+            f"--chdir={folder}",
+            f"--output={str(folder / 'log.txt').replace('%', '%%')}",
+            *([] if spec.live else [f"--nice={LATER}"]),
+            *(f"--{option}={value}" for option, value in options.items() if value),
+        ]
+        script = [str(SCRIPT), str(self._settings.python), str(profile.memory // 1024), str(folder)]
+        script += [f"--experiment={experiment}", f"--hide={self._state}", f"--hide={self._data_dir}"]
+        script += [f"--caches={self._state / 'warm'}"]
+        script += ["--require-sandbox"] if self._require_sandbox else []
+        try:
+            told = await self._call("sbatch", *line, *script)
+        except Refused as error:
+            raise OSError(f"Slurm refuses it: {error}") from error
+        except Unavailable:
+            self._unsure = True  # it may have been taken nevertheless
+            raise
+        return int(told.split(";")[0])
+
+    async def _tidy(self, remembered: set[int]) -> None:
+        """Removes what was submitted and never remembered, and lets go what was remembered and never let
+        go."""
+        for name in [name for name, number in self._prepared.items() if number in remembered]:
+            del self._prepared[name]
+        held = [line for line in self._lines.values() if line.held and line.name.startswith(self._prefix)]
+        known = remembered.union(self._prepared.values())
+        stray = [line for line in held if line.number not in known]
+        self._unsure = bool(stray)
+        old = datetime.now(UTC) - timedelta(seconds=STRAY)
+        abandoned = [line.number for line in stray if line.submitted and line.submitted < old]
+        waiting = [line.number for line in held if line.number in remembered - self._cancelled.keys()]
+        for command, numbers in (("scontrol release", waiting), ("scancel", abandoned)):
+            if numbers:
+                self._lines = {n: line for n, line in self._lines.items() if n not in numbers}
+                with contextlib.suppress(Unavailable, Refused):  # the next look sees them again
+                    await self._call(*command.split(), *map(str, numbers))
+        alive = remembered.union(self._lines)
+        self._ended = {number: when for number, when in self._ended.items() if number in alive}
+        self._cancelled = {number: when for number, when in self._cancelled.items() if number in alive}
+        self._estimates = {number: when for number, when in self._estimates.items() if number in alive}
+
+    # --- looking -------------------------------------------------------------------------------------------
+
+    async def _refresh(self, refs: Sequence[Ref]) -> None:
+        """Looks at the queue, unless that was just done and nothing tells that it has changed."""
+        lines = self._lines
+        if (
+            time.monotonic() - self._looked >= self._settings.interval
+            or any(_number(ref) not in lines for ref in refs)
+            or await asyncio.to_thread(_moved_on, refs, lines)
+        ):
+            await self._look()
+
+    async def _look(self) -> None:
+        began = time.monotonic()
+        if self._silent and began - self._looked < self._settings.interval:
+            raise Unavailable(self._silence())
+        self._looked = began
+        try:
+            told = await self._call("squeue", "--me", "--noheader", "--states=all", f"--format={FORMAT}")
+        except Refused as error:
+            raise Unavailable(f"Slurm does not tell about its queue: {error}.") from error
+        self._lines = {line.number: line for row in told.splitlines() if (line := _queue_line(row))}
+
+    async def _accounts(self, numbers: Sequence[int]) -> dict[int, Line]:
+        """What Slurm's accounting knows of jobs that its controller has forgotten; where there is none, its
+        record of completed jobs, if it keeps one here."""
+        asked = ("--allocations", "--noheader", "--parsable2", f"--format={FIELDS}")
+        jobs = f"--jobs={','.join(map(str, numbers))}"
+        for source in ((), ("--completion",)):
+            try:
+                told = await self._call("sacct", *source, *asked, jobs)
+            except Refused:
+                continue  # a cluster without it
+            lines = [line for row in told.splitlines() if (line := _account_line(row))]
+            if lines:
+                return {line.number: line for line in lines}
+        return {}
+
+    # --- telling -------------------------------------------------------------------------------------------
+
+    async def _status(self, ref: Ref, line: Line) -> Status:
+        if line.state == "CONFIGURING":
+            return Status(Phase.WAITING, f"Waits for {line.nodes or 'a node'}, which is being switched on.")
+        if line.state == "SUSPENDED":
+            return Status(Phase.WAITING, f"Slurm has suspended it on {line.nodes}.")
+        if line.state in WAITING:
+            return Status(Phase.WAITING, self._waits(line))
+        if line.state in RUNNING:
+            return Status(Phase.RUNNING, started=line.begin)
+        if line.state in OWN_END and not await asyncio.to_thread(_has_result, ref):
+            first = self._ended.setdefault(line.number, time.monotonic())
+            if time.monotonic() - first < self._settings.patience:
+                return Status(Phase.RUNNING, started=line.begin)
+        began = line.begin if line.nodes else None
+        return Status(
+            Phase.GONE,
+            await self._why_ended(ref, line),
+            started=began,
+            ended=line.end if began else None,
+            cpu_seconds=line.cpus * line.elapsed if began else 0,
+            again=line.state in AGAIN,
+        )
+
+    async def _why_ended(self, ref: Ref, line: Line) -> str:
+        state = line.state
+        if state in OWN_END and await asyncio.to_thread(_out_of_memory, ref):
+            state = "OUT_OF_MEMORY"
+        sentence = ENDS.get(state, f"Slurm says {one_line(line.state, 80)}.")
+        return sentence.format(
+            limit=_duration(_int(ref, "walltime")),
+            memory=_int(ref, "memory") / 1024**3,
+            nodes=line.nodes or "(none)",
+        )
+
+    def _waits(self, line: Line) -> str:
+        known = (text for word, text in WAITS.items() if line.why.startswith(word))
+        text = next(known, f"Waits in Slurm ({one_line(line.why, 120)})")
+        now = datetime.now(UTC)
+        estimate = self._estimates.get(line.number)
+        if line.begin is None or line.begin <= now:
+            self._estimates.pop(line.number, None)
+            return f"{text}."
+        # told anew only when it makes a difference: the scheduler refines it all the time
+        if estimate is None or abs(line.begin - estimate) > max(timedelta(minutes=1), (estimate - now) / 5):
+            self._estimates[line.number] = estimate = line.begin
+        return f"{text}; it probably starts at {_clock(estimate, now)}."
+
+    def _silence(self) -> str:
+        now = datetime.now(UTC)
+        return f"Slurm has not answered since {_clock(self._silent or now, now)}; its jobs are as they were."
+
+    # --- Slurm's commands ----------------------------------------------------------------------------------
+
+    async def _call(self, *argv: str) -> str:
+        """What the command prints. Raises Refused or Unavailable."""
+        environment = {
+            "PATH": self._settings.path
+            or os.pathsep.join((str(self._settings.python.parent), os.environ.get("PATH", os.defpath))),
+            "LANG": "C.UTF-8",
+            "SLURM_TIME_FORMAT": "%s",  # seconds since 1970
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        if self._settings.conf:
+            environment["SLURM_CONF"] = str(self._settings.conf)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise OSError(f"Slurm's command {argv[0]} is not installed on the service's machine") from error
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                output, errors = await process.communicate()
+        except TimeoutError as error:
+            self._silent = self._silent or datetime.now(UTC)
+            raise Unavailable(self._silence()) from error
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        lines = (PREFIX.sub("", line).strip() for line in errors.decode(errors="replace").splitlines())
+        told = one_line("; ".join(filter(None, lines)), 500)
+        if process.returncode == 0:
+            self._silent = None
+            return output.decode(errors="replace")
+        if LATER_MAYBE.search(told):
+            if "MaxSubmit" in told:
+                raise Unavailable(f"Slurm takes no more jobs for now: {told}.")
+            self._silent = self._silent or datetime.now(UTC)
+            raise Unavailable(self._silence())
+        self._silent = None
+        raise Refused(told.removesuffix(".") or f"{argv[0]} failed ({process.returncode})")
+
+
+def _known(ref: Ref, lines: Mapping[int, Line]) -> Line | None:
+    """The line of this job, and not of another that has got its number since."""
+    line = lines.get(_number(ref))
+    return line if line is not None and line.name == ref["name"] else None
+
+
+def _queue_line(row: str) -> Line | None:
+    fields = row.split("|", 9)
+    if len(fields) < 10 or not fields[0].isdecimal():  # arrays and the like, which are not ours
+        return None
+    number, state, why, begin, end, elapsed, cpus, submitted, nodes, name = fields
+    return Line(
+        int(number),
+        name,
+        state,
+        why,
+        _moment(begin),
+        _moment(end),
+        _seconds(elapsed),
+        int(cpus) if cpus.isdecimal() else 0,
+        nodes,
+        _moment(submitted),
+    )
+
+
+def _account_line(row: str) -> Line | None:
+    fields = row.split("|", 7)
+    if len(fields) < 8 or not fields[0].isdecimal():
+        return None
+    number, state, begin, end, elapsed, cpus, nodes, name = fields
+    state = state.split(" ")[0]  # "CANCELLED by 1000"
+    if state in RUNNING | WAITING:  # its accounts are not closed, but the controller has no such job
+        return None
+    return Line(
+        int(number),
+        name,
+        state,
+        "",
+        _moment(begin),
+        _moment(end),
+        int(elapsed) if elapsed.isdecimal() else 0,
+        int(cpus) if cpus.isdecimal() else 0,
+        "" if nodes in ("None assigned", "(null)") else nodes,
+    )
+
+
+def _moment(text: str) -> datetime | None:
+    return datetime.fromtimestamp(int(text), UTC) if text.isdecimal() and text != "0" else None
+
+
+def _seconds(text: str) -> int:
+    """Of Slurm's days-hours:minutes:seconds; 0 if it is none."""
+    if not re.fullmatch(r"(\d+-)?[\d:]+", text):
+        return 0
+    days, _, clock = text.rpartition("-")
+    total = 0
+    for part in clock.split(":"):
+        total = total * 60 + int(part or 0)
+    return total + 86400 * int(days or 0)
+
+
+def _duration(seconds: int) -> str:
+    """For a sentence: "1 h", "90 s"."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds % size == 0:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _clock(moment: datetime, now: datetime) -> str:
+    return f"{moment:%H:%M} UTC" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _has_result(ref: Ref) -> bool:
+    # listing a folder asks the file server, where looking for one name may be answered from memory
+    with contextlib.suppress(FileNotFoundError):
+        return "result.json" in os.listdir(str(ref["folder"]))  # noqa: PTH208
+    return False
+
+
+def _moved_on(refs: Iterable[Ref], lines: Mapping[int, Line]) -> bool:
+    """Whether the folder of a job tells that it has begun or ended since Slurm was asked."""
+    return any(
+        (line.state in WAITING and Path(str(ref["folder"]), STARTED).exists())
+        or (line.state in RUNNING and Path(str(ref["folder"]), "result.json").exists())
+        for ref in refs
+        for line in [lines[_number(ref)]]
+    )
+
+
+def _out_of_memory(ref: Ref) -> bool:
+    """Whether Slurm itself wrote into the job's log that it used too much memory: where memory is watched
+    without control groups, the job's state doesn't tell."""
+    folder = Path(str(ref["folder"]))
+    with (
+        contextlib.suppress(NotFound),
+        JobFolder(folder.parents[1], int(folder.name)).open("log.txt") as file,
+    ):
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        return MEMORY.search(file.read(4096)) is not None
+    return False
+
+
+def _number(ref: Ref) -> int:
+    return _int(ref, "slurm")
+
+
+def _int(ref: Ref, name: str) -> int:
+    value = ref[name]
+    if not isinstance(value, int):
+        raise TypeError(f"the reference of a Slurm job has no {name}: {ref}")
+    return value

@@ -1,0 +1,418 @@
+"""Jobs on a real Slurm of two nodes: munged, slurmctld and two slurmd on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from beamhub.cluster import Cluster
+from beamhub.engine import Engine
+from beamhub.jobs import Jobs
+from beamhub.runners import Runner
+from beamhub.runners.slurm import SlurmRunner, SlurmSettings
+from beamhub.schemas import Job, JobCancel, JobState, LedgerKind, Profile, SlurmOptions
+
+from tests.integration.test_jobs import ADA, GIB, LABEL, SLEEP, Lab, condition, processes, template
+
+SLURM = {"memory": GIB, "walltime": 600, "runner": "slurm"}
+PROFILES = [
+    Profile.model_validate(profile)
+    for profile in (
+        {"name": "one", "title": "1 CPU", "cpus": 1, **SLURM},
+        {"name": "node", "title": "a node", "cpus": 2, **SLURM},
+        {"name": "urgent", "title": "1 CPU", "cpus": 1, **SLURM, "slurm": {"partition": "urgent"}},
+        {"name": "wrong", "title": "1 CPU", "cpus": 1, **SLURM, "slurm": {"partition": "none"}},
+        {"name": "local", "title": "1 CPU", "cpus": 1, "memory": 4 * GIB, "walltime": 600},
+    )
+]
+WAIT = "import time\nprint('waiting', flush=True)\ntime.sleep(600)"
+
+
+class SlurmLab(Lab):
+    """A lab whose jobs run on a cluster, unless they are to run on this machine."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        super().__init__(folder)
+        self.cluster = cluster
+        self.jobs = Jobs(self.store, self.catalogue, PROFILES, self.data_dir)
+
+    def slurm(self, **settings: Any) -> SlurmRunner:
+        known = {"conf": self.cluster.conf, "interval": 0.5, "patience": 1.0}
+        return SlurmRunner(
+            SlurmSettings.model_validate(known | settings), self.folder / "state", self.data_dir
+        )
+
+    def both(self, **settings: Any) -> Engine:
+        runners: dict[str, Runner] = {"local": self.runner(), "slurm": self.slurm(**settings)}
+        return Engine(self.store, self.live, self.jobs, runners, self.data_dir)
+
+    async def number(self, job: Job) -> str:
+        """Slurm's own number of a job, when it has one."""
+
+        async def handed_over() -> bool:
+            task = self.store.read_sync(lambda tx: tx.jobs.task(job.id))
+            return task is not None and task.runner_ref is not None
+
+        await condition(handed_over)
+        task = self.store.read_sync(lambda tx: tx.jobs.task(job.id))
+        assert task
+        assert task.runner_ref
+        return str(task.runner_ref["slurm"])
+
+    async def ask(self, *argv: str) -> str:
+        return await asyncio.to_thread(self.cluster.command, *argv)
+
+    async def accounted(self, number: str) -> int:
+        """CPU-seconds of an ended job, as Slurm's own record has them."""
+        told = await self.ask("sacct", "-c", "-X", "-n", "-P", "-j", number, "-o", "ElapsedRaw,NCPUS")
+        elapsed, cpus = told.strip().split("|")
+        return int(elapsed) * int(cpus)
+
+    async def waits_for(self, job: Job, text: str) -> Job:
+        """The job when its reason has this text."""
+
+        async def told() -> bool:
+            now = await self.jobs.get(ADA, job.id)
+            assert not now.state.ended, now.reason
+            return text in now.reason
+
+        await condition(told)
+        return await self.jobs.get(ADA, job.id)
+
+    async def ended(self, job: Job) -> Job:
+        async def has_ended() -> bool:
+            return (await self.jobs.get(ADA, job.id)).state.ended
+
+        await condition(has_ended)
+        return await self.jobs.get(ADA, job.id)
+
+    def ledger(self, job: Job, kind: LedgerKind) -> list[int]:
+        lines = self.store.read_sync(lambda tx: tx.licences.ledger("lab", after=None, limit=1000)).items
+        return [line.cpu_seconds for line in reversed(lines) if line.job == job.id and line.kind == kind]
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, slurm: Cluster) -> AsyncIterator[SlurmLab]:
+    lab = SlurmLab(tmp_path, slurm)
+    yield lab
+    await asyncio.to_thread(lab.store.close)
+
+
+@pytest.fixture
+async def own_lab(tmp_path: Path, own_slurm: Cluster) -> AsyncIterator[SlurmLab]:
+    """One whose cluster may be damaged."""
+    lab = SlurmLab(tmp_path, own_slurm)
+    yield lab
+    await asyncio.to_thread(lab.store.close)
+
+
+REPORT = """
+import os, pathlib, socket
+from beamhub import report
+
+def reads(path):
+    try:
+        return pathlib.Path(path).read_text()[:60]
+    except OSError as error:
+        return type(error).__name__
+
+root = pathlib.Path(data).parents[1]
+print(label.encode().hex())
+report.metric("own", reads(data))
+report.metric("other", reads(str(root.parent / OTHER / "raw" / "lyso_master.h5")))
+report.metric("networks", len(socket.if_nameindex()))
+report.metric("cpus", report.cpus())
+report.progress(0.5, "half way")
+"""
+
+
+async def test_jobs_run_on_the_cluster_and_here_side_by_side(lab: SlurmLab) -> None:
+    template(lab.templates, "try_it", f"OTHER = {lab.other!r}", REPORT)
+    async with lab.running(lab.both()):
+        job = await lab.submit("try_it", "node", label=LABEL)
+        urgent = await lab.submit("try_it", "urgent")
+        local = await lab.submit("try_it", "local")
+        wrong = await lab.submit("try_it", "wrong")
+        number = await lab.number(job)
+        shown = await lab.ask("scontrol", "show", "job", number)
+        assert "Partition=urgent" in await lab.ask("scontrol", "show", "job", await lab.number(urgent))
+        done = [await lab.until(one) for one in (job, urgent, local)]
+        refused = await lab.until(wrong)
+    assert [(one.state, one.reason) for one in done] == [(JobState.FINISHED, "")] * 3
+    for one in done:
+        assert {name: metric.value for name, metric in one.metrics.items()} == {
+            "own": f"data of {lab.experiment}",
+            "other": "FileNotFoundError",
+            "networks": 1,
+            "cpus": one.profile.cpus,
+        }
+        assert lab.kinds(one) == ["job.created", "job.queued", "job.running", "job.finished"]
+        assert (one.progress.fraction, one.progress.step) == (1.0, "half way")
+    assert (refused.state, refused.reason) == (
+        JobState.FAILED,
+        (
+            "The job could not be started: Slurm refuses it: "
+            "invalid partition specified: none; Invalid partition name specified."
+        ),
+    )
+    # nothing of what people chose is Slurm's to see
+    assert f"JobName=beamhub-{lab.slurm()._prefix.split('-')[1]}-{job.id}" in shown
+    assert LABEL not in shown
+    assert (await lab.jobs.log(ADA, job.id))[0] == f"{LABEL.encode().hex()}\n"
+    assert done[0].cpu_seconds == await lab.accounted(number)
+    lab.assert_settled(job, urgent, local, wrong)
+
+
+async def test_a_job_is_cancelled_where_it_waits_and_where_it_runs(lab: SlurmLab) -> None:
+    mark = f"{700 + os.getpid()}.125"
+    template(lab.templates, "sleep", f"MARK = {mark!r}", SLEEP)
+    async with lab.running(lab.both()):
+        nodes = [await lab.submit("sleep", "node") for _ in range(2)]
+        for node in nodes:
+            await lab.says(node, "sleeping")
+        assert processes(mark)
+        waiting = await lab.submit("sleep", "node")
+        told = await lab.waits_for(waiting, "Waits for free CPUs and memory in Slurm; it probably starts at ")
+        assert told.state is JobState.QUEUED
+        assert (await lab.jobs.cancel(ADA, waiting.id, JobCancel())).state is JobState.QUEUED
+        gone = await lab.until(waiting)
+        assert (gone.state, gone.reason, gone.cpu_seconds) == (JobState.CANCELLED, "Cancelled by ada.", 0)
+        numbers = [await lab.number(node) for node in nodes]
+        await lab.jobs.cancel(ADA, nodes[0].id, JobCancel(reason="wrong sample"))
+        await lab.ask("scancel", numbers[1])  # by hand
+        ended = [await lab.until(node) for node in nodes]
+        assert processes(mark) == []
+    assert [(one.state, one.reason) for one in ended] == [
+        (JobState.CANCELLED, "Cancelled by ada: wrong sample."),
+        (JobState.FAILED, "It was cancelled in Slurm, not here."),
+    ]
+    assert [one.cpu_seconds for one in ended] == [await lab.accounted(number) for number in numbers]
+    lab.assert_settled(waiting, *nodes)
+
+
+EAT = """
+import multiprocessing, time
+
+def eat():
+    much = bytearray(b"x") * 400_000_000
+    time.sleep(600)
+
+for _ in range(4):
+    multiprocessing.get_context("fork").Process(target=eat).start()
+time.sleep(600)
+"""
+
+
+async def test_limits_of_time_and_memory_end_a_job(lab: SlurmLab) -> None:
+    template(lab.templates, "wait", WAIT)
+    template(lab.templates, "eat", EAT)
+    async with lab.running(lab.both()):
+        late, large = await lab.submit("wait", "one"), await lab.submit("eat", "one")
+        await lab.says(late, "waiting")
+        number = await lab.number(late)
+        await lab.ask("scontrol", "update", f"JobId={number}", "EndTime=now")  # its minutes are over
+        large, late = await lab.until(large), await lab.until(late)
+    assert (large.state, large.reason) == (
+        JobState.FAILED,
+        "It used more than 1 GiB of memory: choose a profile with more.",
+    )
+    assert (late.state, late.reason) == (JobState.FAILED, "It reached its time limit of 10 min.")
+    assert late.cpu_seconds == await lab.accounted(number)
+    lab.assert_settled(late, large)
+
+
+COUNT = """
+import os, time
+with open("runs.txt", "a") as runs:
+    runs.write("once\\n")
+print("begun", flush=True)
+while not os.path.exists(data.replace("lyso_master.h5", "go")):
+    time.sleep(0.02)
+"""
+
+
+async def test_a_node_that_fails_costs_an_attempt_and_not_the_job(own_lab: SlurmLab) -> None:
+    lab = own_lab
+    template(lab.templates, "count", COUNT)
+    async with lab.running(lab.both()):
+        job = await lab.submit("count", "one")
+        await lab.says(job, "begun")
+        number = await lab.number(job)
+        shown = json.loads(await lab.ask("squeue", "--json"))
+        [node] = {one["nodes"] for one in shown["jobs"]}
+        await asyncio.to_thread(lab.cluster.kill, node)
+        await lab.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=dead")
+        await lab.until(job, JobState.PENDING)
+
+        async def elsewhere() -> bool:
+            return await lab.number(job) != number
+
+        await condition(elsewhere)
+        await lab.says(job, "begun")
+        (lab.data_dir / lab.experiment / "raw" / "go").touch()
+        done = await lab.ended(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert lab.kinds(job) == [
+        *("job.created", "job.queued", "job.running"),
+        *("job.pending", "job.queued", "job.running", "job.finished"),
+    ]
+    numbers = (number, str(int(number) + 1))
+    attempts = [await lab.accounted(one) for one in numbers]
+    assert lab.ledger(job, LedgerKind.CHARGE) == [used for used in attempts if used]
+    assert done.cpu_seconds == sum(attempts)
+    assert lab.ledger(job, LedgerKind.HOLD) == [600, 600]
+    assert sum(lab.ledger(job, LedgerKind.RELEASE)) == 1200 - sum(attempts)
+
+
+async def test_while_the_controller_is_away_jobs_stay_as_they_are(own_lab: SlurmLab) -> None:
+    lab = own_lab
+    template(lab.templates, "count", COUNT)
+    async with lab.running(lab.both(timeout=1.0)):
+        job, other = await lab.submit("count", "one"), await lab.submit("count", "node")
+        await lab.says(job, "begun")
+        await lab.says(other, "begun")
+        await asyncio.to_thread(lab.cluster.kill, "slurmctld")
+        late = await lab.submit("count", "one")
+        for one, state in ((job, JobState.RUNNING), (late, JobState.QUEUED)):
+            told = await lab.waits_for(one, "Slurm has not answered since")
+            assert (told.state, told.reason.endswith("; its jobs are as they were.")) == (state, True)
+        local = await lab.submit("count", "local")  # is in nobody's way
+        await lab.says(local, "begun")
+        (lab.data_dir / lab.experiment / "raw" / "go").touch()
+        await asyncio.to_thread(lab.cluster.start_controller)
+        done = [await lab.until(one) for one in (job, other, late, local)]
+    assert [(one.state, one.reason) for one in done] == [(JobState.FINISHED, "")] * 4
+    for one in done:
+        assert (lab.data_dir / lab.experiment / one.folder / "runs.txt").read_text() == "once\n"
+    lab.assert_settled(*done)
+
+
+async def test_what_the_controller_has_forgotten_is_found_in_the_jobs_folder(own_lab: SlurmLab) -> None:
+    lab = own_lab
+    template(lab.templates, "count", COUNT)
+    template(lab.templates, "wait", WAIT)
+    async with lab.running(lab.both()):
+        ended, lost = await lab.submit("count", "node"), await lab.submit("wait", "one")
+        await lab.says(ended, "begun")
+        await lab.says(lost, "waiting")
+    (lab.data_dir / lab.experiment / "raw" / "go").touch()  # nobody looks
+
+    async def written() -> bool:
+        return (lab.data_dir / lab.experiment / ended.folder / "result.json").exists()
+
+    await condition(written)
+    await asyncio.to_thread(lab.cluster.forget)
+    (lab.cluster.folder / "completed.log").unlink(missing_ok=True)
+    async with lab.running(lab.both()):
+        done, failed = await lab.until(ended), await lab.until(lost)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert done.cpu_seconds > 0
+    assert (failed.state, failed.reason) == (
+        JobState.FAILED,
+        "Slurm does not know this job any more, and it has left no result.",
+    )
+    lab.assert_settled(ended, lost)
+
+
+VICTIM = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from beamhub.engine import Engine
+from beamhub.events import Live
+from beamhub.jobs import Jobs
+from beamhub.runners.slurm import SlurmRunner, SlurmSettings
+from beamhub.store import Store
+from beamhub.templates import Catalogue
+
+class Victim(SlurmRunner):
+    async def prepare(self, *args):
+        await super().prepare(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder = Path(sys.argv[1])
+store = Store(sys.argv[2])
+jobs = Jobs(store, Catalogue([folder / "templates"]), [], folder / "data")
+runner = Victim(SlurmSettings(conf=sys.argv[3]), folder / "state", folder / "data")
+asyncio.run(Engine(store, Live(), jobs, {"slurm": runner}, folder / "data").schedule("slurm"))
+"""
+
+
+async def submitted(lab: SlurmLab, job: Job) -> list[str]:
+    """Slurm's numbers of all that was ever submitted for a job and that it knows."""
+    rows = (await lab.ask("squeue", "-h", "-t", "all", "-o", "%i|%j")).splitlines()
+    prefix = lab.slurm()._prefix
+    return sorted(row.split("|")[0] for row in rows if row.endswith(f"|{prefix}{job.id}"))
+
+
+async def test_a_service_killed_between_submitting_and_remembering_submits_once(lab: SlurmLab) -> None:
+    template(lab.templates, "count", COUNT)
+    (lab.data_dir / lab.experiment / "raw" / "go").touch()
+    job = await lab.submit("count", "one")
+    victim = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", VICTIM, str(lab.folder), lab.url, str(lab.cluster.conf)),
+        stdin=subprocess.DEVNULL,
+    )
+    assert await victim.wait() == -signal.SIGKILL
+    [number] = await submitted(lab, job)
+    async with lab.running(lab.both()):
+        done = await lab.until(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert (lab.data_dir / lab.experiment / job.folder / "runs.txt").read_text() == "once\n"
+    assert await submitted(lab, job) == [number]
+    lab.assert_settled(job)
+
+
+async def test_a_submission_that_seemed_to_fail_is_found_again(lab: SlurmLab) -> None:
+    """`sbatch` succeeds, and does not come back to say so."""
+    template(lab.templates, "count", COUNT)
+    (lab.data_dir / lab.experiment / "raw" / "go").touch()
+    programs = lab.folder / "programs"
+    programs.mkdir()
+    calls = lab.folder / "calls"
+    (programs / "sbatch").write_text(f'#!/bin/sh\n/usr/bin/sbatch "$@"\necho once >> {calls}\nsleep 60\n')
+    (programs / "sbatch").chmod(0o755)
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    async with lab.running(lab.both(timeout=2.0, path=path)):
+        job = await lab.submit("count", "one")
+        done = await lab.until(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert calls.read_text() == "once\n"
+    assert len(await submitted(lab, job)) == 1
+    lab.assert_settled(job)
+
+
+async def test_any_number_of_jobs_is_looked_after_with_one_question(lab: SlurmLab) -> None:
+    programs = lab.folder / "programs"
+    programs.mkdir()
+    calls = lab.folder / "calls"
+    for name in ("squeue", "sacct", "scontrol"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} >> {calls}\nexec /usr/bin/{name} "$@"\n')
+        (programs / name).chmod(0o755)
+    runner = lab.slurm(path=f"{programs}:{os.environ['PATH']}")
+    (lab.folder / "sleep.sh").write_text("#!/bin/sh\nsleep 600\n")
+    submit = ("sbatch", "--parsable", "--cpus-per-task=1", "--mem=10", f"{lab.folder}/sleep.sh")
+    refs: list[dict[str, Any]] = []
+    for n in range(20):
+        name = f"{runner._prefix}{1000 + n}"
+        number = int(await lab.ask(*submit[:1], f"--job-name={name}", "--output=/dev/null", *submit[1:]))
+        refs.append({"slurm": number, "name": name, "folder": str(lab.folder), "walltime": 1, "memory": GIB})
+    statuses = await runner.poll(refs)
+    assert {status.phase for status in statuses} <= {"waiting", "running"}
+    assert calls.read_text() == "squeue\n"
+    for ref in refs:
+        await runner.cancel(ref)
+
+
+def test_options_of_a_profile_are_words_of_slurm() -> None:
+    assert SlurmOptions(partition="gpu,cpu", account="mx.lab", constraint="a100&nvlink").qos == ""
+    for wrong in ("a b", "--wrap=id", "x;id", "$(id)", "x\ny", "a/b"):
+        with pytest.raises(ValueError):
+            SlurmOptions(partition=wrong)
