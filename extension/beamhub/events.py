@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from beamhub.bus import Bus
 from beamhub.schemas import Event
 from beamhub.store import Store, Transaction
 
+log = logging.getLogger(__name__)
+
 BATCH = 100
-POLL = 2.0  # seconds; other processes may write to the same store
+POLL = 2.0  # seconds; what other processes commit is told on the bus, which may fail
 QUEUE = 256  # messages that wait for a slow subscriber
 
 
@@ -129,10 +135,17 @@ class Feed:
                 self._waiting.discard(entry)
 
 
-class Live:
-    """Fan-out of messages that are never stored. A subscriber that is too slow loses its oldest ones."""
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
-    def __init__(self) -> None:
+
+class Live:
+    """Fan-out of messages that are never stored. A subscriber that is too slow loses its oldest ones. With a
+    bus, the subscribers of other processes hear them too."""
+
+    def __init__(self, bus: Bus | None = None) -> None:
+        self._bus = bus
+        if bus is not None:
+            bus.on_message(self._told)
         self._lock = threading.Lock()
         self._subscribers: set[tuple[asyncio.AbstractEventLoop, asyncio.Queue[Message]]] = set()
 
@@ -147,6 +160,17 @@ class Live:
     ) -> None:
         """Hands a message to all who listen now. May be called on any thread."""
         message = Message(kind, experiment, instrument, subject, data)
+        self._hand_out(message)
+        if self._bus is not None:
+            self._bus.tell(_MESSAGE.dump_json(message))
+
+    def _told(self, text: bytes) -> None:
+        try:
+            self._hand_out(_MESSAGE.validate_json(text))
+        except ValidationError as error:
+            log.warning("another process told what is no message: %s", error)
+
+    def _hand_out(self, message: Message) -> None:
         with self._lock:
             for loop, queue in self._subscribers:
                 with contextlib.suppress(

@@ -17,6 +17,7 @@ import alembic.config
 import alembic.util
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
+from beamhub.bus import Bus
 from beamhub.errors import BeamhubError
 from beamhub.store.datasets import Datasets
 from beamhub.store.events import Cursors, Events
@@ -56,9 +57,13 @@ class Transaction:
 
 
 class Store:
-    """A database at an SQLAlchemy URL: `sqlite:////path/beamhub.db` or `postgresql+psycopg://...`."""
+    """A database at an SQLAlchemy URL: `sqlite:////path/beamhub.db` or `postgresql+psycopg://...`. With a
+    bus, other processes that use it learn of commits at once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, bus: Bus | None = None) -> None:
+        self._bus = bus
+        if bus is not None:
+            bus.on_commit(self._tell)
         if url.startswith("sqlite"):
             self._read_engine = _sqlite(url, "BEGIN", "PRAGMA query_only = ON")
             self._write_engine = _sqlite(url, "BEGIN IMMEDIATE")
@@ -95,7 +100,8 @@ class Store:
                 ) from error
 
     def on_commit(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called after each committed write, on the thread that wrote. It must not raise."""
+        """Has `callback` called after each committed write, on any thread; with a bus, after those of other
+        processes too. It must not raise."""
         self._committed.append(callback)
 
     async def read(self, work: Callable[[Transaction], T]) -> T:
@@ -118,9 +124,14 @@ class Store:
         """As `write`, on the calling thread."""
         with self._write_engine.begin() as connection:
             result = work(Transaction(connection))
+        self._tell()
+        if self._bus is not None:
+            self._bus.commit()
+        return result
+
+    def _tell(self) -> None:
         for callback in self._committed:
             callback()
-        return result
 
     def close(self) -> None:
         """Waits for the transactions under way, and closes all connections."""
