@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,10 +20,11 @@ from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import url_path_join
 from pydantic import ValidationError
+from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, default, validate
 
-from beamhub import api
+from beamhub import api, bus
 from beamhub.api.handler import Handler
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
@@ -43,6 +45,7 @@ from beamhub.store import Store
 from beamhub.templates import Catalogue, shipped
 from beamhub.uploads import Uploads
 
+MIGRATION = 60.0  # seconds that an ingest process waits for the service to prepare the database
 HOUSEKEEPING = 10.0  # seconds between looks for what has stopped or expired
 ANSWERS_KEPT = timedelta(days=1)  # of requests with an Idempotency-Key
 # what the identity provider needs of the server's own addresses; nothing else of it is reachable
@@ -78,6 +81,10 @@ class BeamhubApp(ExtensionApp):
         config=True
     )
     templates = List(Unicode(), help="The facility's own folders of template notebooks").tag(config=True)
+    ingest = Unicode(
+        help="host:port at which this process, beside others, does what the service does but for jobs and "
+        "datasets that have stopped: an ingest process. Empty: this is the service"
+    ).tag(config=True)
     landing = Unicode(help="Where a browser is sent that opens the service itself. Default: the Cockpit").tag(
         config=True
     )
@@ -121,6 +128,13 @@ class BeamhubApp(ExtensionApp):
             raise TraitError(f"BeamhubApp.{proposal.trait.name} is not valid: {error}") from error
         return proposal.value
 
+    @validate("ingest")
+    def _address(self, proposal: Any) -> str:
+        host, _, port = proposal.value.rpartition(":")
+        if proposal.value and not (host and port.isdigit() and 0 < int(port) < 2**16):
+            raise TraitError(f"BeamhubApp.ingest is {proposal.value!r}; it has to look like 127.0.0.1:8084.")
+        return str(proposal.value)
+
     # --- start ---------------------------------------------------------------------------------------
 
     def initialize(self, *_: Any) -> None:
@@ -143,7 +157,7 @@ class BeamhubApp(ExtensionApp):
         data_dir, state_dir = Path(self.data_dir), Path(self.state_dir)
         for folder in (data_dir, state_dir):
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._lock = _alone(state_dir)
+        self._lock = None if self.ingest else _alone(state_dir)
         self.service = self._wire(data_dir, state_dir)
         assert isinstance(self.serverapp, ServerApp)  # noqa: S101
         self.handlers.extend(api.handlers(self.service))
@@ -153,9 +167,13 @@ class BeamhubApp(ExtensionApp):
         self.handlers.append((rf"/(?!(?:{LOGIN})$).*", Handler, {"service": self.service, "routes": {}}))
 
     def _wire(self, data_dir: Path, state_dir: Path) -> api.Service:
-        store = Store(self.database_url)
-        store.migrate()
-        feed, live = Feed(store), Live()
+        self._bus = bus.connect(self.database_url, state_dir / "bus")
+        store = Store(self.database_url, self._bus)
+        if self.ingest:
+            _wait_for(store)
+        else:
+            store.migrate()
+        feed, live = Feed(store), Live(self._bus)
         self._inspector = Inspector()
         local = LocalRunner(
             self.cpus or os.cpu_count() or 1,
@@ -194,14 +212,20 @@ class BeamhubApp(ExtensionApp):
             orders=Orders(store, live),
         )
 
-    async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:  # noqa: ARG002 (what Jupyter Server calls)
-        if self.data_dir:
-            await self.service.uploads.recover()
+    async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        if not self.data_dir:
+            return
+        self._bus.start()
+        self._run(self._keep_house(), "housekeeping")
+        if self.ingest:
+            host, _, port = self.ingest.rpartition(":")
+            # whoever of those that listen there has time takes the next connection
+            serverapp.http_server.add_sockets(bind_sockets(int(port), host, reuse_port=True))
+        else:
             self._run(self._engine.run_forever(), "the job engine")
-            self._run(self._keep_house(), "housekeeping")
             if self.warm:
                 self._tasks.append(asyncio.create_task(self._warm()))
-            self.log.info("beamhub: experiments in %s", self.data_dir)
+        self.log.info("beamhub: experiments in %s", self.data_dir)
 
     def _run(self, work: Coroutine[Any, Any, None], what: str) -> None:
         """Run a part of the service for as long as it lives. Without it the service would only seem to work:
@@ -228,11 +252,18 @@ class BeamhubApp(ExtensionApp):
 
     async def _keep_house(self) -> None:
         while True:
-            now = datetime.now(UTC)
-            for work in (self.service.uploads.expire(now), self.service.datasets.expire(now)):
-                await work
-            await self.service.store.write(lambda tx: tx.idempotency.expire(datetime.now(UTC) - ANSWERS_KEPT))
+            try:
+                await self._clean(datetime.now(UTC))
+            except Exception:  # a full disk, a database that restarts: the next look may succeed
+                self.log.exception("beamhub: housekeeping stumbled and goes on")
             await asyncio.sleep(HOUSEKEEPING)
+
+    async def _clean(self, now: datetime) -> None:
+        await self.service.uploads.recover()
+        await self.service.uploads.expire(now)
+        if not self.ingest:
+            await self.service.datasets.expire(now)
+            await self.service.store.write(lambda tx: tx.idempotency.expire(now - ANSWERS_KEPT))
 
     # --- stop ----------------------------------------------------------------------------------------
 
@@ -245,7 +276,9 @@ class BeamhubApp(ExtensionApp):
         await self.service.uploads.close()
         await self._inspector.close()
         await asyncio.to_thread(self.service.store.close)
-        self._lock.close()
+        await asyncio.to_thread(self._bus.close)
+        if self._lock is not None:
+            self._lock.close()
 
 
 class Closed(Authorizer):
@@ -265,6 +298,17 @@ class Landing(RequestHandler):
         self.redirect(self._url)
 
     get.__allow_unauthenticated = True  # type: ignore[attr-defined]
+
+
+def _wait_for(store: Store) -> None:
+    """Until the service has brought the database to this version."""
+    deadline = time.monotonic() + MIGRATION
+    while not store.migrated():
+        if time.monotonic() > deadline:
+            raise BeamhubError(
+                "The database is not one of this version of beamhub.", "Start the service, which prepares it."
+            )
+        time.sleep(0.1)
 
 
 def _alone(state_dir: Path) -> TextIO:

@@ -46,6 +46,7 @@ PEOPLE: Mapping[str, Mapping[str, Any]] = {
     "operator": {"kind": "service", "admin": False},
 }
 TEMPLATE = "echo"  # a template that every service of these tests has
+LISTENING = "beamhub: experiments in"  # what a process of the service logs when it takes requests
 START = 30.0  # seconds; a healthy service takes two
 
 
@@ -95,6 +96,7 @@ class RunningService:
     cpus: int = 2
     settings: dict[str, Any] = field(default_factory=dict)  # more traits of BeamhubApp
     process: subprocess.Popen[bytes] | None = None
+    _ingests: list[Ingest] = field(default_factory=list)
     _clients: dict[str, Client] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -162,10 +164,22 @@ class RunningService:
 
     def start(self) -> None:
         """Start, and wait until it answers."""
+        (self.folder / "empty").mkdir(parents=True, exist_ok=True)
+        (self.folder / "templates").mkdir(exist_ok=True)
+        (self.folder / "templates" / f"{TEMPLATE}.ipynb").write_text(json.dumps(_template()))
+        self.process = self.spawn("service", self.port, **self.settings)
+        deadline = time.monotonic() + START
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the service did not start; its log:\n{self.log}")
+            time.sleep(0.02)
+
+    def spawn(self, name: str, port: int, **settings: Any) -> subprocess.Popen[bytes]:
+        """A process of this service that listens on `port`, with these traits of BeamhubApp."""
         config = {
             "ServerApp": {
                 "ip": "127.0.0.1",
-                "port": self.port,
+                "port": port,
                 "port_retries": 0,
                 "base_url": BASE_URL,
                 "root_dir": str(self.folder / "empty"),
@@ -186,28 +200,25 @@ class RunningService:
                 "cpus": self.cpus,
                 "warm": False,  # most tests are over before it would help
                 "templates": [str(self.folder / "templates")],
-                **self.settings,
+                **settings,
             },
         }
-        (self.folder / "empty").mkdir(parents=True, exist_ok=True)
-        (self.folder / "templates").mkdir(exist_ok=True)
-        (self.folder / "templates" / f"{TEMPLATE}.ipynb").write_text(json.dumps(_template()))
-        path = self.folder / "config.json"
+        path = self.folder / f"{name}.json"
         path.write_text(json.dumps(config))
         environment = os.environ | {
             "HOME": str(self.folder),
             "JUPYTER_NO_CONFIG": "1",
             "JUPYTER_RUNTIME_DIR": str(self.folder / "runtime"),
         }
-        for name in (
+        for variable in (
             "BEAMHUB_DATA_DIR",
             "BEAMHUB_DATABASE_URL",
             "BEAMHUB_STATE_DIR",
             "COVERAGE_PROCESS_START",
         ):
-            environment.pop(name, None)
-        with (self.folder / "service.log").open("ab") as log:
-            self.process = subprocess.Popen(
+            environment.pop(variable, None)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
                 [sys.executable, "-m", "jupyter_server", f"--config={path}"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -215,11 +226,6 @@ class RunningService:
                 env=environment,
                 cwd=self.folder,
             )
-        deadline = time.monotonic() + START
-        while not self._answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the service did not start; its log:\n{self.log}")
-            time.sleep(0.02)
 
     def _answers(self) -> bool:
         try:
@@ -246,8 +252,18 @@ class RunningService:
         self.stop()
         self.start()
 
+    def ingest(self, port: int | None = None) -> Ingest:
+        """One more process that takes uploads, on a port of its own or on that of others; ended with the
+        service."""
+        ingest = Ingest(self, f"ingest-{len(self._ingests) + 1}", port or free_port())
+        self._ingests.append(ingest)
+        ingest.start()
+        return ingest
+
     def end(self) -> None:
         """Stop it if it runs, and whatever jobs it has left behind."""
+        for ingest in self._ingests:
+            ingest.end()
         for client in self._clients.values():
             client.close()
         if self.process is not None and self.process.poll() is None:
@@ -256,6 +272,51 @@ class RunningService:
             with contextlib.suppress(OSError):
                 if str(self.folder).encode() in (entry / "cmdline").read_bytes():
                     os.kill(int(entry.name), signal.SIGKILL)
+
+
+@dataclass
+class Ingest:
+    """A process that takes uploads beside the service."""
+
+    service: RunningService
+    name: str
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def api(self) -> str:
+        return f"{self.url}{BASE_URL}api/v1/"
+
+    @property
+    def log(self) -> str:
+        return (self.service.folder / f"{self.name}.log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start, and wait until it listens."""
+        listening = self.log.count(LISTENING) if self.process else 0
+        settings = {**self.service.settings, "ingest": f"127.0.0.1:{self.port}"}
+        self.process = self.service.spawn(self.name, 0, **settings)
+        deadline = time.monotonic() + START
+        while self.log.count(LISTENING) == listening:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} did not start; its log:\n{self.log}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it without any warning."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """Stop it if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(timeout=START)
 
 
 def write_dataset(folder: Path, name: str, *, frames: int = 4, per_file: int = 2) -> list[Path]:

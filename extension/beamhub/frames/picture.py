@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from typing import Any, Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,8 +22,10 @@ class RegionError(ValueError):
 
 def mark(image: NDArray[Any], bad: NDArray[np.bool_], highest: int) -> NDArray[Any]:
     """A copy of a frame in which pixels that are `bad`, negative or above `highest` are masked."""
+    from beamhub.frames import compiled
+
     marked = np.empty_like(image)
-    _mark(image, bad, highest, np.iinfo(image.dtype).max, marked)
+    compiled.mark(image, bad, highest, np.iinfo(image.dtype).max, marked)
     return marked
 
 
@@ -53,9 +54,11 @@ def bin_max(image: NDArray[Any], size: int) -> NDArray[Any]:
         raise RegionError(f"can't bin by {size}; take 1 or more")
     if size == 1:
         return image
+    from beamhub.frames import compiled
+
     rows, columns = image.shape
     binned = np.empty((-(-rows // size), -(-columns // size)), image.dtype)
-    _bin_max(image, size, np.empty(columns, image.dtype), binned)
+    compiled.bin_max(image, size, np.empty(columns, image.dtype), binned)
     return binned
 
 
@@ -75,8 +78,10 @@ def to_png(
     if scale == "log":
         steps = np.log1p(99 * steps) / np.log(100)
     shades = (254 - np.round(254 * steps)).astype(np.uint8)
+    from beamhub.frames import compiled
+
     indices = np.empty(image.shape, np.uint8)
-    _shade(image, masked, shades, indices)
+    compiled.shade(image, masked, shades, indices)
     picture = Image.fromarray(indices, mode="P")
     picture.putpalette([channel for grey in range(255) for channel in (grey, grey, grey)] + [*MASKED_COLOUR])
     stream = io.BytesIO()
@@ -89,46 +94,3 @@ def warm() -> None:
     for dtype in (np.uint8, np.uint16, np.uint32, np.int32):
         image = np.frombuffer(bytes(16 * dtype().itemsize), dtype).reshape(4, 4)  # read-only, as from a file
         to_png(bin_max(mark(image, np.zeros((4, 4), np.bool_), 1), 2))
-
-
-@numba.njit(cache=True, nogil=True)
-def _mark(image: Any, bad: Any, highest: int, masked: int, marked: Any) -> None:
-    rows, columns = image.shape
-    for y in range(rows):
-        for x in range(columns):
-            value = image[y, x]
-            marked[y, x] = masked if bad[y, x] or value > highest or value < 0 else value
-
-
-@numba.njit(cache=True, nogil=True)
-def _bin_max(image: Any, size: int, best: Any, binned: Any) -> None:
-    """Row by row, so that the inner loop is vectorised.
-
-    One is added to each value before they are compared, wrapping round: the masked value becomes the smallest
-    of its type and loses to every other. Taking the one away again restores both.
-    """
-    rows, columns = image.shape
-    number = image.dtype.type
-    for j in range(binned.shape[0]):
-        top = j * size
-        for x in range(columns):
-            best[x] = number(image[top, x] + 1)
-        for y in range(top + 1, min(top + size, rows)):
-            for x in range(columns):
-                value = number(image[y, x] + 1)
-                best[x] = value if value > best[x] else best[x]
-        for i in range(binned.shape[1]):
-            largest = best[i * size]
-            for x in range(i * size + 1, min((i + 1) * size, columns)):
-                largest = max(largest, best[x])
-            binned[j, i] = number(largest - 1)
-
-
-@numba.njit(cache=True, nogil=True)
-def _shade(image: Any, masked: int, shades: Any, indices: Any) -> None:
-    rows, columns = image.shape
-    brightest = len(shades) - 1
-    for y in range(rows):
-        for x in range(columns):
-            value = image[y, x]
-            indices[y, x] = 255 if value == masked else shades[min(np.int64(value), brightest)]

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import alembic.command
 import alembic.config
 import alembic.util
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from beamhub.bus import Bus
@@ -86,9 +88,7 @@ class Store:
 
         Raises BeamhubError when the database has been used by a newer version.
         """
-        config = alembic.config.Config()
-        config.set_main_option("script_location", "beamhub.store:migrations")
-        config.set_main_option("path_separator", "os")
+        config = _migrations()
         with self._write_engine.begin() as connection:
             config.attributes["connection"] = connection
             try:
@@ -98,6 +98,12 @@ class Store:
                     f"The database cannot be brought to this version of beamhub: {error}.",
                     "Install the version of beamhub that has used it last, or a newer one.",
                 ) from error
+
+    def migrated(self) -> bool:
+        """Whether the database's tables are those of this version of beamhub."""
+        head = ScriptDirectory.from_config(_migrations()).get_current_head()
+        with self._read_engine.begin() as connection:
+            return MigrationContext.configure(connection).get_current_revision() == head
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Has `callback` called after each committed write, on any thread; with a bus, after those of other
@@ -139,6 +145,13 @@ class Store:
         self._writer.shutdown()
         self._read_engine.dispose()
         self._write_engine.dispose()
+
+
+def _migrations() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "beamhub.store:migrations")
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
