@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SUITES := tests/unit tests/integration tests/acceptance
 
-.PHONY: help demo test lint bench lock wheel clean
+.PHONY: help demo slurm-demo test lint bench lock wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo  [PORT=8000] [FRESH=1] [DEMO="--rate 10 …"]   a beamtime on this machine, in .demo/'
+	@echo 'make slurm-demo                                         the same, with jobs on a real Slurm of two nodes'
 	@echo 'make test  [TESTS="tests/unit …"]                       install what is missing and run all tests'
 	@echo 'make lint                                               ruff, mypy, import-linter, notebooks without outputs'
 	@echo 'make bench [ONLY=frames|processing|pages|api]             run the benchmarks'
@@ -19,6 +20,9 @@ help:
 
 demo: $(VENV)/.runtime
 	@exec $(BIN)/beamhub demo --port $(PORT) $(if $(FRESH),--fresh) $(DEMO)
+
+slurm-demo: $(VENV)/.runtime
+	@exec $(BIN)/beamhub demo --slurm --port $(PORT) $(if $(FRESH),--fresh) $(DEMO)
 
 test: $(VENV)/.development
 	@bash tests/system-packages.sh

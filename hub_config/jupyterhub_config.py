@@ -15,6 +15,7 @@ site = Site(
     port=8000,
     # database_url="postgresql+psycopg://beamhub@/beamhub",
     # cpus=16,
+    # profiles=..., slurm=...  # jobs on a cluster: see "Slurm" in docs/operator.md
 )
 configure(c, site)
 

@@ -21,7 +21,9 @@ from types import FrameType
 
 import click
 import httpx
+from beamhub import cluster
 from beamhub.client import ApiError, Client, Unreachable
+from beamhub.schemas import Profile
 from rich.console import Console
 
 from beamhub_hub import machine, proxy
@@ -33,6 +35,7 @@ from beamhub_hub.site import Secrets, Site, write_private
 
 BEAMHUB = [sys.executable, "-c", "from beamhub.cli import main; main()"]
 PATIENCE = 180.0  # seconds that hub and services have to answer
+CLUSTER = "cluster"  # the folder of a Slurm, in the demo's
 REFRESH = 1.0  # seconds between looks at what is happening
 
 
@@ -72,6 +75,9 @@ class Acquisition:
 @click.option("--width", default=0.5, show_default=True, help="Rotation per frame, degrees.")
 @click.option("--detector", type=click.Choice(["1M", "4M", "16M"]), default="1M", show_default=True)
 @click.option("--cpus", type=click.IntRange(1), help="That jobs may use at a time.  [default: all]")
+@click.option(
+    "--slurm", is_flag=True, help="Run jobs on a real Slurm of two nodes, started here; takes root."
+)
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 def demo(
     port: int,
@@ -85,6 +91,7 @@ def demo(
     *,
     fresh: bool,
     no_acquisition: bool,
+    slurm: bool,
     quiet: bool,
 ) -> None:
     """Run a whole facility here and watch a beamtime happen.
@@ -100,6 +107,8 @@ def demo(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _check(machine.python(), machine.folder(state))
+        if slurm and (reason := cluster.missing()):
+            raise click.ClickException(reason)
         with _alone(state):
             end_stale(state)
             _check(machine.port(port))
@@ -107,7 +116,7 @@ def demo(
                 _clear(state)
             with console.status("Installing the proxy"):
                 proxy.install()  # here, where its failure is one sentence
-            _run(console, state, port, cpus, acquisition)
+            _run(console, state, port, cpus, acquisition, slurm=slurm)
     except KeyboardInterrupt:
         console.print("\nEnded. `make demo` or `beamhub demo` goes on from here.")
     except OSError as error:
@@ -121,7 +130,9 @@ def _check(*found: machine.Finding) -> None:
         raise click.ClickException(obstacle)
 
 
-def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition: Acquisition) -> None:
+def _run(
+    console: Console, state: Path, port: int, cpus: int | None, acquisition: Acquisition, *, slurm: bool
+) -> None:
     hub_port, proxy_port, service_port, cockpit_port = machine.free_ports(4)
     site = Site(
         state=state,
@@ -132,6 +143,8 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
         service_port=service_port,
         cockpit_port=cockpit_port,
         cpus=cpus,
+        profiles=_profiles(cpus or os.cpu_count() or 1) if slurm else (),
+        slurm={"conf": str(state / CLUSTER / "slurm.conf"), "interval": 1.0} if slurm else {},
     )
     write_private(state / "site.json", site.model_dump_json(indent=2))
     credentials = Credentials.of(state, site.url)
@@ -142,6 +155,9 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
 
     since = datetime.now(UTC)
     with Programs(state) as programs, Client(site.url, secrets.operator) as client:
+        if slurm:
+            with console.status("Starting Slurm"):
+                _start_cluster(programs, state / CLUSTER, cpus or os.cpu_count() or 1)
         with console.status("Starting hub, service and Cockpit"):
             config = files("beamhub_hub") / "config" / "demo.py"
             hub = programs.start("hub", [sys.executable, "-m", "jupyterhub", f"--config={config}"])
@@ -160,6 +176,9 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
             resume(client, beamtime.experiment, since)
             credentials.save(state)  # with an experiment: whoever waits for the file may begin
         notes = [finding for finding in machine.findings(state, port) if finding.name in ("DIALS", "sandbox")]
+        if slurm:
+            look = f"jobs run on two nodes; SLURM_CONF={state / CLUSTER / 'slurm.conf'} squeue shows them"
+            notes.append(machine.Finding("Slurm", fine=True, message=look))
         welcome(console, credentials, notes)
         with Display(console, client, INSTRUMENT, beamtime.experiment.id) as display:
             detector = Detector(programs, client, detector_folder, acquisition)
@@ -168,6 +187,39 @@ def _run(console: Console, state: Path, port: int, cpus: int | None, acquisition
                 agent.check()
                 display.update(detector.look())
                 time.sleep(REFRESH)
+
+
+def _start_cluster(programs: Programs, folder: Path, cpus: int) -> None:
+    """Start a Slurm of two nodes, each with so many CPUs; raises Ended or Unreachable if that fails."""
+    ready = folder / "ready"
+    ready.unlink(missing_ok=True)
+    program = programs.start(
+        "cluster", [sys.executable, "-m", "beamhub.cluster", str(folder), f"--cpus={cpus}"]
+    )
+    end = time.monotonic() + PATIENCE
+    while not ready.exists():
+        program.check()
+        if time.monotonic() > end:
+            raise Unreachable(f"Slurm doesn't answer after {PATIENCE:.0f} s: see {program.log}")
+        time.sleep(0.05)
+
+
+def _profiles(cpus: int) -> tuple[Profile, ...]:
+    """What jobs may ask for: nodes of the cluster, or a CPU of this machine beside them."""
+    counts = [count for count in (1, 2, 4, 8, 16, 32) if count <= cpus]
+    nodes = [
+        Profile(
+            name=f"cpu-{count}",
+            title=f"{count} CPU{'s' if count > 1 else ''} of a Slurm node",
+            cpus=count,
+            memory=count * 4 * 1024**3,
+            walltime=3600,
+            runner="slurm",
+        )
+        for count in counts
+    ]
+    here = Profile(name="here-1", title="1 CPU of this machine", cpus=1, memory=4 * 1024**3, walltime=3600)
+    return (*nodes, here)
 
 
 class Detector:

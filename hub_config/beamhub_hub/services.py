@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from importlib.resources import files
@@ -28,6 +29,8 @@ def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
         "BEAMHUB_DATA_DIR": str(site.data.resolve()),
         "BEAMHUB_STATE_DIR": str(site.state.resolve() / "service"),
         "BEAMHUB_DATABASE_URL": site.database,
+        "BEAMHUB_PROFILES": json.dumps([profile.model_dump() for profile in site.profiles]),
+        "BEAMHUB_SLURM": json.dumps(site.slurm),
         **({"BEAMHUB_CPUS": str(site.cpus)} if site.cpus else {}),
     }
     config = files("beamhub_hub") / "config" / "service.py"

@@ -7,7 +7,8 @@ import secrets
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from beamhub.schemas import Profile
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -53,6 +54,12 @@ class Site(BaseModel):
     cockpit_port: Port = 8083
     database_url: str = Field("", description="postgresql+psycopg://…; empty: SQLite in the state folder")
     cpus: int | None = Field(None, ge=1, description="that jobs may use at a time; None: all of the machine")
+    profiles: tuple[Profile, ...] = Field(
+        (), description="what jobs may ask for, and where they then run; empty: by the machine's CPUs"
+    )
+    slurm: dict[str, JsonValue] = Field(
+        {}, description="how a Slurm cluster is reached: beamhub.runners.slurm.SlurmSettings"
+    )
 
     @property
     def url(self) -> str:
