@@ -36,6 +36,7 @@ from beamhub.frames import picture
 from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
 from beamhub.orders import Orders
+from beamhub.quarantine import Quarantine
 from beamhub.rules import Rules
 from beamhub.runners import Runner
 from beamhub.runners.local import LocalRunner
@@ -210,6 +211,7 @@ class BeamhubApp(ExtensionApp):
             jobs=jobs,
             engine=self._engine,
             orders=Orders(store, live),
+            quarantine=Quarantine(store, data_dir),
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
@@ -222,6 +224,7 @@ class BeamhubApp(ExtensionApp):
             # whoever of those that listen there has time takes the next connection
             serverapp.http_server.add_sockets(bind_sockets(int(port), host, reuse_port=True))
         else:
+            await self.service.quarantine.recover()
             self._run(self._engine.run_forever(), "the job engine")
             if self.warm:
                 self._tasks.append(asyncio.create_task(self._warm()))

@@ -32,6 +32,7 @@ from beamhub.schemas import (
     AgentCommand,
     AgentFile,
     AgentOrders,
+    Because,
     Dataset,
     Event,
     Experiment,
@@ -59,7 +60,6 @@ from beamhub.schemas import (
     Member,
     MemberCreate,
     Page,
-    PauseRequest,
     Problem,
     Profile,
     Role,
@@ -207,7 +207,7 @@ class Client:
 
     def pause_uploads(self, instrument: str, reason: str) -> Instrument:
         """The instrument begins no upload any more; what is on its way is finished."""
-        return self._send(Instrument, "POST", f"{_uploads(instrument)}/pause", PauseRequest(reason=reason))
+        return self._send(Instrument, "POST", f"{_uploads(instrument)}/pause", Because(reason=reason))
 
     def resume_uploads(self, instrument: str) -> Instrument:
         return self._send(Instrument, "POST", f"{_uploads(instrument)}/resume")
@@ -316,6 +316,18 @@ class Client:
 
     def upload_status(self, upload: str) -> Upload:
         return self._get(Upload, f"uploads/{_part(upload)}")
+
+    def quarantine(self, instrument: str) -> list[Upload]:
+        """Files that are kept from everybody; `error` says why."""
+        return self._list(Upload, f"instruments/{_part(instrument)}/quarantine")
+
+    def release_upload(self, upload: str, reason: str) -> Upload:
+        """Publish a quarantined file after all."""
+        return self._send(Upload, "POST", f"uploads/{_part(upload)}/release", Because(reason=reason))
+
+    def discard_upload(self, upload: str, reason: str) -> Upload:
+        """Delete a quarantined file."""
+        return self._send(Upload, "POST", f"uploads/{_part(upload)}/discard", Because(reason=reason))
 
     def cancel_upload(self, upload: str) -> None:
         self._call("DELETE", f"uploads/{_part(upload)}", headers={"Tus-Resumable": "1.0.0"})

@@ -146,7 +146,9 @@ class Datasets:
 
     async def examine(self, upload: Upload) -> Callable[[Transaction], None]:
         """Looks at a file that has just been published; the result is to be run in the transaction that
-        completes its upload. A detector file that can't be used stays a file, and its upload says why."""
+        completes its upload. A detector file that can't be used stays a file, and its upload says why.
+
+        Raises HostileFile for one that is built to mislead its readers."""
         path = PurePosixPath(upload.path)
         part = formats.part(path)
         if path.parts[0] != folders.RAW or part is None:
@@ -155,13 +157,14 @@ class Datasets:
         try:
             file = self._data_dir / upload.experiment / path
             found = await self._inspector.look(Place(part.format, file, root))
+        except HostileFile:
+            raise
         except FileProblem as problem:
             reason = f"not usable as a detector file: {problem.reason}"
-            spoilt = part.is_member and not isinstance(problem, HostileFile)
 
             def refuse(tx: Transaction) -> None:
                 tx.uploads.change(upload.id, error=reason)
-                if spoilt:  # its place in the series is taken, and nothing can be read there
+                if part.is_member:  # its place in the series is taken, and nothing can be read there
                     _member_arrived(tx, upload, part, None, 0)
 
             return refuse

@@ -21,6 +21,8 @@ from beamhub.errors import Invalid, NotFound
 from beamhub.schemas import File
 
 RAW, PROCESSED, SHARED, INCOMING = "raw", "processed", "shared", ".incoming"
+# beside the experiments' folders, which sessions and jobs see: no sandbox has it
+QUARANTINE = ".quarantine"
 MAX_PATH = 900  # characters; leaves room in the store's 1000 for the area and a version
 MAX_NAME = 255  # bytes; what file systems allow
 MAX_DEPTH = 32

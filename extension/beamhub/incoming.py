@@ -13,7 +13,8 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -25,6 +26,7 @@ from beamhub.schemas import DigestAlgorithm, Upload, UploadState
 
 MAX_VERSIONS = 100  # of one path
 LOCKS = ".publishing"  # the file in the data directory that all names' locks are ranges of
+WAIT = 0.02  # seconds between attempts to claim a name
 RESERVE = 64 * 2**20  # bytes of disk that uploads leave to the rest of the service
 USUAL: DigestAlgorithm = "sha256"  # of what is sent without a digest
 
@@ -96,6 +98,16 @@ class Incoming:
             raise
         return lock
 
+    @contextlib.contextmanager
+    def claimed(self, experiment: str, path: str) -> Iterator[None]:
+        """As `claim`, and waits for it."""
+        while (lock := self.claim(experiment, path)) is None:
+            time.sleep(WAIT)
+        try:
+            yield
+        finally:
+            os.close(lock)
+
     def measured(self, upload: Upload) -> Upload:
         """The upload with the offset that the disk knows."""
         if upload.state is not UploadState.RECEIVING:
@@ -135,8 +147,10 @@ class Incoming:
 
     def publish(self, upload: Upload, paths: Sequence[str]) -> str:
         """Gives the temporary file the first of these names that is free, durably; the name."""
-        temporary = self.temporary(upload)
-        status = temporary.stat()
+        return self._link(upload, self.temporary(upload), paths)
+
+    def _link(self, upload: Upload, file: Path, paths: Sequence[str]) -> str:
+        status = file.stat()
         # a name it has already, since before a kill, counts as free: look for that one first
         named = [path for path in paths if self._names(upload, path, status)] if status.st_nlink > 1 else []
         for path in named or paths:
@@ -144,7 +158,7 @@ class Incoming:
             try:
                 with folders.folder(self._data_dir / upload.experiment, where.parent, create=True) as parent:
                     with contextlib.suppress(FileExistsError):
-                        os.link(temporary, where.name, dst_dir_fd=parent, follow_symlinks=False)
+                        os.link(file, where.name, dst_dir_fd=parent, follow_symlinks=False)
                     found = os.stat(where.name, dir_fd=parent, follow_symlinks=False)
                     if os.path.samestat(found, status):
                         os.fsync(parent)
@@ -187,6 +201,48 @@ class Incoming:
     def discard(self, upload: Upload) -> None:
         """Removes the temporary file; the published name stays."""
         self.temporary(upload).unlink(missing_ok=True)
+
+    # --- what nobody may get ---
+
+    def quarantined(self, upload: Upload) -> Path:
+        return self._data_dir / folders.QUARANTINE / upload.experiment / upload.id
+
+    def isolate(self, upload: Upload, path: str) -> None:
+        """Takes a file that has just been published as `path` out of everybody's reach, durably."""
+        place = PurePosixPath(folders.QUARANTINE, upload.experiment)
+        temporary = self.temporary(upload)
+        with folders.folder(self._data_dir, place, create=True) as quarantine:
+            os.chmod(temporary, 0o600)  # noqa: PTH101
+            with contextlib.suppress(FileExistsError):  # before a kill
+                os.link(temporary, upload.id, dst_dir_fd=quarantine, follow_symlinks=False)
+            os.fsync(quarantine)
+        self._unlink(upload.experiment, PurePosixPath(path))
+
+    def release(self, upload: Upload) -> str:
+        """Gives a quarantined file a name again; which one."""
+        file = self.quarantined(upload)
+        file.chmod(0o440)
+        return self._link(upload, file, versions(upload.path))
+
+    def take_back(self, upload: Upload) -> None:
+        """A quarantined file has no other name, whatever a kill has left."""
+        file = self.quarantined(upload)
+        status = file.stat()
+        for path in versions(upload.path) if status.st_nlink > 1 else ():
+            if self._names(upload, path, status):
+                self._unlink(upload.experiment, PurePosixPath(path))
+        file.chmod(0o600)
+
+    def _unlink(self, experiment: str, where: PurePosixPath) -> None:
+        with folders.folder(self._data_dir / experiment, where.parent) as parent:
+            os.unlink(where.name, dir_fd=parent)
+            os.fsync(parent)
+
+    def in_quarantine(self) -> list[Path]:
+        """All files there; each has the id of its upload as its name."""
+        return list(self._data_dir.glob(f"{folders.QUARANTINE}/*/*"))
+
+    # --- what is there ---
 
     def found(self) -> list[Path]:
         """All temporary files; each has the id of its upload as its name."""

@@ -234,6 +234,8 @@ class Jobs:
         experiment = tx.experiments.get(event.experiment or "")
         if dataset is None or instrument is None or experiment is None:
             return []
+        if dataset.experiment != experiment.id:  # moved since: its new experiment's people decide
+            return []
         if not instrument.automation or experiment.state is ExperimentState.CLOSED:
             return []
         requests = decide(event, dataset, tx.triggers.enabled(instrument.id))

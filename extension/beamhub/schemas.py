@@ -216,7 +216,9 @@ class JournalReport(Request):
     items: list[JournalLine] = Field(max_length=250)
 
 
-class PauseRequest(Request):
+class Because(Request):
+    """Why somebody does something."""
+
     reason: Reason = Field(min_length=1)
 
 
@@ -348,6 +350,7 @@ class UploadState(StrEnum):
     COMPLETE = "complete"  # verified, fsynced, published
     FAILED = "failed"
     SUPERSEDED = "superseded"  # a newer version of the same name has been published
+    QUARANTINED = "quarantined"  # arrived, but built to mislead its readers: nobody gets it
 
 
 class Upload(Model):

@@ -34,6 +34,7 @@ from beamhub.digests import ALGORITHMS, Hasher
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone, Invalid, NotFound, TooLarge
 from beamhub.events import Live, emit
 from beamhub.frames import formats
+from beamhub.frames.outside import HostileFile
 from beamhub.incoming import Held, Incoming, explained, remove, versions
 from beamhub.schemas import Digest, Page, Upload, UploadState
 from beamhub.store import Store, Transaction
@@ -372,7 +373,10 @@ class Uploads:
                 "offset": upload.size,
             }
         )
-        record = await self._examine(placed)
+        try:
+            record = await self._examine(placed)
+        except HostileFile as problem:
+            return await self._quarantine(placed, problem.reason)
 
         def complete(tx: Transaction) -> Upload | None:
             tx.uploads.supersede(upload.experiment, published)
@@ -387,6 +391,20 @@ class Uploads:
         await self._run(self._incoming.discard, upload)
         return completed or placed
 
+    async def _quarantine(self, upload: Upload, reason: str) -> Upload:
+        """What is built to mislead its readers reaches none of them."""
+        await self._run(self._incoming.isolate, upload, upload.path)
+
+        def work(tx: Transaction) -> Upload | None:
+            change = {"path": upload.path, "version": upload.version, "digest": upload.digest}
+            tx.uploads.end(upload.id, UploadState.QUARANTINED, error=reason, **change)
+            _emit(tx, upload, "file.quarantined", upload.created_by, reason=reason)
+            return tx.uploads.get(upload.id)
+
+        quarantined = await self._store.write(work)
+        await self._run(self._incoming.discard, upload)
+        return quarantined or upload
+
     async def _versions(self, upload: Upload) -> tuple[set[str], str | None, Upload | None]:
         """Of an upload that is not published yet: where other versions of it are, where a dataset waits for
         it, and the published file that it equals."""
@@ -395,13 +413,17 @@ class Uploads:
         # of a series, the file's dataset under each version
         member = part is not None and part.is_member and part.dataset
         series = dict(zip(versions(member), paths, strict=True)) if member else {}
-        published, awaited, growing = await self._store.read(
+        published, quarantined, awaited, growing = await self._store.read(
             lambda tx: (
                 tx.uploads.published(upload.experiment, paths),
+                tx.uploads.quarantined(upload.experiment, paths),
                 tx.datasets.awaited(upload.experiment, paths),
                 tx.datasets.growing(upload.experiment, series) if series else None,
             )
         )
+        for twin in quarantined:
+            if twin.digest == upload.digest:
+                return set(published), None, twin
         if awaited in published:  # something else came there, and can't be replaced
             awaited = None
         if awaited is None and upload.digest is not None:

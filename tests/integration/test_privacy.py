@@ -15,7 +15,8 @@ import httpx
 import pytest
 from beamhub.api import ROUTES
 from beamhub.api.routes import Route
-from beamhub.schemas import TriggerCreate, TriggerEvent
+from beamhub.client import ApiError
+from beamhub.schemas import TriggerCreate, TriggerEvent, UploadState
 from beamhub.testing import TEMPLATE, RunningService, write_dataset
 
 # what everybody may see who may sign in at all; nothing of it is about an experiment
@@ -43,6 +44,8 @@ BODIES: Mapping[str, Any] = {
     "retry_uploads": {},
     "skip_uploads": {"pattern": "*", "reason": "Eve's"},
     "unskip_uploads": {},
+    "release_upload": {"reason": "Eve's"},
+    "discard_upload": {"reason": "Eve's"},
     "create_experiment": {"instrument": "INSTRUMENT", "title": "Eve's", "pi": "eve"},
     "change_experiment": {"title": "Eve's"},
     "add_member": {"user": "eve"},
@@ -230,7 +233,7 @@ def test_ids_that_exist_and_ids_that_do_not_look_alike(
 
 
 def test_a_detector_file_cannot_show_another_experiment(service: RunningService, tmp_path: Path) -> None:
-    """A master whose links leave its folder is a file like any other: no dataset comes of it."""
+    """A master whose links leave its folder is put where nobody gets at it; no dataset comes of it."""
     import h5py
 
     mine = service.beamtime()
@@ -241,5 +244,17 @@ def test_a_detector_file_cannot_show_another_experiment(service: RunningService,
             "../../other/raw/lyso_data_000001.h5", "/entry/data/data"
         )
     upload = service.agent(mine).upload(master)
-    assert "not usable" in upload.error
+    assert upload.state is UploadState.QUARANTINED
+    assert "out of its folder" in upload.error
+    ada, sam = service.client("ada"), service.client("sam")
+    assert ada.files(mine.experiment) == []
+    folder = service.data_dir / mine.experiment
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    kept = service.data_dir / ".quarantine" / mine.experiment / upload.id
+    assert kept.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ApiError):
+        ada.file(mine.experiment, "raw/evil_master.h5")
+    assert [one.id for one in sam.quarantine(mine.instrument)] == [upload.id]
+    with pytest.raises(ApiError):
+        ada.quarantine(mine.instrument)
     assert service.client("ada").datasets(mine.experiment) == []

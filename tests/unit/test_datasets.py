@@ -291,7 +291,9 @@ async def test_files_that_can_not_be_used_stay_files_and_say_why(site: Site, tmp
     (run / "garbage_data_000001.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     (run / "log.txt").write_bytes(b"no detector file at all")
     uploads = await site.send(*sorted(run.iterdir()))
-    assert all(upload.state is UploadState.COMPLETE for upload in uploads)
+    states = {upload.path: upload.state for upload in uploads}
+    assert states.pop("raw/hostile_master.h5") is UploadState.QUARANTINED
+    assert set(states.values()) == {UploadState.COMPLETE}
     complaints = {upload.path: upload.error for upload in uploads if upload.error}
     assert set(complaints) == {
         "raw/hostile_master.h5",

@@ -249,13 +249,13 @@ def test_a_data_file_must_hold_its_frames_itself(tmp_path: Path) -> None:
         file.create_dataset("entry/data/data", (2, 5, 5), "u2", chunks=(1, 5, 5))
     with h5py.File(tmp_path / "link.h5", "w") as file:
         entry(file)["data"] = h5py.ExternalLink("inner.h5", "/entry/data/data")
-    with pytest.raises(HostileFile, match="only a link"):
+    with pytest.raises(UnreadableFile, match="only a link"):
         inspect_data_file(tmp_path / "link.h5", tmp_path)
     with h5py.File(tmp_path / "virtual.h5", "w", libver=LIBVER) as file:
         layout = h5py.VirtualLayout((2, 5, 5), "u2")
         layout[:] = h5py.VirtualSource("inner.h5", "/entry/data/data", (2, 5, 5))
         entry(file).create_virtual_dataset("data", layout)
-    with pytest.raises(HostileFile, match="virtual"):
+    with pytest.raises(UnreadableFile, match="virtual"):
         inspect_data_file(tmp_path / "virtual.h5", tmp_path)
 
 

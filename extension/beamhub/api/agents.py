@@ -10,6 +10,7 @@ from beamhub.schemas import (
     AgentFile,
     AgentFiles,
     AgentOrders,
+    Because,
     BigInt,
     CommandKind,
     FilesChoice,
@@ -17,7 +18,6 @@ from beamhub.schemas import (
     Instrument,
     JournalReport,
     Page,
-    PauseRequest,
     SkipRequest,
 )
 
@@ -60,7 +60,7 @@ async def list_agent_commands(call: Call, instrument: str) -> Page[AgentCommand]
 
 
 @route("POST", "instruments/{instrument}/uploads/pause", status=200)
-async def pause_uploads(call: Call, instrument: str, body: PauseRequest) -> Instrument:
+async def pause_uploads(call: Call, instrument: str, body: Because) -> Instrument:
     """Begin no upload from this instrument; what is on its way is finished (staff)."""
     return await call.service.orders.pause(call.principal, instrument, body.reason)
 

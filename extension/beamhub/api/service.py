@@ -11,6 +11,7 @@ from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.jobs import Jobs
 from beamhub.orders import Orders
+from beamhub.quarantine import Quarantine
 from beamhub.rules import Rules
 from beamhub.schemas import Profile
 from beamhub.store import Store
@@ -33,3 +34,4 @@ class Service:
     jobs: Jobs
     engine: Engine
     orders: Orders
+    quarantine: Quarantine

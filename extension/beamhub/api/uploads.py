@@ -15,7 +15,7 @@ from beamhub.api.handler import Refusal
 from beamhub.api.routes import Call, Paging, Reply, route
 from beamhub.digests import ALGORITHMS
 from beamhub.errors import Invalid
-from beamhub.schemas import Page, Upload, UploadState
+from beamhub.schemas import Because, Page, Upload, UploadState
 from beamhub.uploads import CHECKSUMS, EXPIRES, MAX_SIZE
 
 DIGESTS = {name: len(hasher().digest()) for name, hasher in CHECKSUMS.items()}  # bytes of each
@@ -117,6 +117,24 @@ async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     checksum = _checksum(call.headers.get("Upload-Checksum"))
     found = await call.service.uploads.append(call.principal, upload, offset, call.chunks, checksum)
     return Reply(None, 204, _progress(found))
+
+
+@route("GET", "instruments/{instrument}/quarantine")
+async def list_quarantine(call: Call, instrument: str, query: Paging) -> Page[Upload]:
+    """Files that are kept from everybody because they are built to mislead their readers (staff)."""
+    return await call.service.quarantine.list(call.principal, instrument, **query.model_dump())
+
+
+@route("POST", "uploads/{upload}/release", status=200)
+async def release_upload(call: Call, upload: str, body: Because) -> Upload:
+    """Publish a quarantined file after all; no dataset is made of it (staff)."""
+    return await call.service.quarantine.release(call.principal, upload, body.reason)
+
+
+@route("POST", "uploads/{upload}/discard", status=200)
+async def discard_upload(call: Call, upload: str, body: Because) -> Upload:
+    """Delete a quarantined file; its upload stays on record (staff)."""
+    return await call.service.quarantine.delete(call.principal, upload, body.reason)
 
 
 @route("DELETE", "uploads/{upload}", headers=TUS)

@@ -13,10 +13,12 @@ from beamhub.store.pages import paginate
 from beamhub.store.tables import uploads
 
 PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
+ARRIVED = (*PUBLISHED, UploadState.QUARANTINED)
 
 
 class Uploads:
-    """A published upload's `offset` is its size; others have 0 here, as the bytes on disk know better."""
+    """The `offset` of an upload that has arrived is its size; others have 0 here, as the bytes on disk know
+    better."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -60,6 +62,15 @@ class Uploads:
         query = query.order_by(uploads.c.ended)
         return {row.path: _upload(row) for row in self._connection.execute(query)}
 
+    def quarantined(self, experiment: str, paths: Collection[str]) -> Sequence[Upload]:
+        """What was to come to these paths, and is in quarantine."""
+        query = select(uploads).where(
+            uploads.c.experiment == experiment,
+            uploads.c.path.in_(paths),
+            uploads.c.state == UploadState.QUARANTINED,
+        )
+        return [_upload(row) for row in self._connection.execute(query)]
+
     def frames(self, experiment: str, paths: Collection[str]) -> dict[str, int]:
         """How many frames the detector files published at these paths have."""
         query = select(uploads.c.path, uploads.c.frames).where(
@@ -95,5 +106,5 @@ class Uploads:
 
 def _upload(row: Row[Any]) -> Upload:
     values = row._mapping
-    offset = values["size"] if values["state"] in PUBLISHED else 0
+    offset = values["size"] if values["state"] in ARRIVED else 0
     return Upload.model_validate({**values, "offset": offset})

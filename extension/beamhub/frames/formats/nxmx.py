@@ -163,8 +163,8 @@ def inspect_data_file(path: Path, root: Path, link: str = DATA) -> DataFileInfo:
     """Read what a data file holds. `link` is the dataset's path inside it, as the master has it.
 
     Raises:
-        HostileFile: it points out of its folder or its frames don't lie in the file itself.
-        UnreadableFile: it is damaged or holds no frames.
+        HostileFile: it points out of its folder.
+        UnreadableFile: it is damaged, holds no frames, or only points to those of its neighbours.
     """
     name = path.name
     with hdf5.opened(path, root) as file:
@@ -179,17 +179,17 @@ def frames_of(file: h5py.File, name: str, link: str) -> h5d.DatasetID:
     """The dataset at `link` of a data file: chunked, stored in the very file, and reached by no link.
 
     Raises:
-        HostileFile: its values lie elsewhere.
-        UnreadableFile: there is no such dataset, or not one of whole frames.
+        UnreadableFile: there is no such dataset, or not one of whole frames, or they lie in another file of
+            its folder.
     """
     item = hdf5.find(file, link, name)
     if isinstance(item, Elsewhere):
-        raise HostileFile(name, f"its frames are only a link to {item.file!r}")
+        raise UnreadableFile(name, f"its frames are only a link to {item.file!r}")
     if not isinstance(item, h5d.DatasetID):
         raise UnreadableFile(name, f"there are no frames at {link!r}")
     layout = item.get_create_plist()
     if layout.get_layout() == h5d.VIRTUAL:
-        raise HostileFile(name, "its frames are a virtual dataset: they lie in other files")
+        raise UnreadableFile(name, "its frames are a virtual dataset: they lie in other files")
     if layout.get_layout() != h5d.CHUNKED:
         raise UnreadableFile(name, "its frames are not stored one by one (chunked)")
     shape, _ = _checked(item, name)

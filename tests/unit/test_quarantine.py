@@ -1,0 +1,161 @@
+"""Files that are built to mislead their readers: out of reach at once, and the staff decide."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import pytest
+from beamhub.access import Principal
+from beamhub.datasets import Datasets
+from beamhub.errors import Conflict, Forbidden, NotFound
+from beamhub.events import Live
+from beamhub.experiments import Experiments
+from beamhub.frames.inspect import Inspector
+from beamhub.incoming import Incoming
+from beamhub.quarantine import Quarantine
+from beamhub.schemas import ExperimentCreate, InstrumentChange, InstrumentCreate, Upload, UploadState
+from beamhub.store import Store
+from beamhub.uploads import Uploads
+
+OPERATOR = Principal("root", "user", operator=True)
+SAM, ADA, EVE = (Principal(name, "user") for name in ("sam", "ada", "eve"))
+AGENT = Principal("instrument:mx", "instrument", instrument="mx")
+
+
+def hostile(target: str) -> bytes:
+    """A data file whose frames are said to lie in another file."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["entry/data/data"] = h5py.ExternalLink(target, "/entry/data/data")
+    return buffer.getvalue()
+
+
+EVIL = hostile("/data/other/raw/secret_data_000001.h5")
+
+
+@dataclass
+class Site:
+    store: Store
+    folder: Path
+    uploads: Uploads
+    quarantine: Quarantine
+    experiment: str
+
+    async def send(self, name: str, content: bytes) -> Upload:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield content
+
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        upload = await self.uploads.create(AGENT, name, len(content), digest)
+        if upload.state is UploadState.RECEIVING:
+            upload = await self.uploads.append(AGENT, upload.id, 0, chunks())
+        return upload
+
+    def everywhere(self) -> set[str]:
+        """All files of the experiment, also hidden ones, and those in quarantine."""
+        found = (path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size)
+        return {str(path.relative_to(self.folder)).replace(self.experiment, "E") for path in found}
+
+    def events(self, upload: Upload) -> list[tuple[str, str, str]]:
+        events = self.store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+        return [(e.kind, e.actor, e.data.get("reason", "")) for e in events if e.subject == upload.id]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    store, live, folder = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Live(), tmp_path / "data"
+    store.migrate()
+    folder.mkdir()
+    experiments = Experiments(store, live, folder)
+    await experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
+    experiment = await experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ada"))
+    await experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=experiment.id))
+    inspector = Inspector()
+    uploads = Uploads(store, live, folder, Datasets(store, folder, inspector).examine)
+    yield Site(store, folder, uploads, Quarantine(store, folder), experiment.id)
+    await uploads.close()
+    await inspector.close()
+    store.close()
+
+
+async def test_a_hostile_file_is_out_of_reach_at_once(site: Site) -> None:
+    upload = await site.send("run/evil_data_000001.h5", EVIL)
+    assert (upload.state, upload.path) == (UploadState.QUARANTINED, "raw/run/evil_data_000001.h5")
+    assert upload.offset == len(EVIL)
+    assert "/data/other" in upload.error
+    assert site.everywhere() == {f".quarantine/E/{upload.id}"}
+    kept = site.folder / ".quarantine" / site.experiment / upload.id
+    assert kept.read_bytes() == EVIL
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert site.events(upload) == [("file.quarantined", AGENT.name, upload.error)]
+    assert (await site.quarantine.list(SAM, "mx")).items == [upload]
+    with pytest.raises(Conflict):
+        await site.uploads.terminate(AGENT, upload.id)
+
+
+async def test_the_same_again_is_no_work_and_a_harmless_one_takes_the_name(site: Site) -> None:
+    upload = await site.send("a_data_000001.h5", EVIL)
+    assert (await site.send("a_data_000001.h5", EVIL)).id == upload.id
+    other = await site.send("a_data_000001.h5", hostile("../../x.h5"))
+    assert (other.state, other.id == upload.id) == (UploadState.QUARANTINED, False)
+    harmless = await site.send("a_data_000001.h5", b"not HDF5 at all")
+    assert (harmless.state, harmless.path) == (UploadState.COMPLETE, "raw/a_data_000001.h5")
+    assert {one.id for one in (await site.quarantine.list(SAM, "mx")).items} == {upload.id, other.id}
+
+
+async def test_the_staff_release_a_file_with_a_reason(site: Site) -> None:
+    upload = await site.send("evil_data_000001.h5", EVIL)
+    await site.send("evil_data_000001.h5", b"another")
+    released = await site.quarantine.release(SAM, upload.id, "looked at it with h5dump")
+    assert (released.state, released.path) == (UploadState.COMPLETE, "raw/version-2/evil_data_000001.h5")
+    assert "released from quarantine by sam: looked at it with h5dump" in released.error
+    assert site.everywhere() == {"E/raw/evil_data_000001.h5", "E/raw/version-2/evil_data_000001.h5"}
+    assert site.events(upload)[1:] == [("file.released", "sam", "looked at it with h5dump")]
+    for again in (site.quarantine.release, site.quarantine.delete):
+        with pytest.raises(Conflict):
+            await again(SAM, upload.id, "again")
+
+
+async def test_the_staff_delete_a_file_with_a_reason(site: Site) -> None:
+    upload = await site.send("evil_data_000001.h5", EVIL)
+    deleted = await site.quarantine.delete(SAM, upload.id, "an attack")
+    assert deleted.state is UploadState.FAILED
+    assert "deleted from quarantine by sam: an attack" in deleted.error
+    assert site.everywhere() == set()
+    assert site.events(upload)[1:] == [("file.deleted", "sam", "an attack")]
+
+
+async def test_nobody_else_decides(site: Site) -> None:
+    upload = await site.send("evil_data_000001.h5", EVIL)
+    for somebody in (ADA, EVE, AGENT):
+        for attempt in (site.quarantine.release, site.quarantine.delete):
+            with pytest.raises((Forbidden, NotFound)):
+                await attempt(somebody, upload.id, "please")
+        with pytest.raises((Forbidden, NotFound)):
+            await site.quarantine.list(somebody, "mx")
+    assert site.everywhere() == {f".quarantine/E/{upload.id}"}
+
+
+async def test_what_a_kill_left_half_done_is_ended(site: Site) -> None:
+    kept = await site.send("a_data_000001.h5", EVIL)
+    freed = await site.send("b_data_000001.h5", EVIL)
+    gone = await site.send("c_data_000001.h5", EVIL)
+    files = Incoming(site.folder)
+    files.release(kept)  # a kill came before the release was on record
+    spare = site.folder / "spare"
+    spare.hardlink_to(files.quarantined(freed))
+    await site.quarantine.release(SAM, freed.id, "fine")
+    files.quarantined(freed).hardlink_to(spare)  # … before the second name was removed
+    spare.unlink()
+    await site.quarantine.delete(SAM, gone.id, "bad")
+    files.quarantined(gone).write_bytes(EVIL)  # … before the file was removed
+    for _ in range(2):
+        await asyncio.gather(site.quarantine.recover(), site.quarantine.recover())
+        assert site.everywhere() == {f".quarantine/E/{kept.id}", "E/raw/b_data_000001.h5"}
+    assert files.quarantined(kept).stat().st_mode & 0o777 == 0o600
