@@ -15,7 +15,7 @@ help:
 	@echo 'make slurm-demo                                         the same, with jobs on a real Slurm of two nodes'
 	@echo 'make test  [TESTS="tests/unit …"]                       install what is missing and run all tests'
 	@echo 'make lint                                               ruff, mypy, import-linter, notebooks without outputs'
-	@echo 'make bench [ONLY=frames|processing|pages|api]             run the benchmarks'
+	@echo 'make bench [ONLY=frames|jobs|processing|pages|api]             run the benchmarks'
 	@echo 'make lock | wheel | clean                               renew the lock files | build the wheel | start over'
 
 demo: $(VENV)/.runtime

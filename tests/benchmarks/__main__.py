@@ -1,6 +1,6 @@
 """`make bench`: measures what is promised about speed, on this machine, and writes .bench/results.json.
 
-    python -m tests.benchmarks [frames|processing|pages|api …]
+    python -m tests.benchmarks [frames|jobs|processing|pages|api …]
 
 One run of the demo serves three areas: a fresh facility, one acquisition, DIALS. Nothing here fails when a
 number is missed: the table says so.
@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.acceptance.conftest import QUIET
+from tests.benchmarks import slurm
 
 RESULTS = Path(".bench/results.json")
 FRAMES, RATE = 60, 5
@@ -177,8 +178,13 @@ def _acquisition(demo: RunningDemo, began: float) -> Iterator[Result]:
     yield Result("api", f"p95 of {REQUESTS}, idle", 1e3 * percentile(idle, 95), "ms")
 
 
+def jobs() -> Iterator[Result]:
+    """What the service adds to a job on a cluster."""
+    yield from (Result("jobs", *row) for row in slurm.rows())
+
+
 def main(wanted: Sequence[str]) -> None:
-    areas = {"frames": frames, "processing": beamtime, "pages": beamtime, "api": beamtime}
+    areas = {"frames": frames, "jobs": jobs, "processing": beamtime, "pages": beamtime, "api": beamtime}
     if unknown := set(wanted) - set(areas):
         raise SystemExit(f"no such area: {', '.join(unknown)}; there are {', '.join(areas)}")
     runs = dict.fromkeys(areas[area] for area in (wanted or areas))
