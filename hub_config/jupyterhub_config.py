@@ -16,6 +16,7 @@ site = Site(
     # database_url="postgresql+psycopg://beamhub@/beamhub",
     # cpus=16,
     # profiles=..., slurm=...  # jobs on a cluster: see "Slurm" in docs/operator.md
+    # ingest=2,  # processes that take uploads beside the service
 )
 configure(c, site)
 

@@ -133,7 +133,7 @@ def _check(*found: machine.Finding) -> None:
 def _run(
     console: Console, state: Path, port: int, cpus: int | None, acquisition: Acquisition, *, slurm: bool
 ) -> None:
-    hub_port, proxy_port, service_port, cockpit_port = machine.free_ports(4)
+    hub_port, proxy_port, service_port, cockpit_port, ingest_port = machine.free_ports(5)
     site = Site(
         state=state,
         data=state / "data",
@@ -142,6 +142,8 @@ def _run(
         proxy_port=proxy_port,
         service_port=service_port,
         cockpit_port=cockpit_port,
+        ingest=1,
+        ingest_port=ingest_port,
         cpus=cpus,
         profiles=_profiles(cpus or os.cpu_count() or 1) if slurm else (),
         slurm={"conf": str(state / CLUSTER / "slurm.conf"), "interval": 1.0} if slurm else {},

@@ -7,7 +7,7 @@ from importlib.resources import files
 from traitlets.config import Config
 
 from beamhub_hub import auth, proxy
-from beamhub_hub.services import services
+from beamhub_hub.services import routes, services
 from beamhub_hub.site import Secrets, Site
 
 HOME_PAGE = "/services/cockpit/voila/render/cockpit.ipynb"
@@ -40,6 +40,7 @@ def configure(c: Config, site: Site) -> None:
 
     auth.roles(c)
     c.JupyterHub.services = services(site, secrets)
+    c.Proxy.extra_routes = routes(site)
 
     # one JupyterLab session per experiment: a named server; the Cockpit has a link to each
     c.JupyterHub.allow_named_servers = True

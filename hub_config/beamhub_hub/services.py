@@ -1,4 +1,6 @@
-"""The two services that the hub starts, watches and stops: the beamhub service and the Cockpit."""
+"""What the hub starts, watches and stops: the beamhub service, the processes that take its uploads, and the
+Cockpit.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,48 @@ def services(site: Site, secrets: Secrets) -> list[dict[str, Any]]:
     """What goes into `c.JupyterHub.services`."""
     return [
         _service(site, secrets),
+        *(_ingest(site, secrets, number) for number in range(1, site.ingest + 1)),
         _cockpit(site, secrets),
         {"name": "operator", "api_token": secrets.operator},
     ]
 
 
+def routes(site: Site) -> dict[str, str]:
+    """What goes into `c.Proxy.extra_routes`: uploads pass the service by."""
+    return {"/services/beamhub/api/v1/uploads/": site.ingest_url} if site.ingest else {}
+
+
 def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
+    return {
+        "name": "beamhub",
+        "url": site.service_url,
+        "command": _server("service"),
+        "api_token": secrets.service,
+        "timeout": 120,
+        "oauth_no_confirm": True,
+        "display": False,
+        **_home(site, "service", _settings(site)),
+    }
+
+
+def _ingest(site: Site, secrets: Secrets, number: int) -> dict[str, Any]:
     environment = {
+        **_settings(site),
+        "BEAMHUB_INGEST": f"{site.ingest_host}:{site.ingest_port}",
+        "BEAMHUB_SERVICE_TOKEN": secrets.service,
+    }
+    name = f"beamhub-ingest-{number}"
+    return {
+        "name": name,
+        "command": _server("ingest"),
+        "display": False,
+        **_home(site, name.removeprefix("beamhub-"), environment),
+    }
+
+
+def _settings(site: Site) -> dict[str, str]:
+    """The variables that all processes of the service find what they need in."""
+    return {
         "BEAMHUB_DATA_DIR": str(site.data.resolve()),
         "BEAMHUB_STATE_DIR": str(site.state.resolve() / "service"),
         "BEAMHUB_DATABASE_URL": site.database,
@@ -33,17 +70,11 @@ def _service(site: Site, secrets: Secrets) -> dict[str, Any]:
         "BEAMHUB_SLURM": json.dumps(site.slurm),
         **({"BEAMHUB_CPUS": str(site.cpus)} if site.cpus else {}),
     }
-    config = files("beamhub_hub") / "config" / "service.py"
-    return {
-        "name": "beamhub",
-        "url": site.service_url,
-        "command": [sys.executable, "-m", "jupyter_server", f"--config={config}"],
-        "api_token": secrets.service,
-        "timeout": 120,
-        "oauth_no_confirm": True,
-        "display": False,
-        **_home(site, "service", environment),
-    }
+
+
+def _server(config: str) -> list[str]:
+    path = files("beamhub_hub") / "config" / f"{config}.py"
+    return [sys.executable, "-m", "jupyter_server", f"--config={path}"]
 
 
 def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class Site(BaseModel):
     proxy_port: Port = 8001
     service_port: Port = 8082
     cockpit_port: Port = 8083
+    ingest: int = Field(0, ge=0, le=16, description="processes that take uploads; 0: the service does")
+    ingest_host: str = Field("127.0.0.1", description="where they listen, all on one port; agents may use it")
+    ingest_port: Port = 8084
     database_url: str = Field("", description="postgresql+psycopg://…; empty: SQLite in the state folder")
     cpus: int | None = Field(None, ge=1, description="that jobs may use at a time; None: all of the machine")
     profiles: tuple[Profile, ...] = Field(
@@ -74,6 +77,11 @@ class Site(BaseModel):
     def service_url(self) -> str:
         """The beamhub service, without the proxy in between: for programs on this machine."""
         return f"http://127.0.0.1:{self.service_port}"
+
+    @property
+    def ingest_url(self) -> str:
+        """The processes that take uploads, without the proxy in between."""
+        return f"http://{self.ingest_host}:{self.ingest_port}"
 
     @property
     def database(self) -> str:

@@ -4,12 +4,15 @@ sandboxes.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import signal
 import socket
 import time
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import httpx
 import pytest
 from beamhub.schemas import Role
 from beamhub_hub.processes import MARK
+from beamhub_hub.site import Secrets, Site
 from beamhub_hub.testing import RunningDemo
 from websockets.sync.client import connect
 
@@ -113,6 +117,71 @@ def test_the_cockpits_token_is_good_for_the_service_and_little_else(demo: Runnin
         assert holder.get("/hub/api/users").status_code == 403
         assert holder.post("/hub/api/users/ben/servers/x").status_code == 403
         assert holder.post("/hub/api/users/ben/tokens").status_code == 403
+
+
+def ingest_process(demo: RunningDemo) -> int | None:
+    """The process that takes the demo's uploads."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            variables = (process / "environ").read_bytes().split(b"\0")
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if f"{MARK}={demo.state}".encode() in variables and any(
+                b"config/ingest.py" in c for c in command
+            ):
+                return int(process.name)
+    return None
+
+
+def test_uploads_have_a_process_of_their_own(demo: RunningDemo) -> None:
+    """The proxy leads there, everybody is known there as in the service, and the hub keeps it alive."""
+    site = Site.model_validate_json((demo.state / "site.json").read_text())
+    proxy = {"Authorization": f"token {Secrets.of(demo.state).proxy}"}
+    table = httpx.get(f"http://127.0.0.1:{site.proxy_port}/api/routes", headers=proxy).json()
+    assert table["/services/beamhub/api/v1/uploads"]["target"] == site.ingest_url
+
+    path = f"/services/beamhub/api/v1/uploads?experiment={demo.credentials.experiment}"
+    ben = {"Authorization": f"token {demo.credentials.users['ben'].token}"}
+    eve = {"Authorization": f"token {demo.credentials.users['eve'].token}"}
+    for place in (demo.url, site.ingest_url):
+        assert httpx.get(f"{place}{path}", headers=ben).status_code == 200
+        assert httpx.get(f"{place}{path}", headers=eve).status_code == 404
+        assert httpx.get(f"{place}{path}").status_code == 401
+    with demo.browser("ben") as browser:
+        browser.get("/services/beamhub/api/v1/me", headers={"Accept": "text/html"})
+        assert browser.get(path).status_code == 200  # the service's cookie
+
+    first = ingest_process(demo)
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    until(lambda: ingest_process(demo) not in (None, first))
+    assert demo.client("ben").me().name == "ben"  # the service goes on meanwhile
+    until(lambda: httpx.get(f"{demo.url}{path}", headers=ben).status_code == 200)
+
+
+def test_a_browser_uploads_through_it(demo: RunningDemo) -> None:
+    """With its cookie, and so with the XSRF token that the service gave it."""
+    content = b"seen at 3.5 \xc3\x85"
+    with demo.browser("ben") as browser:
+        browser.get("/services/beamhub/api/v1/me", headers={"Accept": "text/html"})
+        values = {
+            "filename": "note.txt",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "experiment": demo.credentials.experiment,
+        }
+        headers = {
+            "Tus-Resumable": "1.0.0",
+            "Upload-Length": str(len(content)),
+            "Upload-Metadata": ",".join(f"{k} {b64encode(v.encode()).decode()}" for k, v in values.items()),
+        }
+        forged = browser.post("/services/beamhub/api/v1/uploads", headers=headers)
+        assert forged.status_code in (401, 403)
+        xsrf = browser.cookies.get("_xsrf", path="/services/beamhub/") or ""
+        headers["X-XSRFToken"] = xsrf
+        answer = browser.post("/services/beamhub/api/v1/uploads", headers=headers)
+        assert answer.status_code == 201, answer.text
+        body = {**headers, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+        assert browser.patch(answer.headers["Location"], headers=body, content=content).status_code == 204
+    assert demo.client("ada").file(demo.credentials.experiment, "shared/note.txt") == content
 
 
 def test_credentials_are_for_their_owner_only(demo: RunningDemo) -> None:

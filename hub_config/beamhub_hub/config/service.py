@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from urllib.parse import urlparse
@@ -16,6 +17,8 @@ c.ServerApp.base_url = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 c.ServerApp.root_dir = os.getcwd()  # noqa: PTH109  # an empty folder: nothing is served from files
 c.ServerApp.open_browser = False
 c.ServerApp.allow_root = True
+# a browser that has signed in shows the same cookie to all processes of the service
+c.ServerApp.cookie_secret = hashlib.sha256(f"cookies {os.environ['JUPYTERHUB_API_TOKEN']}".encode()).digest()
 c.ServerApp.answer_yes = True  # the hub stops a service by SIGINT: don't ask back
 c.ServerApp.trust_xheaders = True
 c.ServerApp.terminals_enabled = False
