@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import pytest
 from beamhub.schemas import AgentStatus, DatasetState, File, Upload, UploadState
 from beamhub.testing import Beamtime, RunningService, free_port, write_dataset
@@ -170,12 +172,12 @@ def own_agent(own_service: RunningService, tmp_path: Path) -> Iterator[RunningAg
         agent.kill()
 
 
-def write_large(path: Path) -> None:
+def write_large(path: Path, mebibytes: int = LARGE) -> None:
     """A file of which each part is different, under its final name at once."""
     block = os.urandom(2**20)
     hidden = path.with_name(f".{path.name}")
     with hidden.open("wb") as file:
-        for number in range(LARGE):
+        for number in range(mebibytes):
             file.write(number.to_bytes(8, "big") + block[8:])
     hidden.rename(path)
 
@@ -318,21 +320,24 @@ def test_a_file_is_ready_when_the_detector_says_so(agent: RunningAgent) -> None:
 
 def test_a_done_message_about_a_file_that_is_on_its_way(agent: RunningAgent) -> None:
     agent.settings["settle"] = "3600"
+    agent.upload["limit"] = '"8 MB/s"'
     agent.tables = '[done]\nlisten = "./done.sock"\n'
     agent.start()
-    path = agent.data / "large.h5"
-    write_large(path)
+    path = agent.data / "large.cbf"
+    write_large(path, 24)
     agent.until((agent.folder / "done.sock").exists)
     assert agent.run("--done", str(path)).returncode == 0
     agent.until_halfway()
     agent.signal(signal.SIGSTOP)
     with path.open("r+b") as file:
         file.write(b"changed")
+    del agent.upload["limit"]
     with subprocess.Popen(agent.command("--done", str(path))) as said:
+        agent.signal(signal.SIGHUP)
         agent.signal(signal.SIGCONT)
     assert said.returncode == 0
 
-    agent.until_arrived("large.h5")
+    agent.until_arrived("large.cbf")
     agent.assert_all_there_once()
 
 
@@ -344,13 +349,62 @@ def test_no_done_message_without_a_listener(agent: RunningAgent) -> None:
     assert agent.run("a").returncode == 2
 
 
+# --- HDF5 files that nobody renames into place ----------------------------------------------------------
+
+
+def test_an_hdf5_file_is_sent_when_its_writer_has_closed_it(agent: RunningAgent) -> None:
+    agent.start()
+    with h5py.File(agent.data / "scan.h5", "w", libver=("v110", "v110")) as file:
+        file["first"] = 1
+        file.swmr_mode = True
+        agent.until(lambda: "scan.h5 is held back: it has not been closed by its writer" in agent.log)
+        assert agent.uploads() == []
+        file["first"][()] = 2
+    agent.until_arrived("scan.h5")
+
+    agent.assert_all_there_once()
+    assert [u.path for u in agent.uploads()] == ["raw/scan.h5"], "half of it was sent"
+
+
+def test_a_master_waits_for_its_files_unless_it_is_renamed(agent: RunningAgent) -> None:
+    agent.start()
+    paths = write_dataset(agent.folder, "settled")
+    shutil.copyfile(paths[0], agent.data / paths[0].name)
+    agent.until(lambda: "it points to settled_data_000001.h5, which is not there" in agent.log)
+    live = write_dataset(agent.folder, "live")[0]
+    live.rename(agent.data / live.name)
+    agent.until_arrived(live.name)
+    assert set(agent.files()) == {live.name}, "live feedback has to begin with the first frame"
+
+    for path in paths[1:]:
+        shutil.copyfile(path, agent.data / path.name)
+    agent.until_arrived(*(path.name for path in paths))
+    agent.assert_all_there_once()
+
+
+def test_the_file_of_a_writer_that_was_killed_is_sent_in_the_end(agent: RunningAgent) -> None:
+    agent.settings["wait_for_writer"] = "1"
+    agent.start()
+    path = agent.data / "scan.h5"
+    with h5py.File(agent.folder / "open.h5", "w", libver=("v110", "v110")) as file:
+        file.flush()
+        shutil.copyfile(agent.folder / "open.h5", path)
+    agent.until_arrived("scan.h5")
+
+    agent.assert_all_there_once()
+    agent.until(lambda: agent.status is not None and bool(agent.status.errors))
+    status = agent.status
+    assert status is not None
+    assert status.errors == [f"{path} was sent as it is: it has not been closed by its writer"]
+
+
 # --- how fast -------------------------------------------------------------------------------------------
 
 
 def test_a_limit_that_is_lifted_while_it_holds(agent: RunningAgent) -> None:
     agent.upload["limit"] = '"1 MB/s"'
     agent.start()
-    write_large(agent.data / "large.h5")  # more than three minutes, at that rate
+    write_large(agent.data / "large.cbf")  # more than three minutes, at that rate
     agent.until_halfway()
     agent.until(lambda: agent.status is not None and agent.status.rate > 0)
     status = agent.status
@@ -364,7 +418,7 @@ def test_a_limit_that_is_lifted_while_it_holds(agent: RunningAgent) -> None:
     agent.upload["limit"] = '"900 MB/s"'
     agent.command()
     agent.signal(signal.SIGHUP)
-    agent.until_arrived("large.h5")
+    agent.until_arrived("large.cbf")
 
     assert "sending at most 900 MB/s" in agent.log
     agent.assert_all_there_once()
@@ -375,7 +429,7 @@ def test_a_limit_that_is_lifted_while_it_holds(agent: RunningAgent) -> None:
 
 def test_a_file_that_changes_while_it_is_sent(agent: RunningAgent) -> None:
     agent.start()
-    path = agent.data / "large.h5"
+    path = agent.data / "large.cbf"
     write_large(path)
     agent.until_halfway()
     agent.signal(signal.SIGSTOP)
@@ -383,7 +437,7 @@ def test_a_file_that_changes_while_it_is_sent(agent: RunningAgent) -> None:
         file.write(b"changed")
     agent.signal(signal.SIGCONT)
 
-    agent.until_arrived("large.h5")
+    agent.until_arrived("large.cbf")
     agent.assert_all_there_once()
     assert "changed while it was read" in agent.log
     assert {u.state for u in agent.uploads()} == {UploadState.COMPLETE, UploadState.FAILED}, (
@@ -391,44 +445,141 @@ def test_a_file_that_changes_while_it_is_sent(agent: RunningAgent) -> None:
     )
 
 
+def test_what_happens_to_files_while_they_are_sent(agent: RunningAgent) -> None:
+    agent.upload |= {"parallel": "4", "limit": '"4 MB/s"'}
+    agent.start()
+    grown, shrunk, old_name, deleted = (agent.data / name for name in ("grown", "shrunk", "old", "deleted"))
+    for path in (grown, shrunk, old_name, deleted):
+        write_large(path, 8)
+    content = deleted.read_bytes()
+    agent.until(lambda: sum(u.offset > 0 for u in agent.uploads()) == 4)
+
+    with grown.open("ab") as file:
+        file.write(b"more")
+    os.truncate(shrunk, 2**20)
+    old_name.rename(agent.data / "new")
+    deleted.unlink()
+    del agent.upload["limit"]
+    agent.command()
+    agent.signal(signal.SIGHUP)
+    agent.until_arrived("grown", "shrunk", "new", "deleted")
+
+    agent.until(lambda: "old was deleted or renamed before it had been sent" in agent.log)
+    folder = agent.service.data_dir / agent.beamtime.experiment / "raw"
+    assert (folder / "deleted").read_bytes() == content, "it was open, and could be saved"
+    deleted.write_bytes(content)
+    agent.assert_all_there_once()
+
+
+def test_two_agents_send_the_same_files(agent: RunningAgent) -> None:
+    for number in range(20):
+        (agent.data / f"{number}.cbf").write_bytes(os.urandom(100_000))
+    write_large(agent.data / "large.cbf", 24)
+    other = RunningAgent(agent.folder / "other", agent.service, agent.beamtime)
+    other.data.rmdir()
+    other.data.symlink_to(agent.data)  # as two computers see one file system
+
+    with subprocess.Popen(other.command("--once")) as sending:
+        result = agent.run("--once")
+
+    assert (result.returncode, sending.returncode) == (0, 0), result.stderr
+    agent.assert_all_there_once()
+
+
+def clock(shift: str) -> dict[str, str]:
+    """The environment of a process whose clock is wrong: `+1d`, or what a file says at each moment."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    always = {"LD_PRELOAD": str(library), "NO_FAKE_STAT": "1"}  # files' times come from the kernel
+    if "/" not in shift:
+        return always | {"FAKETIME": shift}
+    # as on a real computer, the monotonic clock is not set with the other
+    setting = {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    return always | setting | {"FAKETIME_TIMESTAMP_FILE": shift}
+
+
+@pytest.mark.parametrize("shift", ["+1d", "-1d"])
+@pytest.mark.parametrize("whose", ["agent", "service"])
+def test_a_clock_that_is_wrong_by_a_day(
+    own_agent: RunningAgent, monkeypatch: pytest.MonkeyPatch, whose: str, shift: str
+) -> None:
+    agent = own_agent
+    if whose == "agent":
+        agent.environment = clock(shift)
+    else:
+        with monkeypatch.context() as patch:
+            for name, value in clock(shift).items():
+                patch.setenv(name, value)
+            agent.service.restart()
+    agent.start()
+    (agent.data / "settles").write_text("settles")
+    write_large(agent.data / "large.cbf")
+    agent.until_halfway()
+    agent.kill()
+    agent.start()
+
+    agent.until_arrived("settles", "large.cbf")
+    agent.until(lambda: agent.status is not None and agent.status.connected)
+    agent.assert_all_there_once()
+    assert len(agent.uploads()) == 2, "something was begun twice"
+
+
+def test_a_clock_that_is_set_while_a_file_settles(agent: RunningAgent) -> None:
+    now = agent.folder / "now"
+    now.write_text("+0d")
+    agent.environment = clock(str(now))
+    agent.settings["settle"] = "5"
+    agent.start()
+    agent.until(lambda: agent.status is not None)
+    (agent.data / "scan.txt").write_text("scan")
+    written = time.monotonic()
+    for shift in ("+1d", "-1d"):
+        now.write_text(shift)
+        before = agent.status
+        agent.until(lambda before=before: agent.status != before)  # type: ignore[misc]
+    agent.until_arrived("scan.txt")
+
+    assert time.monotonic() - written >= 5, "it had not settled"
+    agent.assert_all_there_once()
+
+
 def test_the_agent_is_killed_and_started_again(agent: RunningAgent) -> None:
     (agent.data / "small").write_text("small")
     agent.start()
     agent.until_arrived("small")
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.cbf")
     upload = agent.until_halfway()
     agent.kill()
     for name in ("meanwhile", "another"):
         (agent.data / name).write_text(name)
 
     agent.start()
-    agent.until_arrived("large.h5", "meanwhile", "another")
+    agent.until_arrived("large.cbf", "meanwhile", "another")
 
     agent.assert_all_there_once()
-    assert [u.id for u in agent.uploads() if u.path == "raw/large.h5"] == [upload.id], "it was begun twice"
+    assert [u.id for u in agent.uploads() if u.path == "raw/large.cbf"] == [upload.id], "it was begun twice"
     assert agent.log.count("small has arrived") == 1, "it was sent twice"
 
 
 def test_the_service_is_killed_and_started_again(own_agent: RunningAgent) -> None:
     agent = own_agent
     agent.start()
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.cbf")
     upload = agent.until_halfway()
     agent.service.kill()
     (agent.data / "meanwhile").write_text("meanwhile")
     agent.until(lambda: "can't be reached" in agent.log)
     agent.service.start()
-    agent.until_arrived("large.h5", "meanwhile")
+    agent.until_arrived("large.cbf", "meanwhile")
 
     agent.assert_all_there_once()
-    assert [u.id for u in agent.uploads() if u.path == "raw/large.h5"] == [upload.id], "it was begun twice"
+    assert [u.id for u in agent.uploads() if u.path == "raw/large.cbf"] == [upload.id], "it was begun twice"
 
 
 def test_both_are_killed_in_turn(own_agent: RunningAgent) -> None:
     agent = own_agent
     for number in range(30):
         (agent.data / f"{number}.cbf").write_bytes(os.urandom(50_000 * (number % 5)))
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.cbf")
     for kills in range(4):
         agent.start()
         arrived = len(agent.files())
@@ -473,7 +624,7 @@ def test_a_lost_journal_sends_nothing_again(agent: RunningAgent) -> None:
 
 def test_sigterm_stops_in_the_middle_of_a_file(agent: RunningAgent) -> None:
     agent.start()
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.cbf")
     agent.until_halfway()
 
     assert agent.stop() == 0
@@ -486,12 +637,12 @@ def test_a_file_belongs_to_the_experiment_that_was_active_when_it_began(agent: R
     sam = agent.service.client("sam")
     later = sam.create_experiment(agent.beamtime.instrument, "The next one", pi="ada").id
     agent.start()
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.cbf")
     agent.until_halfway()
     agent.signal(signal.SIGSTOP)
     sam.activate(agent.beamtime.instrument, later)
     agent.signal(signal.SIGCONT)
-    agent.until_arrived("large.h5")
+    agent.until_arrived("large.cbf")
 
     agent.assert_all_there_once()
     assert agent.files(later) == {}
@@ -501,7 +652,7 @@ def test_a_file_that_has_to_begin_again_does_not_change_the_experiment(agent: Ru
     sam = agent.service.client("sam")
     later = sam.create_experiment(agent.beamtime.instrument, "The next one", pi="ada").id
     agent.start()
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.cbf")
     upload = agent.until_halfway()
     agent.kill()
     sam.activate(agent.beamtime.instrument, later)

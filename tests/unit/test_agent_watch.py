@@ -208,6 +208,12 @@ async def test_links_pipes_and_sockets_are_reported_and_not_followed(
         }
 
 
+def test_devices_are_reported_and_not_opened() -> None:
+    tree = Tree(Watch.model_validate({"path": "/dev", "include": ["null"]}), lambda *_: False, lambda _: None)
+    assert list(tree.look()) == []
+    assert tree.odd["/dev/null"] == "is a device: it is not followed and not sent"
+
+
 async def test_polling_finds_new_files_and_forgets_old_oddities(root: Path) -> None:
     (root / "link").symlink_to("nowhere")
     async with following(root, polling=True, rescan=1) as watcher:

@@ -153,6 +153,12 @@ class Watch(_Table):
     include: list[str] = Field(["*"], min_length=1)
     exclude: list[str] = []
     settle: float = Field(2.0, gt=0, le=3600, description="seconds without a change make a file ready")
+    wait_for_files: float = Field(
+        60.0, ge=0, le=86_400, description="seconds that a settled HDF5 master waits for what it points to"
+    )
+    wait_for_writer: float = Field(
+        3600.0, ge=0, le=86_400, description="seconds that a settled HDF5 file waits for being closed"
+    )
     prefix: Annotated[str, AfterValidator(_folder_below)] = ""  # folder below the experiment's raw/
     polling: bool | None = None  # None: on network file systems, which tell nothing of other machines' writes
     rescan: float | None = Field(None, ge=1, description="seconds between looks at the whole directory")

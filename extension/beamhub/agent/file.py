@@ -108,6 +108,13 @@ def unchanged(file: int, stamp: Stamp) -> None:
         raise ChangedError
 
 
+def moved(file: int, path: str) -> bool:
+    """Has the open file another name than `path` now? (What was deleted has none, and is read to its end.)"""
+    status = os.fstat(file)
+    there = look(path)
+    return status.st_nlink > 0 and (there is None or there.inode != Stamp.of(status).inode)
+
+
 def digest_of(file: int, stamp: Stamp, algorithm: DigestAlgorithm, stop: threading.Event) -> str:
     """The digest (see beamhub.digests) of an open file that is in the state `stamp` from beginning to end.
 

@@ -19,9 +19,22 @@ from typing import Literal
 from beamhub import __version__
 from beamhub.schemas import FileProgress, Heartbeat, JournalLine, Upload, UploadState
 
+from .complete import Holding
 from .config import Config, Watch
 from .done import Listener
-from .file import CHUNK, ChangedError, GoneError, Stamp, digest_of, look, opened, printable, read, shortened
+from .file import (
+    CHUNK,
+    ChangedError,
+    GoneError,
+    Stamp,
+    digest_of,
+    look,
+    moved,
+    opened,
+    printable,
+    read,
+    shortened,
+)
 from .journal import Entry, Journal, State
 from .orders import LONGEST_NAME, Orders
 from .pause import Pause
@@ -34,6 +47,7 @@ from .watch import LostError, Sighting, Tree
 log = logging.getLogger("beamhub.agent")
 
 HEARTBEAT = 2.0  # seconds
+REST = 60.0  # seconds without an HDF5 file, after which nothing is kept at hand to look into the next one
 RETURN = 2.0  # seconds between looks for a directory that is gone
 ATTEMPTS = 5  # from the beginning, at one file in one state
 SHOWN = 20  # errors in a heartbeat
@@ -78,6 +92,9 @@ class Agent:
         self._arrived = self._journal.count_arrived()
         self._settling = Settling()
         self._candidates = asyncio.Event()  # there is something new to settle
+        self._settled: asyncio.Queue[Sighting] = asyncio.Queue()  # to be judged whether they are complete
+        self._judged: dict[str, Stamp] = {}  # these
+        self._holding = Holding(lambda path: path in self._settling or path in self._judged, once=once)
         self._queue = Queue()
         self._active: dict[str, Item] = {}
         self._pause = Pause()
@@ -116,7 +133,7 @@ class Agent:
             async with listener, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._follow(watch)) for watch in self._config.watch]
                 tasks += [group.create_task(self._send()) for _ in range(self._config.upload.parallel)]
-                works = (self._settle, self._beat, self._orders.follow, self._conclude)
+                works = (self._settle, self._judge, self._beat, self._orders.follow, self._conclude)
                 tasks += [group.create_task(work()) for work in works]
                 await self._stopping.wait()
                 for task in tasks:
@@ -125,6 +142,7 @@ class Agent:
             raise LostError(*lost.exceptions[0].args) from None
         finally:
             self._stop_reading.set()
+            await self._holding.rest()
             await self._service.close()
             self._journal.close()
         return self._done and not self._failed
@@ -160,8 +178,10 @@ class Agent:
         was_ready = entry is not None and entry.stamp == stamp  # before a restart
         if sighting.finished or was_ready:
             self._settling.drop(path)
-            self._ready(sighting.watch, sighting.name, stamp)
-        else:
+            self._judged.pop(path, None)
+            self._holding.forget(path)
+            self._ready(sighting)
+        elif path not in self._judged:  # else looked at again when it is
             self._settling.seen(path, stamp, sighting.watch.settle, time.monotonic())
             self._candidates.set()
 
@@ -196,18 +216,48 @@ class Agent:
                 continue
             stamps = await asyncio.to_thread(_looks, paths)
             for path, stamp in zip(paths, stamps, strict=True):
+                if stamp is None:
+                    self._holding.forget(path)
                 if self._settling.looked(path, stamp, now) and stamp:
                     watch = self._watch_of(path)
                     assert watch  # noqa: S101 (what settles has been sighted in one)
-                    self._ready(watch, path[len(str(watch.path)) + 1 :], stamp)
+                    sighting = Sighting(watch, path[len(str(watch.path)) + 1 :], stamp)
+                    if self._holding.concerns(path):
+                        self._judged[path] = stamp
+                        self._settled.put_nowait(sighting)
+                    else:
+                        self._ready(sighting)
+            self._step.set()
+
+    async def _judge(self) -> None:
+        """Settled files that may not be complete: they are ready, or settle again."""
+        while True:
+            try:
+                async with asyncio.timeout(REST):
+                    sighting = await self._settled.get()
+            except TimeoutError:
+                await self._holding.rest()
+                sighting = await self._settled.get()
+            path, now = sighting.path, time.monotonic()
+            held = await self._holding.holds(sighting.watch, path, sighting.stamp, now)
+            if self._judged.pop(path, None) is None:  # said to be finished meanwhile
+                continue
+            stamp = await asyncio.to_thread(look, path)
+            if stamp is None:
+                self._holding.forget(path)
+            elif held or stamp != sighting.stamp:
+                self._settling.seen(path, stamp, sighting.watch.settle, now)
+                self._candidates.set()
+            else:
+                self._ready(sighting)
             self._step.set()
 
     def _watch_of(self, path: str) -> Watch | None:
         return next((watch for watch in self._config.watch if path.startswith(f"{watch.path}/")), None)
 
-    def _ready(self, watch: Watch, name: str, stamp: Stamp) -> None:
-        self._journal.queue(f"{watch.path}/{name}", stamp)
-        self._queue.add(watch, name, stamp)
+    def _ready(self, sighting: Sighting) -> None:
+        self._journal.queue(sighting.path, sighting.stamp)
+        self._queue.add(sighting.watch, sighting.name, sighting.stamp)
 
     # --- sending -------------------------------------------------------------------------------------------
 
@@ -260,7 +310,7 @@ class Agent:
             log.info("%s changed while it was read: waiting until it has settled", printable(path))
             await self._give_up_upload(path)
         except GoneError:
-            self._journal.forget(path)
+            await self._give_up_upload(path)
             self._fail(path, "was deleted or renamed before it had been sent")
         except OSError as error:
             self._fail(path, f"can't be read ({error.strerror})")
@@ -327,13 +377,15 @@ class Agent:
             length = self._throttle.piece(min(CHUNK, end - offset))
             await self._throttle.take(length)
             chunk = await asyncio.to_thread(read, file, item.stamp, length, offset)
+            if offset + len(chunk) == item.stamp.size and moved(file, item.path):
+                raise GoneError(item.name)  # what it is called now is sent by that name
             yield chunk
             offset += len(chunk)
             item.sent = offset
             self._rate.add(len(chunk))
 
     async def _give_up_upload(self, path: str) -> None:
-        """What has been sent of a file that has changed is of no use."""
+        """What has been sent of a file that has changed, or is called otherwise now, is of no use."""
         entry = self._journal.find(path)
         self._journal.forget(path)
         if entry and entry.upload:
@@ -356,7 +408,7 @@ class Agent:
         return shortened(printable(name), LONGEST_NAME)
 
     def waiting(self) -> Iterator[tuple[str, str]]:
-        known = {*self._settling, *(item.path for item in self._queue), *self._active}
+        known = {*self._settling, *self._judged, *(item.path for item in self._queue), *self._active}
         known |= {entry.path for entry in self._journal.unfinished() if entry.state is State.QUEUED}
         return ((path, self._shown(path)) for path in sorted(known - self._failed.keys()))
 
@@ -367,7 +419,7 @@ class Agent:
         return ((entry.path, self._shown(entry.path), entry.error) for entry in self._journal.skipped())
 
     def lines(self, experiment: str) -> Iterator[JournalLine]:
-        settling = [(path, look(path)) for path in list(self._settling)]
+        settling = [(path, look(path)) for path in (*self._settling, *self._judged)]
         for path, stamp in settling:
             if stamp:
                 yield JournalLine(name=self._shown(path), size=stamp.size, state="queued")
@@ -409,6 +461,8 @@ class Agent:
             await asyncio.wait({item.sending})
         self._queue.drop(path)
         self._settling.drop(path)
+        self._judged.pop(path, None)
+        self._holding.forget(path)
         self._failed.pop(path, None)
         entry = self._journal.find(path)
         if entry is None and (stamp := look(path)):
@@ -475,7 +529,7 @@ class Agent:
         elif self._failed or self._lost:
             state = "error"
         else:
-            state = "waiting" if self._settling else "idle"
+            state = "waiting" if self._settling or self._judged else "idle"
         return Heartbeat(
             host=printable(socket.gethostname()) or "unnamed",
             version=__version__,
@@ -504,6 +558,7 @@ class Agent:
         errors += self._lost.values()
         errors += [tree.problem for tree in self._trees.values() if tree.problem]
         errors += [f"{printable(path)} {reason}" for path, reason in self._failed.items()]
+        errors += [f"{printable(path)} {reason}" for path, reason in self._holding.doubts.items()]
         for tree in self._trees.values():
             errors += [f"{printable(path)} {reason}" for path, reason in tree.odd.items()]
         if len(errors) > SHOWN:
@@ -519,7 +574,7 @@ class Agent:
                 self._journal.forget(entry.path)
                 self._fail(entry.path, "was deleted or renamed before it had been sent")
         while self._once:
-            if not (self._queue or self._active or self._settling):
+            if not (self._queue or self._active or self._settling or self._judged):
                 self._done = True
                 self.stop()
             self._step.clear()

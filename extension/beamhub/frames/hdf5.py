@@ -43,7 +43,8 @@ def opened(path: Path, root: Path) -> Iterator[h5py.File]:
     fd = open_confined(path, root)
     try:
         with h5py.File(f"/dev/fd/{fd}", "r", locking=False) as file:
-            _check_all(file, path.name)
+            for _ in neighbours(file, path.name):
+                pass
             yield file
     except (FileProblem, FileNotFoundError):
         raise
@@ -72,8 +73,12 @@ def _plain(error: Exception) -> str:
     return f"it is damaged or not as expected ({' '.join(text.split())[:200]})"
 
 
-def _check_all(file: h5py.File, name: str) -> None:
-    """Walk every link of a file; raise HostileFile on the first that leads out of its folder."""
+def neighbours(file: h5py.File, name: str) -> Iterator[str]:
+    """Every file, by its name relative to this one's folder, that a link or a virtual dataset points to.
+
+    Raises:
+        HostileFile: one leads out of the folder.
+    """
     todo = [h5g.open(file.id, b"/")]
     seen = {h5o.get_info(todo[0]).addr}
     links = 0
@@ -85,7 +90,7 @@ def _check_all(file: h5py.File, name: str) -> None:
         for key in group:
             kind = group.links.get_info(key).type
             if kind == h5l.TYPE_EXTERNAL:
-                confined_name(name, os.fsdecode(group.links.get_val(key)[0]))
+                yield confined_name(name, os.fsdecode(group.links.get_val(key)[0]))
             elif kind == h5l.TYPE_HARD:
                 item = h5o.open(group, key)
                 address = h5o.get_info(item).addr
@@ -95,12 +100,12 @@ def _check_all(file: h5py.File, name: str) -> None:
                 if isinstance(item, h5g.GroupID):
                     todo.append(item)
                 elif isinstance(item, h5d.DatasetID):
-                    _check_dataset(item, name)
+                    yield from _sources(item, name)
             elif kind != h5l.TYPE_SOFT:  # a soft link stays inside; `find` follows it step by step
                 raise HostileFile(name, f"it holds a link of the unknown type {kind}")
 
 
-def _check_dataset(dataset: h5d.DatasetID, name: str) -> None:
+def _sources(dataset: h5d.DatasetID, name: str) -> Iterator[str]:
     layout = dataset.get_create_plist()
     if layout.get_external_count():
         raise HostileFile(name, "a dataset keeps its values in another file (external raw storage)")
@@ -108,7 +113,7 @@ def _check_dataset(dataset: h5d.DatasetID, name: str) -> None:
         for index in range(min(layout.get_virtual_count(), MAX_OBJECTS)):
             source = layout.get_virtual_filename(index)
             if source != ".":
-                confined_name(name, source)
+                yield confined_name(name, source)
 
 
 def find(file: h5py.File, path: str, name: str) -> h5g.GroupID | h5d.DatasetID | Elsewhere | None:

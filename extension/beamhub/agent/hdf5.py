@@ -1,0 +1,75 @@
+"""What looks into HDF5 files for the agent, in a process of its own: see beamhub.agent.complete.
+
+No link is followed: what a file points to is only named.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+from pathlib import Path
+
+from beamhub.frames import hdf5
+from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined
+
+from .complete import Question, Verdict
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def open_in_writer(file: int) -> bool:
+    """Does the file say that somebody writes it? (Versions 2 and 3 of the superblock can.)"""
+    size = os.fstat(file).st_size
+    position = 0
+    while position < size:  # a superblock lies at 0, 512, 1024, 2048, …
+        head = os.pread(file, 12, position)
+        if head.startswith(SIGNATURE):
+            return len(head) == 12 and head[8] >= 2 and head[11] != 0
+        position = position * 2 or 512
+    return False
+
+
+def judge(path: Path, root: Path) -> Verdict:
+    """Whether the file `path` below `root` is complete in itself, and what it points to.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    try:
+        file = open_confined(path, root)
+        try:
+            if open_in_writer(file):
+                return Verdict(problem="has not been closed by its writer")
+        finally:
+            os.close(file)
+        with hdf5.opened(path, root) as opened:
+            sources = {*hdf5.neighbours(opened, path.name)} - {path.name}
+        return Verdict(sources=tuple(sorted(sources)))
+    except HostileFile as problem:
+        return Verdict(problem=f"is not as it should be: {problem.reason}", hopeless=True)
+    except UnreadableFile as problem:
+        return Verdict(problem=f"can't be opened: {problem.reason}")
+
+
+def _serve(memory: int, seconds: int) -> None:
+    """One question a line on stdin, one answer a line on stdout, until stdin ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for line in sys.stdin.buffer:
+        question = Question.model_validate_json(line)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        spent = math.ceil(used.ru_utime + used.ru_stime)
+        resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds + 1, resource.RLIM_INFINITY))
+        try:
+            verdict = judge(Path(question.path), Path(question.root))
+        except FileNotFoundError:
+            verdict = Verdict(problem="is gone")
+        sys.stdout.buffer.write(verdict.model_dump_json().encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))
