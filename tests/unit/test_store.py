@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -179,6 +180,43 @@ async def test_callbacks_come_after_the_commit_and_only_then(store: Store) -> No
 
 def next_page(cursor: str, tx: Transaction) -> Page[Experiment]:
     return tx.experiments.list(only=None, after=cursor, limit=10)
+
+
+async def test_what_waits_is_committed_together_each_for_itself(store: Store) -> None:
+    commits: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def first(tx: Transaction) -> None:
+        begun.set()
+        assert go.wait(60)
+
+    def work(tx: Transaction, number: int) -> int:
+        tx.instruments.create(instrument(f"mx-{number}"))
+        emit(tx, "made", actor="sam", subject=f"mx-{number}")
+        if number % 3 == 0:
+            raise Invalid("three", "Take another.")
+        if number == 7:
+            tx.instruments.create(instrument("mx-5"))  # is there already
+        return number
+
+    store.on_commit(lambda: commits.append(store.read_sync(lambda tx: tx.events.head())))
+    holding = asyncio.ensure_future(store.write(first))
+    await asyncio.to_thread(begun.wait, 60)
+    writing = [asyncio.ensure_future(store.write(partial(work, number=number))) for number in range(10)]
+    await asyncio.sleep(0)  # all of them wait now
+    writing[4].cancel()
+    go.set()
+    outcomes = await asyncio.gather(holding, *writing, return_exceptions=True)
+    assert len(commits) == 2
+    for number, outcome in enumerate(outcomes[1:]):
+        wanted = {4: asyncio.CancelledError, 7: IntegrityError}.get(
+            number, Invalid if number % 3 == 0 else int
+        )
+        assert isinstance(outcome, wanted), outcome
+    events = store.read_sync(lambda tx: tx.events.after(0, limit=100))
+    assert [event.subject for event in events] == ["mx-1", "mx-2", "mx-5", "mx-8"]
+    there = store.read_sync(lambda tx: tx.instruments.list(only=None, after=None, limit=100)).items
+    assert {one.id for one in there} == {"mx-1", "mx-2", "mx-5", "mx-8"}
 
 
 def test_pages_hold_each_row_once_while_the_list_grows(store: Store) -> None:

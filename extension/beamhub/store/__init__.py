@@ -2,14 +2,16 @@
 
 Transactions that write follow one another, on SQLite (BEGIN IMMEDIATE) as on PostgreSQL (an advisory lock):
 no rule of the service depends on an interleaving, and events become visible in the order of their ids. A
-transaction is durable when it returns. Reads see one consistent snapshot and never wait for writers.
+transaction is durable when it returns; those that wait meanwhile are committed together, each for itself all
+or nothing. Reads see one consistent snapshot and never wait for writers.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import alembic.command
@@ -35,6 +37,7 @@ from beamhub.store.uploads import Uploads
 T = TypeVar("T")
 
 READERS = 4
+TOGETHER = 100  # transactions that are committed at once
 BUSY_TIMEOUT = 30.0  # seconds that a writer waits for another process's writer
 WRITERS_LOCK = 0x6265616D687562  # "beamhub": the key of PostgreSQL's advisory lock
 
@@ -81,6 +84,7 @@ class Store:
             )
         self._readers = ThreadPoolExecutor(READERS, "beamhub-read")
         self._writer = ThreadPoolExecutor(1, "beamhub-write")
+        self._waiting: deque[tuple[Callable[[Transaction], Any], Future[Any]]] = deque()
         self._committed: list[Callable[[], None]] = []
 
     def migrate(self) -> None:
@@ -117,9 +121,12 @@ class Store:
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """The result of `work`, all of it committed, or the error it raised, none of it committed.
 
-        A caller that is cancelled while it waits does not stop the transaction.
+        A caller that is cancelled while it waits does not stop a transaction that has begun.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_sync, work)
+        future: Future[T] = Future()
+        self._waiting.append((work, future))
+        self._writer.submit(self._write_waiting)
+        return await asyncio.wrap_future(future)
 
     def read_sync(self, work: Callable[[Transaction], T]) -> T:
         """As `read`, on the calling thread."""
@@ -130,10 +137,37 @@ class Store:
         """As `write`, on the calling thread."""
         with self._write_engine.begin() as connection:
             result = work(Transaction(connection))
+        self._committed_here()
+        return result
+
+    def _write_waiting(self) -> None:
+        """Commits what waits, at once: to flush a commit to the disk takes longer than most transactions."""
+        together: list[tuple[Callable[[Transaction], Any], Future[Any]]] = []
+        while self._waiting and len(together) < TOGETHER:
+            work, future = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                together.append((work, future))
+        if not together:
+            return  # an earlier call has done it
+        done: list[tuple[Future[Any], Any, Exception | None]] = []
+        try:
+            with self._write_engine.begin() as connection:
+                for work, future in together:
+                    done.append((future, *_apart(connection, work)))
+        except Exception as error:  # of the database itself: nothing has been committed
+            done = [(future, None, error) for _, future in together]
+        if any(problem is None for _, _, problem in done):
+            self._committed_here()
+        for future, result, problem in done:
+            if problem is None:
+                future.set_result(result)
+            else:
+                future.set_exception(problem)
+
+    def _committed_here(self) -> None:
         self._tell()
         if self._bus is not None:
             self._bus.commit()
-        return result
 
     def _tell(self) -> None:
         for callback in self._committed:
@@ -145,6 +179,18 @@ class Store:
         self._writer.shutdown()
         self._read_engine.dispose()
         self._write_engine.dispose()
+
+
+def _apart(connection: Connection, work: Callable[[Transaction], T]) -> tuple[T | None, Exception | None]:
+    """What one of several in a transaction comes to; if it fails, it leaves nothing behind."""
+    savepoint = connection.begin_nested()
+    try:
+        result = work(Transaction(connection))
+    except Exception as error:
+        savepoint.rollback()
+        return None, error
+    savepoint.commit()
+    return result, None
 
 
 def _migrations() -> alembic.config.Config:
