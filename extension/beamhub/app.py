@@ -35,6 +35,7 @@ from beamhub.experiments import Experiments
 from beamhub.frames import picture
 from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
+from beamhub.moves import Moves
 from beamhub.orders import Orders
 from beamhub.quarantine import Quarantine
 from beamhub.rules import Rules
@@ -212,6 +213,7 @@ class BeamhubApp(ExtensionApp):
             engine=self._engine,
             orders=Orders(store, live),
             quarantine=Quarantine(store, data_dir),
+            moves=Moves(store, data_dir),
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
@@ -225,6 +227,7 @@ class BeamhubApp(ExtensionApp):
             serverapp.http_server.add_sockets(bind_sockets(int(port), host, reuse_port=True))
         else:
             await self.service.quarantine.recover()
+            await self.service.moves.recover()
             self._run(self._engine.run_forever(), "the job engine")
             if self.warm:
                 self._tasks.append(asyncio.create_task(self._warm()))

@@ -34,6 +34,7 @@ from beamhub.schemas import (
     AgentOrders,
     Because,
     Dataset,
+    DatasetMove,
     Event,
     Experiment,
     ExperimentChange,
@@ -402,6 +403,11 @@ class Client:
 
     def dataset(self, dataset: int) -> Dataset:
         return self._get(Dataset, f"datasets/{dataset}")
+
+    def move_dataset(self, dataset: int, experiment: str, reason: str) -> Dataset:
+        """Move a dataset with its files to another experiment of the same instrument."""
+        body = DatasetMove(experiment=experiment, reason=reason)
+        return self._send(Dataset, "POST", f"datasets/{dataset}/move", body)
 
     def frame(
         self,

@@ -403,6 +403,13 @@ class Dataset(Model):
     ended: datetime | None
 
 
+class DatasetMove(Request):
+    """To which other experiment of the same instrument a dataset belongs, and why."""
+
+    experiment: Annotated[str, StringConstraints(min_length=1, max_length=60)]
+    reason: Reason = Field(min_length=1)
+
+
 # --- templates, triggers, profiles ------------------------------------------------------------------------
 
 
@@ -535,6 +542,7 @@ class JobInput(Model):
     kind: Literal["dataset", "job"] = "dataset"
     id: int
     name: str = ""
+    note: str = ""  # what has become of it since
 
 
 class JobProgress(Model):

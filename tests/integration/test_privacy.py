@@ -45,6 +45,7 @@ BODIES: Mapping[str, Any] = {
     "skip_uploads": {"pattern": "*", "reason": "Eve's"},
     "unskip_uploads": {},
     "release_upload": {"reason": "Eve's"},
+    "move_dataset": {"experiment": "mx-1-2026-00002", "reason": "Eve's"},
     "discard_upload": {"reason": "Eve's"},
     "create_experiment": {"instrument": "INSTRUMENT", "title": "Eve's", "pi": "eve"},
     "change_experiment": {"title": "Eve's"},

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from beamhub.api.routes import Call, Content, Paging, route
-from beamhub.schemas import BigInt, Dataset, Page, Request
+from beamhub.schemas import BigInt, Dataset, DatasetMove, Page, Request
 
 
 class FrameQuery(Request):
@@ -65,3 +65,9 @@ def _npy(array: np.ndarray[Any, np.dtype[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+@route("POST", "datasets/{dataset}/move", status=200)
+async def move_dataset(call: Call, dataset: BigInt, body: DatasetMove) -> Dataset:
+    """Move a dataset with its files to another experiment of the same instrument (staff)."""
+    return await call.service.moves.move(call.principal, dataset, body.experiment, body.reason)

@@ -10,6 +10,7 @@ from beamhub.engine import Engine
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.jobs import Jobs
+from beamhub.moves import Moves
 from beamhub.orders import Orders
 from beamhub.quarantine import Quarantine
 from beamhub.rules import Rules
@@ -35,3 +36,4 @@ class Service:
     engine: Engine
     orders: Orders
     quarantine: Quarantine
+    moves: Moves

@@ -30,6 +30,7 @@ from beamhub.store.idempotency import Idempotency
 from beamhub.store.instruments import Instruments
 from beamhub.store.jobs import Jobs
 from beamhub.store.licences import Licences
+from beamhub.store.moves import Moves
 from beamhub.store.orders import AgentFileRows, Commands
 from beamhub.store.triggers import Triggers
 from beamhub.store.uploads import Uploads
@@ -53,6 +54,7 @@ class Transaction:
         self.agent_files = AgentFileRows(connection)
         self.uploads = Uploads(connection)
         self.datasets = Datasets(connection)
+        self.moves = Moves(connection)
         self.triggers = Triggers(connection)
         self.jobs = Jobs(connection)
         self.licences = Licences(connection)

@@ -112,6 +112,29 @@ class Datasets:
         """Sets columns: state, kind, metadata, frames_announced, frames_readable, ended."""
         self._connection.execute(update(datasets).where(datasets.c.id == dataset).values(**values))
 
+    def move(self, dataset: int, experiment: str, name: str, path: str, files: Mapping[str, str]) -> None:
+        """It belongs to another experiment now, where its files have other paths (old → new)."""
+        self.change(dataset, experiment=experiment, name=name, path=path)
+        for old, new in files.items():
+            self._connection.execute(
+                update(dataset_files)
+                .where(dataset_files.c.dataset == dataset, dataset_files.c.path == old)
+                .values(path=new)
+            )
+
+    def sharing(self, dataset: Dataset, paths: Collection[str]) -> str | None:
+        """The name of another dataset of its experiment that one of these files belongs to."""
+        query = (
+            select(datasets.c.name)
+            .join(dataset_files, datasets.c.id == dataset_files.c.dataset)
+            .where(
+                datasets.c.experiment == dataset.experiment,
+                datasets.c.id != dataset.id,
+                dataset_files.c.path.in_(paths),
+            )
+        )
+        return self._connection.scalars(query).first()
+
     def files(self, dataset: int) -> Sequence[DatasetFile]:
         """In the order of the master's links."""
         query = select(dataset_files.c.number, dataset_files.c.path, dataset_files.c.frames)

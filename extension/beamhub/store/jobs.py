@@ -55,6 +55,21 @@ class Jobs:
             query = query.where(jobs.c.state == state)
         return paginate(self._connection, query, [jobs.c.id], _job, after=after, limit=limit, descending=True)
 
+    def unfinished(self, dataset: int) -> Sequence[int]:
+        """Ids of the jobs with this input that have not ended."""
+        going = [state for state in JobState if not state.ended]
+        query = select(jobs.c.id).where(jobs.c.dataset == dataset, jobs.c.state.in_(going))
+        return list(self._connection.scalars(query.order_by(jobs.c.id)))
+
+    def note_inputs(self, dataset: int, experiment: str, note: str) -> None:
+        """Says something about this input of the experiment's jobs."""
+        query = select(jobs.c.id, jobs.c.inputs)
+        for id_, inputs in self._connection.execute(
+            query.where(jobs.c.dataset == dataset, jobs.c.experiment == experiment)
+        ).all():
+            noted = [{**one, "note": note} for one in inputs]
+            self._connection.execute(update(jobs).where(jobs.c.id == id_).values(inputs=noted))
+
     def tasks(self, states: Collection[JobState]) -> Sequence[Task]:
         """The jobs in these states, oldest first."""
         query = select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.id)

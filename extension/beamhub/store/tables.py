@@ -179,6 +179,21 @@ datasets = Table(
     UniqueConstraint("experiment", "path"),
 )
 
+# datasets on their way to another experiment of their instrument; a row goes when its move is over
+moves = Table(
+    "moves",
+    metadata,
+    Column("dataset", ForeignKey("datasets.id"), primary_key=True),
+    Column("source", ForeignKey("experiments.id"), nullable=False),
+    Column("target", ForeignKey("experiments.id"), nullable=False),
+    Column("version", Integer, nullable=False),  # in the target
+    Column("files", JSON, nullable=False),  # [[path in the source, path in the target], …]
+    Column("reason", Text, nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("created", UTCDateTime, nullable=False),
+    Column("committed", Boolean, nullable=False),  # only the source's names are left to remove
+)
+
 # the data files that a master points to, arrived or not; the files of a series that have arrived
 dataset_files = Table(
     "dataset_files",

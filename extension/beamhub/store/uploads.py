@@ -88,6 +88,14 @@ class Uploads:
         """Sets columns: path, version, state, error, ended, frames."""
         self._connection.execute(update(uploads).where(uploads.c.id == upload).values(**values))
 
+    def move(self, source: str, target: str, path: str, new: str, version: int) -> None:
+        """What was published at this path of one experiment is now in another."""
+        self._connection.execute(
+            update(uploads)
+            .where(uploads.c.experiment == source, uploads.c.path == path, uploads.c.state.in_(PUBLISHED))
+            .values(experiment=target, path=new, version=version)
+        )
+
     def end(self, upload: str, state: UploadState, **values: Any) -> None:
         self.change(upload, state=state, ended=datetime.now(UTC), **values)
 
