@@ -60,8 +60,18 @@ JobAcctGatherParams=OverMemoryKill
 JobCompType=jobcomp/{completion}
 JobCompLoc={folder}/completed.log
 {nodes}
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-PartitionName=urgent Nodes=ALL PriorityJobFactor=10 MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
+"""
+# `scontrol update nodename=n1 state=power_down` says that a node is switched off; its daemon goes on
+POWER_SAVING = """\
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+SuspendTime=36000
+SuspendTimeout=1
+ResumeTimeout=60
 """
 
 
@@ -88,14 +98,23 @@ class Cluster:
         memory: of each node, MiB.
         remembered: seconds for which the controller knows a job that has ended.
         record: whether a record of completed jobs is kept, which `sacct --completion` reads.
+        power_saving: whether nodes may be switched off.
     """
 
     def __init__(
-        self, folder: Path, *, cpus: int = 2, memory: int = 16384, remembered: int = 300, record: bool = True
+        self,
+        folder: Path,
+        *,
+        cpus: int = 2,
+        memory: int = 16384,
+        remembered: int = 300,
+        record: bool = True,
+        power_saving: bool = False,
     ) -> None:
         self.folder = folder.absolute()
         self.conf = self.folder / "slurm.conf"
         self._settings = {"cpus": cpus, "memory": memory, "remembered": remembered, "record": record}
+        self._power_saving = POWER_SAVING if power_saving else ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -197,6 +216,7 @@ class Cluster:
                 remembered=self._settings["remembered"],
                 completion="filetxt" if self._settings["record"] else "none",
             )
+            + self._power_saving
         )
 
     def _munged(self) -> Sequence[str]:

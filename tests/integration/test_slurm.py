@@ -19,6 +19,7 @@ from beamhub.jobs import Jobs
 from beamhub.runners import Runner
 from beamhub.runners.slurm import SlurmRunner, SlurmSettings
 from beamhub.schemas import Job, JobCancel, JobState, LedgerKind, Profile, SlurmOptions
+from beamhub.testing_slurm import running_cluster
 
 from tests.integration.test_jobs import ADA, GIB, LABEL, SLEEP, Lab, condition, processes, template
 
@@ -272,6 +273,49 @@ async def test_a_node_that_fails_costs_an_attempt_and_not_the_job(own_lab: Slurm
     assert sum(lab.ledger(job, LedgerKind.RELEASE)) == 1200 - sum(attempts)
 
 
+async def test_a_job_that_makes_room_for_another_runs_again(lab: SlurmLab) -> None:
+    template(lab.templates, "count", COUNT)
+    template(lab.templates, "try_it", "1")
+    async with lab.running(lab.both()):
+        jobs = [await lab.submit("count", "node") for _ in range(2)]
+        for job in jobs:
+            await lab.says(job, "begun")
+        urgent = await lab.until(await lab.submit("try_it", "urgent"))
+        (lab.data_dir / lab.experiment / "raw" / "go").touch()
+        done = [await lab.ended(job) for job in jobs]
+    assert urgent.state is JobState.FINISHED
+    assert [one.state for one in done] == [JobState.FINISHED] * 2
+    events = lab.store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+    [pending] = [event for event in events if event.kind == "job.pending"]
+    assert pending.data["reason"] == (
+        "Slurm ended it to make room for a job of higher priority. It is started again."
+    )
+    [again] = [job for job in done if str(job.id) == pending.subject]
+    assert lab.ledger(again, LedgerKind.HOLD) == [1200, 1200]
+    assert sum(lab.ledger(again, LedgerKind.CHARGE)) == again.cpu_seconds
+
+
+async def test_a_node_that_is_switched_off_is_waited_for(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "slurm", power_saving=True) as cluster:
+        lab = SlurmLab(tmp_path, cluster)
+        template(lab.templates, "try_it", "1")
+        await lab.ask("scontrol", "update", "NodeName=n1,n2", "State=POWER_DOWN")
+
+        async def off() -> bool:
+            return (await lab.ask("sinfo", "-h", "-p", "normal", "-o", "%t")).split() == ["idle~"]
+
+        await condition(off)
+        async with lab.running(lab.both()):
+            job = await lab.submit("try_it", "node")
+            told = await lab.waits_for(job, "which is being switched on.")
+            assert told.state is JobState.QUEUED
+            await lab.jobs.cancel(ADA, job.id, JobCancel())
+            gone = await lab.ended(job)
+            assert gone.state is JobState.CANCELLED
+            assert gone.cpu_seconds == await lab.accounted(await lab.number(job))  # as Slurm counts it
+        await asyncio.to_thread(lab.store.close)
+
+
 async def test_while_the_controller_is_away_jobs_stay_as_they_are(own_lab: SlurmLab) -> None:
     lab = own_lab
     template(lab.templates, "count", COUNT)
@@ -367,6 +411,28 @@ async def test_a_service_killed_between_submitting_and_remembering_submits_once(
     assert (done.state, done.reason) == (JobState.FINISHED, "")
     assert (lab.data_dir / lab.experiment / job.folder / "runs.txt").read_text() == "once\n"
     assert await submitted(lab, job) == [number]
+    lab.assert_settled(job)
+
+
+async def test_what_was_submitted_for_a_job_that_is_no_longer_wanted_is_removed(
+    lab: SlurmLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beamhub.runners.slurm.STRAY", -1.0)
+    template(lab.templates, "count", COUNT)
+    job = await lab.submit("count", "one")
+    victim = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", VICTIM, str(lab.folder), lab.url, str(lab.cluster.conf)),
+        stdin=subprocess.DEVNULL,
+    )
+    await victim.wait()
+    await lab.jobs.cancel(ADA, job.id, JobCancel())
+    [number] = await submitted(lab, job)
+    async with lab.running(lab.both()):
+
+        async def removed() -> bool:
+            return "CANCELLED" in await lab.ask("squeue", "-h", "-t", "all", "-o", "%T", "-j", number)
+
+        await condition(removed)
     lab.assert_settled(job)
 
 

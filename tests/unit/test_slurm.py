@@ -1,0 +1,133 @@
+"""What Slurm says, in people's words and in numbers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from beamhub.runners import Phase, Ref
+from beamhub.runners.slurm import (
+    AGAIN,
+    ENDS,
+    OWN_END,
+    RUNNING,
+    WAITING,
+    Line,
+    SlurmRunner,
+    SlurmSettings,
+    _account_line,
+    _queue_line,
+    _seconds,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+BEGAN = datetime(2030, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> SlurmRunner:
+    return SlurmRunner(SlurmSettings(patience=0), tmp_path / "state", tmp_path / "data")
+
+
+@pytest.fixture
+def ref(tmp_path: Path) -> Ref:
+    folder = tmp_path / "data" / "mx-2030-00001" / "processed" / "7"
+    folder.mkdir(parents=True)
+    return {"slurm": 12, "name": "beamhub-x-7", "folder": str(folder), "walltime": 90, "memory": 3 << 29}
+
+
+def line(state: str, why: str = "None", **known: Any) -> Line:
+    values: dict[str, Any] = {"begin": BEGAN, "end": BEGAN + timedelta(seconds=30), "elapsed": 30, "cpus": 4}
+    return Line(number=12, name="beamhub-x-7", state=state, why=why, **(values | {"nodes": "n1"} | known))
+
+
+def leave(ref: Ref, name: str, text: str) -> None:
+    """A file in the job's folder."""
+    Path(str(ref["folder"]), name).write_text(text)
+
+
+@pytest.mark.parametrize("state", sorted(ENDS))
+async def test_an_ended_job_is_accounted_for_and_says_why(runner: SlurmRunner, ref: Ref, state: str) -> None:
+    status = await runner._status(ref, line(state))
+    assert (status.phase, status.started, status.ended) == (Phase.GONE, BEGAN, BEGAN + timedelta(seconds=30))
+    assert status.cpu_seconds == 120
+    assert status.again == (state in AGAIN)
+    assert status.reason.endswith((".", "why."))
+    assert "{" not in status.reason
+
+
+async def test_a_job_that_never_ran_costs_nothing(runner: SlurmRunner, ref: Ref) -> None:
+    status = await runner._status(ref, line("CANCELLED", nodes="", elapsed=0))
+    assert (status.phase, status.started, status.cpu_seconds) == (Phase.GONE, None, 0)
+
+
+async def test_limits_are_told_as_the_profile_has_them(runner: SlurmRunner, ref: Ref) -> None:
+    assert (await runner._status(ref, line("TIMEOUT"))).reason == "It reached its time limit of 90 s."
+    sentence = "It used more than 1.5 GiB of memory: choose a profile with more."
+    assert (await runner._status(ref, line("OUT_OF_MEMORY"))).reason == sentence
+    leave(ref, "log.txt", "slurmstepd-n1: error: Exceeded job memory limit\n")
+    assert (await runner._status(ref, line("FAILED"))).reason == sentence
+
+
+async def test_a_result_is_waited_for_until_the_storage_shows_it(tmp_path: Path, ref: Ref) -> None:
+    runner = SlurmRunner(SlurmSettings(patience=1000), tmp_path / "state", tmp_path / "data")
+    for state in OWN_END:
+        assert (await runner._status(ref, line(state))).phase is Phase.RUNNING
+    assert (await runner._status(ref, line("TIMEOUT"))).phase is Phase.GONE
+    leave(ref, "result.json", "{}")
+    for state in OWN_END:
+        assert (await runner._status(ref, line(state))).phase is Phase.GONE
+
+
+async def test_a_state_that_is_not_known_yet_ends_nothing_silently(runner: SlurmRunner, ref: Ref) -> None:
+    assert (await runner._status(ref, line("NEW_STATE"))).reason == "Slurm says NEW_STATE."
+    for state in RUNNING:
+        assert (await runner._status(ref, line(state))).phase is Phase.RUNNING
+    for state in WAITING | {"CONFIGURING", "SUSPENDED"}:
+        assert (await runner._status(ref, line(state))).phase is Phase.WAITING
+
+
+async def test_what_a_job_waits_for_is_told_anew_only_when_it_matters(runner: SlurmRunner, ref: Ref) -> None:
+    begin = datetime.now(UTC) + timedelta(hours=10)
+
+    async def told(why: str, **known: Any) -> str:
+        return (await runner._status(ref, line("PENDING", why, **known))).reason
+
+    first = await told("Resources", begin=begin)
+    assert first.startswith("Waits for free CPUs and memory in Slurm; it probably starts at ")
+    assert await told("Resources", begin=begin + timedelta(minutes=20)) == first
+    assert await told("Resources", begin=begin + timedelta(hours=5)) != first
+    assert await told("Resources", begin=None) == "Waits for free CPUs and memory in Slurm."
+    assert await told("QOSMaxJobsPerUserLimit", begin=None) == (
+        "Waits: others of the same quality of service use all that is permitted."
+    )
+    assert await told("Something|new", begin=None) == "Waits in Slurm (Something|new)."
+
+
+@given(st.integers(0, 10**7))
+def test_elapsed_times_are_read(seconds: int) -> None:
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    shown = f"{hours:02}:{rest // 60:02}:{rest % 60:02}" if hours or days else f"{rest // 60}:{rest % 60:02}"
+    assert _seconds(f"{days}-{shown}" if days else shown) == seconds
+
+
+@given(st.text())
+def test_no_line_of_a_queue_can_do_harm(text: str) -> None:
+    _seconds(text)
+    _queue_line(text)
+    _account_line(text)
+
+
+def test_lines_are_read_whatever_other_jobs_are_called() -> None:
+    read = _queue_line("12|RUNNING|None|1900000000|1900003600|1:05|4|1899999990|n1|a|b|")
+    assert read is not None
+    assert (read.name, read.elapsed, read.cpus, read.nodes) == ("a|b|", 65, 4, "n1")
+    assert _queue_line("12_[1-9]|PENDING|None|N/A|N/A|0:00|1|1899999990||array") is None
+    read = _account_line("12|CANCELLED by 1000|1900000000|1900000009|9|2|n1|beamhub-x-7")
+    assert read is not None
+    assert (read.state, read.elapsed, read.cpus) == ("CANCELLED", 9, 2)
+    assert _account_line("12|RUNNING|1900000000|Unknown|9|2|n1|beamhub-x-7") is None  # not closed
