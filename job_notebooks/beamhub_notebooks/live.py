@@ -108,7 +108,7 @@ class LiveDataset:
             )
         if self.open_ended:
             lost = self.announced - done
-            return f"{done} frames" + (f", {lost} among them missing" if lost > 0 else "")
+            return _frames(done) + (f", {lost} among them missing" if lost > 0 else "")
         if done < self.announced:
             return f"stopped early after {done} of {self.announced} frames"
         return f"all {self.announced} frames"
@@ -116,7 +116,7 @@ class LiveDataset:
     def progress(self, done: int) -> tuple[float | None, str]:
         """How far the work has come with `done` frames, 0 to 1 (None: unknown), and in words."""
         if self.open_ended:
-            return None, f"{done} frames"
+            return None, _frames(done)
         return done / self.announced, f"{done} of {self.announced} frames"
 
     def map(
@@ -156,17 +156,20 @@ class LiveDataset:
     def _arrives(self, number: int, stall_timeout: float) -> bool:
         """Wait for a frame (from 0); False if no data file at all has come for `stall_timeout` seconds."""
         while True:
-            arrived = self.frames.files_arrived()
-            deadline = time.monotonic() + stall_timeout - min(stall_timeout, self.frames.quiet())
+            arrived, begun = self.frames.files_arrived(), time.monotonic()
             while True:
                 # of a series, the first that came need not be the first frame
                 if self.frames.has(number) and (number > 0 or self.frames.begun):
                     return True
-                if time.monotonic() >= deadline:
+                if max(time.monotonic() - begun, self.frames.quiet()) >= stall_timeout:
                     break
                 time.sleep(POLL)
             if self.frames.files_arrived() == arrived:
                 return False
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'' if count == 1 else 's'}"
 
 
 def _counts(frame: npt.NDArray[Any]) -> Frame:

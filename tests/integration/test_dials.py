@@ -14,11 +14,12 @@ import gemmi
 import numpy as np
 import pytest
 from beamhub.schemas import JobResult, JobSpec
-from beamhub.simulation.acquisition import Acquisition
+from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.crystal import Crystal
-from beamhub.simulation.detector import VirtualDetector
+from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
 from beamhub.templates import shipped
-from beamhub_notebooks.dials import Processing
+from beamhub_notebooks.dials import Crystal as CrystalFound
+from beamhub_notebooks.dials import Processing, image_number, import_arguments, indexed_fraction
 from beamhub_notebooks.live import LiveDataset
 from beamhub_notebooks.spots import SpotFinder
 
@@ -92,6 +93,36 @@ def test_it_finds_the_true_crystal(lysozyme: VirtualDetector, tmp_path: Path) ->
     fractions = [line["fraction"] for line in told if line["what"] == "progress"]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
+
+
+def test_a_series_of_cbf_files_has_the_true_cell(tmp_path: Path) -> None:
+    """The same crystal on a PILATUS: all that its headers say is understood as it was meant."""
+    scan = Acquisition(PILATUS["300K"], 24, width=1.0, distance=0.08, dtype="uint32")
+    detector = VirtualPilatus(tmp_path / "raw", "pilatus", scan, rate=1e3)
+    detector.run()
+    dataset = LiveDataset(detector.dataset)
+    process = Processing(tmp_path / "dials")
+    process.run("import", *import_arguments(dataset), "output.log=None")
+    process.run("find_spots", "imported.expt", "nproc=1", "output.log=None")
+    process.run("index", "imported.expt", "strong.refl", "output.log=None")
+    assert indexed_fraction(process.log("index")) > 0.9
+    found = sorted(CrystalFound.of(process.folder / "indexed.expt").cell[:3])
+    true = Crystal()
+    np.testing.assert_allclose(found, sorted((true.a, true.a, true.c)), rtol=0.005)
+
+
+def test_a_series_with_a_hole_is_imported_up_to_it(tmp_path: Path) -> None:
+    scan = Acquisition(PILATUS["300K"], 5, distance=0.08, dtype="uint32")
+    detector = VirtualPilatus(tmp_path / "raw", "pilatus", scan, rate=1e3)
+    detector.run()
+    detector.frame_file(4).unlink()
+    dataset = LiveDataset(detector.dataset)
+    assert import_arguments(dataset) == [str(detector.frame_file(number)) for number in (1, 2, 3)]
+    process = Processing(tmp_path / "dials")
+    process.run("import", *import_arguments(dataset), "output.log=None")
+    scan_found = json.loads((process.folder / "imported.expt").read_bytes())["scan"][0]
+    assert scan_found["image_range"] == [1, 3]
+    assert [image_number(dataset, frame) for frame in (1, 3)] == [1, 3]
 
 
 def test_nothing_to_see_is_said_plainly(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from beamhub.schemas import JobResult, JobSpec
-from beamhub.simulation.acquisition import Acquisition, Grid
-from beamhub.simulation.detector import VirtualDetector
+from beamhub.simulation.acquisition import PILATUS, Acquisition, Grid
+from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
 from beamhub.templates import shipped
 
 TIMEOUT = 250  # seconds; what takes longer has hung
@@ -138,6 +138,31 @@ def test_rows_appear_while_the_files_arrive(
     assert metrics["ice_fraction"] == 0
     assert [artifact.path for artifact in result.artifacts] == ["per_frame.png"]
     assert job.progress()[-1]["step"] == "all 9 frames"
+
+
+def test_a_series_is_followed_frame_by_frame(start: Callable[..., RunningJob], tmp_path: Path) -> None:
+    """Nobody says how many frames a PILATUS will take: the job ends when no more come."""
+    scan = Acquisition(PILATUS["300K"], 4, distance=0.08, dtype="uint32")
+    detector = VirtualPilatus(tmp_path / "kept", "pil", scan, rate=1e3)
+    detector.run()
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    publish(detector.frame_file(1), raw)
+    job = start(raw / detector.dataset.name)
+    for number in (1, 2, 3, 4):
+        if number > 1:
+            publish(detector.frame_file(number), raw)
+        job.wait_for(lambda expected=number: len(job.rows()) >= expected)  # type: ignore[misc]
+    os.utime(raw / "pil_00004.cbf", (0, 0))  # it has long been there
+
+    result = job.result()
+
+    assert result.outcome == "finished", result.reason
+    rows = job.rows()
+    assert [row["frame"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["spots"] > 10 and 1.5 < row["resolution"] < 5 for row in rows)
+    assert job.progress()[-1]["step"] == "4 frames"
+    assert job.progress()[-1]["fraction"] is None
 
 
 def test_an_acquisition_that_stops_ends_with_what_there_is(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 from beamhub.access import Principal
 from beamhub.datasets import Datasets
-from beamhub.errors import Gone, Invalid, NotFound
+from beamhub.errors import Conflict, Forbidden, Gone, Invalid, NotFound
 from beamhub.events import Live
 from beamhub.experiments import Experiments
 from beamhub.frames.inspect import Inspector
+from beamhub.frames.reader import open_dataset
 from beamhub.schemas import (
     Dataset,
     DatasetKind,
@@ -27,12 +29,14 @@ from beamhub.schemas import (
     ExperimentCreate,
     InstrumentChange,
     InstrumentCreate,
+    Quantity,
     Upload,
     UploadState,
 )
 from beamhub.simulation.acquisition import Acquisition, Detector
+from beamhub.simulation.detector import VirtualPilatus
 from beamhub.simulation.nexus import DataFile, write_master
-from beamhub.store import Store
+from beamhub.store import Store, Transaction
 from beamhub.uploads import Uploads
 
 OPERATOR = Principal("root", "user", operator=True)
@@ -314,3 +318,171 @@ async def test_what_people_put_into_shared_is_no_dataset(site: Site, tmp_path: P
     upload = await site.uploads.create(ADA, master.name, len(content), digest, site.experiment)
     await site.uploads.append(ADA, upload.id, 0, chunks())
     assert await site.all() == []
+
+
+# --- series -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cbfs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six frames of a PILATUS."""
+    scan = Acquisition(DETECTOR, FRAMES, distance=0.1, start=5, width=0.5, dtype="uint32")
+    detector = VirtualPilatus(tmp_path_factory.mktemp("cbf"), "scan", scan, rate=1000)
+    detector.run()
+    return [detector.frame_file(number) for number in range(1, FRAMES + 1)]
+
+
+def renamed(folder: Path, files: Iterable[Path], run: int = 0, start: int = 1) -> list[Path]:
+    """The same frames under other numbers, as another run has them."""
+    folder.mkdir(exist_ok=True)
+    made = []
+    for number, file in enumerate(files, start):
+        made.append(folder / f"scan_{number:05d}.cbf")
+        made[-1].write_bytes(file.read_bytes() + b" " * run)
+    return made
+
+
+@on_both
+async def test_a_series_grows_frame_by_frame(site: Site, cbfs: list[Path]) -> None:
+    for number, file in enumerate(cbfs, 1):
+        await site.send(file)
+        dataset = await site.only()
+        assert (dataset.frames_readable, dataset.frames_announced) == (number, number)
+        assert dataset.state is DatasetState.RECEIVING
+    assert (dataset.name, dataset.path, dataset.format) == ("scan", "raw/scan_#####.cbf", "cbf")
+    assert (dataset.kind, dataset.open_ended, dataset.shape) == ("rotation", True, DETECTOR.shape)
+    assert dataset.metadata["detector_distance"] == Quantity(value=0.1, unit="m")
+    assert site.events() == ["dataset.started", *["dataset.frames"] * FRAMES]
+    await site.datasets.expire(datetime.now(UTC) + timedelta(minutes=6))
+    dataset = await site.only()
+    assert (dataset.state, dataset.frames_readable) == (DatasetState.COMPLETE, FRAMES)
+    assert dataset.ended
+    assert site.events()[-1] == "dataset.complete"
+    here = open_dataset(cbfs[0].with_name("scan_#####.cbf"))
+    for number in range(1, FRAMES + 1):
+        found = await site.datasets.frame(ADA, dataset.id, number)
+        assert np.array_equal(found, here.frame(number - 1))
+    with pytest.raises(NotFound):
+        await site.datasets.frame(ADA, dataset.id, FRAMES + 1)
+
+
+async def test_a_series_may_come_in_any_order(site: Site, cbfs: list[Path], tmp_path: Path) -> None:
+    """Frames are counted from the first file; before that one has come, nobody can know which it is."""
+    for run, order in enumerate(itertools.permutations(range(4))):
+        files = renamed(tmp_path / "run", cbfs[:4], run + 1)
+        sent: set[int] = set()
+        for index in order:
+            await site.send(files[index])
+            sent.add(index)
+            dataset = (await site.all())[0]
+            leading = next(n for n in range(5) if n not in sent)
+            assert dataset.frames_readable == leading
+            assert dataset.frames_announced == max(sent) - min(sent) + 1
+            assert dataset.name == ("scan" if run == 0 else f"scan.v{run + 1}")
+            assert dataset.metadata["omega_start"].value == 5 + 0.5 * min(sent)
+        await site.datasets.end(SAM, dataset.id)
+
+
+async def test_a_series_with_a_hole_is_incomplete(site: Site, cbfs: list[Path]) -> None:
+    await site.send(cbfs[0], cbfs[1], cbfs[3])
+    await site.datasets.expire(datetime.now(UTC) + timedelta(minutes=6))
+    dataset = await site.only()
+    assert (dataset.state, dataset.frames_readable, dataset.frames_announced) == ("incomplete", 2, 4)
+    await site.send(cbfs[2])
+    dataset = await site.only()
+    assert (dataset.state, dataset.frames_readable, dataset.frames_announced) == ("receiving", 4, 4)
+
+
+async def test_a_series_may_start_anywhere(site: Site, cbfs: list[Path], tmp_path: Path) -> None:
+    """At 0 as well as at 1; with another number, it is known to be the first when no more comes."""
+    await site.send(*renamed(tmp_path / "run", cbfs[:3], start=0))
+    assert (await site.only()).frames_readable == 3
+    for file in renamed(tmp_path / "other", cbfs[:3], start=101):
+        file = file.rename(file.with_name(file.name.replace("scan", "part")))
+        await site.send(file)
+    dataset = (await site.all())[0]
+    assert (dataset.name, dataset.frames_readable, dataset.frames_announced) == ("part", 0, 3)
+    dataset = await site.datasets.end(SAM, dataset.id)
+    assert (dataset.state, dataset.frames_readable) == ("complete", 3)
+    assert (await site.datasets.frame(ADA, dataset.id, 1)).shape == DETECTOR.shape
+
+
+async def test_a_series_has_an_end_when_staff_say_so(site: Site, cbfs: list[Path]) -> None:
+    await site.send(*cbfs)
+    id_ = (await site.only()).id
+    for person in (EVE, AGENT):
+        with pytest.raises(NotFound):
+            await site.datasets.end(person, id_)
+    with pytest.raises(Forbidden):
+        await site.datasets.end(ADA, id_)
+    assert (await site.datasets.end(SAM, id_)).state is DatasetState.COMPLETE
+    with pytest.raises(Conflict):
+        await site.datasets.end(SAM, id_)
+    assert site.events().count("dataset.complete") == 1
+
+
+async def test_a_longer_series_under_a_used_name_stays_together(
+    site: Site, cbfs: list[Path], tmp_path: Path
+) -> None:
+    """The first run had three frames; what the second has beyond them would find its name free."""
+    await site.send(*renamed(tmp_path / "one", cbfs[:3], 1))
+    second = renamed(tmp_path / "two", cbfs, 2)
+    sent = await site.send(*second)
+    assert [upload.path.split("/")[1] for upload in sent] == ["version-2"] * FRAMES
+    new, old = await site.all()
+    assert (old.name, old.frames_readable) == ("scan", 3)
+    assert (new.name, new.frames_readable) == ("scan.v2", FRAMES)
+    again = await site.send(*second, *renamed(tmp_path / "one", cbfs[:3], 1))  # with its journal lost
+    assert all(upload.offset == upload.size for upload in again)
+    assert [d.frames_readable for d in await site.all()] == [FRAMES, 3]
+
+
+async def test_a_file_of_a_series_on_its_way_is_no_stop(site: Site, cbfs: list[Path], tmp_path: Path) -> None:
+    await site.send(*renamed(tmp_path / "one", cbfs[:2], 1))
+    later = renamed(tmp_path / "two", cbfs[:3], 2)
+    await site.send(*later[:2])
+    going = await site.uploads.create(AGENT, later[2].name, later[2].stat().st_size)
+    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    assert {dataset.state for dataset in await site.all()} == {DatasetState.RECEIVING}
+    await site.uploads.terminate(AGENT, going.id)
+    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    assert {dataset.state for dataset in await site.all()} == {DatasetState.COMPLETE}
+
+
+async def test_a_damaged_file_is_a_hole_in_its_series(site: Site, cbfs: list[Path], tmp_path: Path) -> None:
+    files = renamed(tmp_path / "run", cbfs[:4])
+    files[1].write_bytes(files[1].read_bytes()[:2000])
+    uploads = await site.send(*files)
+    assert [bool(upload.error) for upload in uploads] == [False, True, False, False]
+    assert "truncated" in uploads[1].error
+    dataset = await site.only()
+    assert (dataset.frames_readable, dataset.frames_announced) == (1, 4)
+    first = renamed(tmp_path / "other", cbfs[:2])
+    first[0].write_bytes(b"###CBF")
+    await site.send(*(file.rename(file.with_name(file.name.replace("scan", "bad"))) for file in first))
+    bad = (await site.all())[0]
+    assert (bad.name, bad.frames_readable) == ("bad", 0)
+
+
+async def test_files_without_a_place_in_a_series_are_plain_files(site: Site, cbfs: list[Path]) -> None:
+    folder = cbfs[0].parent / "plain"
+    folder.mkdir()
+    (folder / "test.cbf").write_bytes(cbfs[0].read_bytes())
+    (folder / "scan_00001.cbf.gz").write_bytes(gzip.compress(cbfs[0].read_bytes()))
+    uploads = await site.send(*sorted(folder.iterdir()))
+    assert [upload.error for upload in uploads] == ["", ""]
+    assert await site.all() == []
+
+
+async def test_the_end_of_a_run_in_a_long_series(site: Site, cbfs: list[Path]) -> None:
+    await site.send(cbfs[0])
+    id_ = (await site.only()).id
+
+    def fill(tx: Transaction) -> None:
+        for number in (*range(2, 2500), *range(2501, 2600)):
+            tx.datasets.add(id_, number, f"raw/scan_{number:05d}.cbf", 1)
+
+    await site.store.write(fill)
+    starts = (1, 1500, 2500, 2501, 2600)
+    ends = await site.store.read(lambda tx: [tx.datasets.run_ends(id_, start) for start in starts])
+    assert ends == [2500, 2500, 2500, 2600, 2600]

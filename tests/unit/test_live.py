@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from beamhub.simulation.acquisition import Acquisition, Grid
+from beamhub.simulation.acquisition import Acquisition, Detector, Grid
+from beamhub.simulation.detector import VirtualPilatus
 from beamhub.simulation.nexus import write_master
 from beamhub.testing import write_dataset
 from beamhub_notebooks.errors import ProcessingError
@@ -112,6 +116,69 @@ def test_a_raster_is_laid_out_row_by_row(tmp_path: Path) -> None:
     assert dataset.grid == (2, 3)
     np.testing.assert_array_equal(heat, [[0, 5, 1], [2, np.nan, 9]])
     assert best == (2, 3)
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> tuple[Path, list[tuple[Path, Path]]]:
+    """A series of four frames, and (where they are kept back, where they belong); the first is there."""
+    scan = Acquisition(Detector("tiny", (1, 1), 0.1, (40, 30), (0, 0)), 4, distance=0.1, dtype="uint32")
+    detector = VirtualPilatus(tmp_path, "s", scan, rate=1000)
+    detector.run()
+    kept_back = []
+    for number in range(2, 5):
+        path = detector.frame_file(number)
+        kept_back.append((path.rename(path.with_name(f".{path.name}")), path))
+    return detector.dataset, kept_back
+
+
+def test_a_series_is_followed_until_nothing_comes(series: tuple[Path, list[tuple[Path, Path]]]) -> None:
+    path, files = series
+    dataset = LiveDataset(path)
+    assert (dataset.name, dataset.open_ended, dataset.announced) == ("s", True, 1)
+    seen = []
+    for number, shape in dataset.map(lambda frame: frame.shape, stall_timeout=1):
+        seen.append(number)
+        assert shape == (30, 40)
+        if files:
+            hidden, there = files.pop(0)
+            os.utime(hidden)  # as an upload that has just been received
+            hidden.rename(there)
+
+    assert seen == [1, 2, 3, 4]
+    assert dataset.outcome(4) == "4 frames"
+    assert dataset.progress(4) == (None, "4 frames")
+
+
+def test_a_series_that_is_over_is_not_waited_for(series: tuple[Path, list[tuple[Path, Path]]]) -> None:
+    """Long after its last file nothing more can be expected; what came after a hole counts all the same."""
+    path, ((_, _), (hidden, there), _) = series
+    hidden.rename(there)
+    for file in path.parent.glob("*.cbf"):
+        os.utime(file, (0, 0))
+    dataset = LiveDataset(path)
+    started = time.monotonic()
+    seen = [number for number, _ in dataset.map(lambda frame: None, stall_timeout=3600)]
+
+    assert seen == [1, 3]
+    assert time.monotonic() - started < 600
+    assert dataset.outcome(2) == "2 frames, 1 among them missing"
+
+
+def test_a_series_whose_first_file_is_late_begins_with_it(
+    series: tuple[Path, list[tuple[Path, Path]]],
+) -> None:
+    path, files = series
+    first = path.with_name("s_00001.cbf")
+    late = first.rename(path.with_name(".late"))
+    files[0][0].rename(files[0][1])
+    dataset = LiveDataset(path)
+    assert not dataset.frames.begun
+    frames = dataset.map(lambda frame: None, stall_timeout=3600)
+    with ThreadPoolExecutor(1) as pool:
+        number = pool.submit(lambda: next(frames)[0])
+        late.rename(first)
+        assert number.result(60) == 1
+        frames.close()  # type: ignore[attr-defined]
 
 
 def test_signed_frames_become_counts(tmp_path: Path) -> None:

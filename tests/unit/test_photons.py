@@ -10,7 +10,7 @@ import pytest
 from beamhub.simulation.acquisition import (
     AXIS,
     DEAD,
-    DETECTORS,
+    EIGER,
     GAP,
     NOISY,
     Acquisition,
@@ -257,7 +257,7 @@ def test_solvent_and_ice_make_rings() -> None:
     ("name", "shape"), [("1M", (1062, 1028)), ("4M", (2162, 2068)), ("16M", (4362, 4148))]
 )
 def test_detector_models(name: str, shape: tuple[int, int]) -> None:
-    detector = DETECTORS[name]
+    detector = EIGER[name]
     assert detector.shape == shape
     mask = detector.mask(1)
     (across, down), (columns, rows) = detector.modules, detector.module

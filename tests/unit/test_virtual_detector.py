@@ -159,12 +159,32 @@ def test_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--grid", "3"], ["--grid", "0x4"], ["--detector", "2M"], ["--rate", "0"]]
+    "options",
+    [
+        ["--grid", "3"],
+        ["--grid", "0x4"],
+        ["--detector", "2M"],
+        ["--rate", "0"],
+        ["--detector", "16M", "--format", "cbf"],
+    ],
 )
 def test_command_refuses(tmp_path: Path, options: list[str]) -> None:
     result = CliRunner().invoke(simulate, ["--folder", str(tmp_path), *options])
     assert result.exit_code == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_command_writes_a_series(tmp_path: Path) -> None:
+    words = f"--folder {tmp_path} --format cbf --detector 300K --frames 2 --rate 100 --json".split()
+    result = CliRunner().invoke(simulate, words)
+    assert result.exit_code == 0, result.output
+    dataset = tmp_path / "lyso_#####.cbf"
+    assert json.loads(result.stdout) == {"master": str(dataset), "frames": 2, "announced": 2}
+    assert visible(tmp_path) == ["lyso_00001.cbf", "lyso_00002.cbf", "lyso_truth.json"]
+    assert open_dataset(dataset).info.shape == (619, 487)
+    again = CliRunner().invoke(simulate, words)
+    assert again.exit_code == 1
+    assert "choose another prefix" in again.stderr
 
 
 def test_command_tells_of_a_folder_it_cannot_use(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -64,10 +64,18 @@ class Detector:
         return mask
 
 
-DETECTORS = {
+EIGER = {
     "1M": Detector("EIGER2 1M", (1, 2), 0.13),
     "4M": Detector("EIGER2 4M", (2, 4), 0.15),
     "16M": Detector("EIGER2 16M", (4, 8), 0.25),
+}
+
+_pilatus = partial(Detector, module=(487, 195), gap=(7, 17), pixel=172e-6)
+PILATUS = {
+    "300K": _pilatus("PILATUS3 300K", (1, 3), 0.1),
+    "1M": _pilatus("PILATUS3 1M", (2, 5), 0.2),
+    "2M": _pilatus("PILATUS3 2M", (3, 8), 0.25),
+    "6M": _pilatus("PILATUS3 6M", (5, 12), 0.35),
 }
 
 
@@ -134,7 +142,7 @@ class Acquisition:
         seed: of the photons and of the faulty pixels.
     """
 
-    detector: Detector = DETECTORS["1M"]
+    detector: Detector = EIGER["1M"]
     frames: int = 60
     width: float = 0.5
     start: float = 0.0

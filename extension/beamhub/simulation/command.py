@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from beamhub.simulation.acquisition import DETECTORS, Acquisition, Grid
+from beamhub.simulation.acquisition import EIGER, PILATUS, Acquisition, Grid
 from beamhub.simulation.crystal import Crystal
-from beamhub.simulation.detector import VirtualDetector
+from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
 
 
 def _grid(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -33,7 +33,19 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
 )
 @click.option("--prefix", default="lyso", show_default=True, help="What the files' names begin with.")
 @click.option(
-    "--detector", type=click.Choice(list(DETECTORS)), default="1M", show_default=True, help="Detector model."
+    "--format",
+    "format_",
+    type=click.Choice(["nxmx", "cbf"]),
+    default="nxmx",
+    show_default=True,
+    help="nxmx: as an EIGER writes it; cbf: one file a frame, as a PILATUS does.",
+)
+@click.option(
+    "--detector",
+    type=click.Choice(sorted({*EIGER, *PILATUS}, key=lambda name: (name[-1], int(name[:-1])))),
+    default="1M",
+    show_default=True,
+    help=f"Detector model: EIGER {', '.join(EIGER)}; PILATUS {', '.join(PILATUS)}.",
 )
 @click.option(
     "--frames", type=click.IntRange(1, 100_000), default=60, show_default=True, help="How many frames."
@@ -76,6 +88,7 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
 def simulate(
     folder: Path,
     prefix: str,
+    format_: str,
     detector: str,
     frames: int,
     width: float,
@@ -94,11 +107,16 @@ def simulate(
     grid: tuple[int, int] | None,
     as_json: bool,
 ) -> None:
-    """Record a lysozyme crystal with a virtual detector, frame by frame, as a DECTRIS EIGER would.
+    """Record a lysozyme crystal with a virtual detector, frame by frame, as a DECTRIS EIGER or PILATUS would.
 
     Ctrl-C ends the acquisition early: the data file at hand is closed with the frames it has.
     """
-    model = DETECTORS[detector]
+    models = PILATUS if format_ == "cbf" else EIGER
+    if detector not in models:
+        raise click.BadParameter(
+            f"in this format there are {', '.join(models)}, not {detector}", param_hint="--detector"
+        )
+    model = models[detector]
     scan = Acquisition(
         detector=model,
         frames=grid[0] * grid[1] if grid else frames,
@@ -109,6 +127,7 @@ def simulate(
         exposure=1 / rate,
         background=background,
         ice=ice,
+        dtype="uint32" if format_ == "cbf" else "uint16",
         seed=seed,
         crystal=Crystal(cell[0], cell[1], b_factor, mosaicity, strength, seed),
         grid=Grid(*grid, seed=seed) if grid else None,
@@ -120,7 +139,8 @@ def simulate(
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        virtual = VirtualDetector(folder, prefix, scan, images_per_file, rate)
+        instrument = VirtualPilatus if format_ == "cbf" else VirtualDetector
+        virtual = instrument(folder, prefix, scan, images_per_file, rate)
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -130,7 +150,7 @@ def simulate(
             console=Console(stderr=True),
             disable=as_json,
         ) as progress:
-            task = progress.add_task(f"{model.name} → {virtual.master}", total=scan.frames)
+            task = progress.add_task(f"{model.name} → {virtual.dataset}", total=scan.frames)
             written = virtual.run(lambda done: progress.update(task, completed=done), stop)
     except (FileExistsError, ValueError) as error:
         raise click.ClickException(str(error)) from error
@@ -140,9 +160,9 @@ def simulate(
         for number, handler in previous.items():
             signal.signal(number, handler)
     if as_json:
-        result = {"master": str(virtual.master), "frames": written, "announced": scan.frames}
+        result = {"master": str(virtual.dataset), "frames": written, "announced": scan.frames}
         click.echo(json.dumps(result))
     elif written < scan.frames:
-        click.echo(f"Stopped after {written} of {scan.frames} frames: {virtual.master}")
+        click.echo(f"Stopped after {written} of {scan.frames} frames: {virtual.dataset}")
     else:
-        click.echo(f"{written} frames: {virtual.master}")
+        click.echo(f"{written} frames: {virtual.dataset}")

@@ -1,4 +1,5 @@
-"""A virtual detector: exposes frame after frame at its rate and writes them as an EIGER's filewriter does."""
+"""Virtual detectors: they expose frame after frame at their rate, and write what an EIGER's filewriter or a
+PILATUS would."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from beamhub.simulation.acquisition import AXIS, Acquisition
+from beamhub.simulation.minicbf import write_frame
 from beamhub.simulation.nexus import DataFile, hidden, write_master
 from beamhub.simulation.photons import Exposure
 
@@ -46,6 +48,11 @@ class VirtualDetector:
         self.exposure = Exposure(scan)
 
     @property
+    def dataset(self) -> Path:
+        """What the dataset is known by."""
+        return self.master
+
+    @property
     def master(self) -> Path:
         return self.folder / f"{self.prefix}_master.h5"
 
@@ -69,11 +76,17 @@ class VirtualDetector:
         Raises:
             FileExistsError: the folder holds a dataset of this name already.
         """
-        if self.master.exists():
-            raise FileExistsError(f"{self.master} exists already; choose another prefix")
+        if taken := self._taken():
+            raise FileExistsError(f"{taken} exists already; choose another prefix")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.exposure.prepare()
         self._write_truth()
+        return self._record(on_frame or (lambda _: None), stop)
+
+    def _taken(self) -> Path | None:
+        return self.master if self.master.exists() else None
+
+    def _record(self, on_frame: Callable[[int], None], stop: threading.Event | None) -> int:
         frames, size = self.scan.frames, self.images_per_file
         firsts = range(0, frames, size)
         files = [(self.data_file(n).name, min(size, frames - first)) for n, first in enumerate(firsts, 1)]
@@ -88,8 +101,7 @@ class VirtualDetector:
                         return written
                     file.append(image)
                     written += 1
-                    if on_frame is not None:
-                        on_frame(written)
+                    on_frame(written)
         return written
 
     @staticmethod
@@ -105,6 +117,33 @@ class VirtualDetector:
         temporary = hidden(self.truth)
         temporary.write_text(json.dumps(truth(self.exposure), allow_nan=False) + "\n")
         temporary.rename(self.truth)
+
+
+class VirtualPilatus(VirtualDetector):
+    """The same with a file for each frame, `<prefix>_00001.cbf` and so on, and no master."""
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / f"{self.prefix}_#####.cbf"
+
+    def frame_file(self, number: int) -> Path:
+        """The final name of a frame's file, numbered from 1."""
+        return self.folder / f"{self.prefix}_{number:05d}.cbf"
+
+    def _taken(self) -> Path | None:
+        return self.frame_file(1) if self.frame_file(1).exists() else None
+
+    def _record(self, on_frame: Callable[[int], None], stop: threading.Event | None) -> int:
+        begin = time.monotonic()
+        for index in range(self.scan.frames):
+            image = self.exposure.image(index)
+            if self._stopped(stop, begin + (index + 1) / self.rate):
+                return index
+            path = self.frame_file(index + 1)
+            write_frame(hidden(path), self.scan, index, image, 1 / self.rate)
+            hidden(path).rename(path)
+            on_frame(index + 1)
+        return self.scan.frames
 
 
 def truth(exposure: Exposure) -> dict[str, Any]:

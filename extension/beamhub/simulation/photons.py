@@ -193,7 +193,9 @@ class Exposure:
         count_background(rng, self.background, self._dark, counts)
         spots = self.reflections
         count_spots(rng, spots.x[which], spots.y[which], photons, scan.spot, scan.beam_stop, counts)
-        image: NDArray[Any] = np.minimum(counts, scan.saturation).astype(scan.dtype)
+        image: NDArray[Any] = np.minimum(counts, min(scan.saturation, np.iinfo(counts.dtype).max)).astype(
+            scan.dtype
+        )
         image[scan.mask != 0] = scan.masked
         return image
 

@@ -13,6 +13,8 @@ from beamhub.schemas import Dataset, DatasetKind, DatasetState, Page, Quantity
 from beamhub.store.pages import paginate
 from beamhub.store.tables import dataset_files, datasets
 
+RUN = 1000  # files of a series that are looked at together
+
 
 @dataclass(frozen=True)
 class DatasetFile:
@@ -165,21 +167,16 @@ class Datasets:
 
     def run_ends(self, dataset: int, start: int) -> int:
         """The number of a series' first file from `start` on that is not there, or holds no frame."""
-        query = (
-            select(dataset_files.c.number)
-            .where(
-                dataset_files.c.dataset == dataset,
-                dataset_files.c.number >= start,
-                dataset_files.c.frames > 0,
-            )
-            .order_by(dataset_files.c.number)
+        query = select(dataset_files.c.number).where(
+            dataset_files.c.dataset == dataset, dataset_files.c.frames > 0
         )
-        with self._connection.execution_options(yield_per=100).execute(query) as numbers:
-            for number in numbers.scalars():
-                if number != start:
-                    break
-                start += 1
-        return start
+        query = query.order_by(dataset_files.c.number).limit(RUN)
+        while True:
+            numbers = self._connection.scalars(query.where(dataset_files.c.number >= start)).all()
+            length = next((n for n, number in enumerate(numbers) if number != start + n), len(numbers))
+            start += length
+            if length < RUN:
+                return start
 
     def needing(self, experiment: str, path: str) -> Sequence[int]:
         """Ids of the datasets that this file, which has not arrived for them yet, belongs to."""

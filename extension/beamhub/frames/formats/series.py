@@ -35,7 +35,7 @@ from beamhub.frames.format import (
 from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined
 from beamhub.schemas import DatasetKind, Quantity
 
-DIGITS = r"\d{3,7}"  # of a file's number
+DIGITS = "[0-9]{3,7}"  # of a file's number
 MAX_HEADER = 1 << 16  # bytes; a PILATUS's has 1500
 MAX_FILE = 1 << 30  # bytes
 _BINARY = b"\x0c\x1a\x04\xd5"  # begins the binary section of a CBF
@@ -268,7 +268,7 @@ class SeriesFrames(Frames):
         return min(self._numbers(), default=None)
 
     def _numbers(self) -> set[int]:
-        pattern = re.compile(re.escape(self._prefix) + rf"(\d{{{self._width}}})" + re.escape(self._suffix))
+        pattern = re.compile(re.escape(self._prefix) + rf"([0-9]{{{self._width}}})" + re.escape(self._suffix))
         with os.scandir(self._folder) as entries:
             names = (pattern.fullmatch(entry.name) for entry in entries)
             return {int(match[1]) for match in names if match}
