@@ -293,6 +293,8 @@ class Held:
         """May be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
+            # not by closing alone: a process that is just being started has a copy until it runs its program
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def fileno(self) -> int:
