@@ -130,6 +130,8 @@ class Cbf(Series):
             raise UnreadableFile(name, "its image is packed in another way than by byte offsets")
         if size > len(content) - begin - len(_BINARY):
             raise UnreadableFile(name, "it is truncated; send it again")
+        if rows * columns != _whole(name, text, "X-Binary-Number-of-Elements"):
+            raise UnreadableFile(name, "its header contradicts itself about how many pixels there are")
         if size < rows * columns:  # a pixel takes a byte or more
             raise UnreadableFile(name, "it holds fewer pixels than it claims")
         return Image((rows, columns), _DTYPES[dtype[1]], _pilatus(text))
