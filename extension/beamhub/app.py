@@ -82,6 +82,12 @@ class BeamhubApp(ExtensionApp):
     stall = Float(300.0, help="Seconds without a new file after which a dataset counts as stopped early").tag(
         config=True
     )
+    in_place = Dict(
+        value_trait=List(Unicode()),
+        key_trait=Unicode(),
+        help="Folders on storage of an instrument that the service sees, whose files its agent may register "
+        "without sending them: {instrument: [folder, …]}",
+    ).tag(config=True)
     templates = List(Unicode(), help="The facility's own folders of template notebooks").tag(config=True)
     ingest = Unicode(
         help="host:port at which this process, beside others, does what the service does but for jobs and "
@@ -198,12 +204,13 @@ class BeamhubApp(ExtensionApp):
         datasets = Datasets(store, data_dir, self._inspector, stall=timedelta(seconds=self.stall))
         jobs = Jobs(store, catalogue, offered, data_dir)
         self._engine = Engine(store, live, jobs, runners, data_dir)
+        in_place = {id_: [Path(folder) for folder in folders] for id_, folders in self.in_place.items()}
         return api.Service(
             store=store,
             feed=feed,
             live=live,
             experiments=Experiments(store, live, data_dir),
-            uploads=Uploads(store, live, data_dir, datasets.examine),
+            uploads=Uploads(store, live, data_dir, datasets.examine, in_place),
             datasets=datasets,
             catalogue=catalogue,
             profiles=tuple(offered),

@@ -76,6 +76,11 @@ class DiskFull(BeamhubError):
     title = "Disk full"
 
 
+class QuotaExceeded(BeamhubError):
+    status = 507
+    title = "Quota exceeded"
+
+
 class Unavailable(BeamhubError):
     """Not now: somebody has to do something first. The caller may ask again after `retry_after` seconds."""
 

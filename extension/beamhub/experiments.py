@@ -184,11 +184,15 @@ class Experiments:
         return await self._store.read(lambda tx: self._shown(access.require(tx, principal, id_, Action.READ)))
 
     async def change(self, principal: Principal, id_: str, request: ExperimentChange) -> Experiment:
-        """Changes title and state. One that stops running is no longer its instrument's active one."""
+        """Changes what is given. One that stops running is no longer its instrument's active one."""
         given = request.model_dump(exclude_none=True)
+        if "quota" in request.model_fields_set:
+            given["quota"] = request.quota
 
         def work(tx: Transaction) -> Experiment:
             experiment = access.require(tx, principal, id_, Action.EDIT)
+            if "quota" in given:
+                access.require(tx, principal, id_, Action.OPERATE)
             changed = {name: value for name, value in given.items() if value != getattr(experiment, name)}
             if state := changed.get("state"):
                 _check_transition(experiment, state)

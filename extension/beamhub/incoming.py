@@ -48,13 +48,73 @@ class Incoming:
     def make_room(self, upload: Upload) -> Held:
         """An empty temporary file, held. Raises DiskFull if the announced bytes can't fit."""
         temporary = self.temporary(upload)
-        if shutil.disk_usage(temporary.parent).free - RESERVE < upload.size:
-            raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
+        if upload.source is None:
+            self._require_room(upload)
         while True:
             # there already when a kill has come between this and the upload's row
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
             with contextlib.suppress(Gone):  # it was there, and has just been removed as an orphan
                 return self.hold(upload)
+
+    def _require_room(self, upload: Upload) -> None:
+        if shutil.disk_usage(self.temporary(upload).parent).free - RESERVE < upload.size:
+            raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
+
+    def join(self, file: Held, parts: Sequence[Held]) -> None:
+        """Puts the bytes of the parts into an empty file, one behind the other. Raises Conflict if one is not
+        complete."""
+        for part in parts:
+            if part.size() != part.upload.size:
+                raise Conflict(
+                    f"The part {part.upload.id} has {part.size()} of {part.upload.size} bytes.",
+                    "Send the rest of it; then put the parts together.",
+                )
+        file.cut(0)
+        for part in parts:
+            _copy(part.fileno(), file.fileno(), part.upload.size, file.size())
+
+    def take(self, upload: Upload, root: Path, file: Held) -> Held:
+        """The content of an upload's source, a file below `root`: the source itself where it can have a
+        second name in the experiment, else the held temporary file with a copy of it.
+
+        Nothing on the way from `root` to the source may be a link. Raises NotFound, Conflict (it is not as
+        long as announced, or changes), DiskFull.
+        """
+        assert upload.source is not None  # noqa: S101
+        with folders.open_file(root, PurePosixPath(upload.source).relative_to(root)) as stream:
+            source = Source(upload, os.dup(stream.fileno()))
+        try:
+            if source.size() != upload.size:
+                raise Conflict(
+                    f"{upload.source} has {source.size()} bytes, not {upload.size}.", "Register it again."
+                )
+            if self._can_be_named(upload, source):
+                return source
+            self._require_room(upload)
+            file.cut(0)
+            _copy(source.fileno(), file.fileno(), upload.size, 0)
+            source.seal(0)
+        except BaseException:
+            source.close()
+            raise
+        source.close()
+        return file
+
+    def _can_be_named(self, upload: Upload, source: Source) -> bool:
+        """Whether a file elsewhere may get a hard link among the experiments: not from another file system,
+        and the kernel also refuses it for files that the service may not write (fs.protected_hardlinks)."""
+        probe = f"{upload.id}.probe"
+        with folders.folder(self._data_dir / upload.experiment, PurePosixPath(folders.INCOMING)) as parent:
+            with contextlib.suppress(FileNotFoundError):  # a kill has left it
+                os.unlink(probe, dir_fd=parent)
+            try:
+                os.link(_this(source.fileno()), probe, dst_dir_fd=parent)
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP):
+                    return False
+                raise
+            os.unlink(probe, dir_fd=parent)
+        return True
 
     def hold(self, upload: Upload) -> Held:
         """The temporary file, for one request or process at a time: until it is closed, nobody else adds to
@@ -141,16 +201,15 @@ class Incoming:
                     "Announce and send it again.",
                 )
         # what the instrument has measured is never changed; in shared/ people work
-        os.fchmod(file.fileno(), 0o440 if upload.path.startswith(f"{folders.RAW}/") else 0o660)
-        os.fsync(file.fileno())
+        file.seal(0o440 if upload.path.startswith(f"{folders.RAW}/") else 0o660)
         return digest
 
-    def publish(self, upload: Upload, paths: Sequence[str]) -> str:
-        """Gives the temporary file the first of these names that is free, durably; the name."""
-        return self._link(upload, self.temporary(upload), paths)
+    def publish(self, upload: Upload, file: Held, paths: Sequence[str]) -> str:
+        """Gives the held file the first of these names that is free, durably; the name."""
+        return self._link(upload, file.fileno(), paths)
 
-    def _link(self, upload: Upload, file: Path, paths: Sequence[str]) -> str:
-        status = file.stat()
+    def _link(self, upload: Upload, file: int, paths: Sequence[str]) -> str:
+        status = os.fstat(file)
         # a name it has already, since before a kill, counts as free: look for that one first
         named = [path for path in paths if self._names(upload, path, status)] if status.st_nlink > 1 else []
         for path in named or paths:
@@ -158,7 +217,7 @@ class Incoming:
             try:
                 with folders.folder(self._data_dir / upload.experiment, where.parent, create=True) as parent:
                     with contextlib.suppress(FileExistsError):
-                        os.link(file, where.name, dst_dir_fd=parent, follow_symlinks=False)
+                        os.link(_this(file), where.name, dst_dir_fd=parent)
                     found = os.stat(where.name, dir_fd=parent, follow_symlinks=False)
                     if os.path.samestat(found, status):
                         os.fsync(parent)
@@ -207,22 +266,23 @@ class Incoming:
     def quarantined(self, upload: Upload) -> Path:
         return self._data_dir / folders.QUARANTINE / upload.experiment / upload.id
 
-    def isolate(self, upload: Upload, path: str) -> None:
-        """Takes a file that has just been published as `path` out of everybody's reach, durably."""
+    def isolate(self, upload: Upload, file: Held, path: str) -> None:
+        """Takes a held file that has just been published as `path` out of everybody's reach, durably."""
         place = PurePosixPath(folders.QUARANTINE, upload.experiment)
-        temporary = self.temporary(upload)
         with folders.folder(self._data_dir, place, create=True) as quarantine:
-            os.chmod(temporary, 0o600)  # noqa: PTH101
+            if not isinstance(file, Source):  # that one's owner decides
+                os.fchmod(file.fileno(), 0o600)
             with contextlib.suppress(FileExistsError):  # before a kill
-                os.link(temporary, upload.id, dst_dir_fd=quarantine, follow_symlinks=False)
+                os.link(_this(file.fileno()), upload.id, dst_dir_fd=quarantine)
             os.fsync(quarantine)
         self._unlink(upload.experiment, PurePosixPath(path))
 
     def release(self, upload: Upload) -> str:
         """Gives a quarantined file a name again; which one."""
-        file = self.quarantined(upload)
-        file.chmod(0o440)
-        return self._link(upload, file, versions(upload.path))
+        with self.quarantined(upload).open("rb") as file:
+            if upload.source is None:
+                os.fchmod(file.fileno(), 0o440)
+            return self._link(upload, file.fileno(), versions(upload.path))
 
     def take_back(self, upload: Upload) -> None:
         """A quarantined file has no other name, whatever a kill has left."""
@@ -231,7 +291,8 @@ class Incoming:
         for path in versions(upload.path) if status.st_nlink > 1 else ():
             if self._names(upload, path, status):
                 self._unlink(upload.experiment, PurePosixPath(path))
-        file.chmod(0o600)
+        if upload.source is None:
+            file.chmod(0o600)
 
     def _unlink(self, experiment: str, where: PurePosixPath) -> None:
         with folders.folder(self._data_dir / experiment, where.parent) as parent:
@@ -280,7 +341,7 @@ class Held:
     """A temporary file that is held (see Incoming.hold). Closing it lets it go."""
 
     def __init__(self, upload: Upload, descriptor: int) -> None:
-        self._upload = upload
+        self.upload = upload
         self._descriptor = descriptor
 
     def __enter__(self) -> Self:
@@ -304,7 +365,7 @@ class Held:
         """How many bytes it has. Raises Gone if it has been removed: the upload is over."""
         status = os.fstat(self._descriptor)
         if status.st_nlink == 0:
-            raise _over(self._upload)
+            raise _over(self.upload)
         return status.st_size
 
     def write(self, position: int, block: bytearray, hasher: Hasher | None) -> None:
@@ -320,6 +381,53 @@ class Held:
     def cut(self, size: int) -> None:
         """Forgets the bytes from `size` on."""
         os.ftruncate(self._descriptor, size)
+
+    def seal(self, mode: int) -> None:
+        """Lets the verified bytes stay as they are, also after a power cut."""
+        os.fchmod(self._descriptor, mode)
+        os.fsync(self._descriptor)
+
+
+class Source(Held):
+    """A file on the facility's own storage, to be published where it lies. Nothing of it is changed, and
+    nobody is kept from it; so it has to be watched."""
+
+    def __init__(self, upload: Upload, descriptor: int) -> None:
+        super().__init__(upload, descriptor)
+        self._stamp = self._look()
+
+    def seal(self, mode: int) -> None:  # noqa: ARG002 (its owner decides)
+        os.fsync(self._descriptor)
+        if self._look() != self._stamp:
+            raise Conflict(
+                f"{self.upload.source} changed while it was read.", "Register it again once it is finished."
+            )
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+
+def _this(file: int) -> str:
+    """A path that leads to this very open file, whatever its names have become."""
+    return f"/proc/self/fd/{file}"
+
+
+def _copy(source: int, target: int, size: int, position: int) -> None:
+    """Copies `size` bytes from the beginning of one file to `position` in another, in the kernel, which
+    shares them where the file system can."""
+    done = 0
+    while done < size:
+        try:
+            count = os.copy_file_range(source, target, size - done, done, position + done)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            os.lseek(target, position + done, os.SEEK_SET)
+            count = os.sendfile(target, source, done, size - done)
+        if count == 0:
+            raise Conflict("A file became shorter while it was copied.", "Try again once it is finished.")
+        done += count
 
 
 def _over(upload: Upload) -> Gone:

@@ -305,6 +305,7 @@ class Experiment(Model):
     started: datetime | None
     ended: datetime | None
     folder: str  # absolute path
+    quota: int | None = None  # bytes that may be uploaded; None: as many as the disk holds
     role: Role | None = None  # of the caller
     actions: list[str] = []  # what the caller may do here, as named in beamhub.access
 
@@ -316,8 +317,11 @@ class ExperimentCreate(Request):
 
 
 class ExperimentChange(Request):
+    """Only what is given is changed. `quota` (bytes) is for the instrument's staff; null lifts it."""
+
     title: Line | None = None
     state: ExperimentState | None = None
+    quota: int | None = Field(None, ge=0, le=2**63 - 1)
 
 
 class Member(Model):
@@ -366,10 +370,22 @@ class Upload(Model):
     digest_by: Literal["sender", "service"] = "sender"  # the service computes what nobody has announced
     version: int
     state: UploadState
+    source: str | None = None  # where a file lies that was registered in place: none of its bytes were sent
+    concat: str | None = None  # tus: "partial", or "final;" and the uploads that it was put together from
     error: str = ""
     created: datetime
     ended: datetime | None
     created_by: str
+
+
+class Registration(Request):
+    """A file that lies on storage which the service sees, to be published without sending its bytes."""
+
+    source: str = Field(max_length=4096, description="its absolute path, as the service sees it")
+    filename: str = Field(max_length=1000, description="its path below raw/")
+    size: int = Field(ge=0, le=2**63 - 1)
+    digest: Digest
+    experiment: str | None = Field(None, description="that has to be active; without it, the one that is")
 
 
 class DatasetKind(StrEnum):

@@ -19,8 +19,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -31,13 +32,24 @@ from pydantic import TypeAdapter, ValidationError
 from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
 from beamhub.digests import ALGORITHMS, Hasher
-from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone, Invalid, NotFound, TooLarge
+from beamhub.errors import (
+    BeamhubError,
+    ChecksumMismatch,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+    TooLarge,
+)
 from beamhub.events import Live, emit
 from beamhub.frames import formats
 from beamhub.frames.outside import HostileFile
 from beamhub.incoming import Held, Incoming, explained, remove, versions
 from beamhub.schemas import Digest, Page, Upload, UploadState
 from beamhub.store import Store, Transaction
+from beamhub.store.uploads import PARTIAL
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,6 +61,7 @@ MAX_SIZE = 8 * 2**40  # bytes
 WRITE = 256 * 2**10  # bytes at a time: the fastest size where it was measured
 THREADS = 4
 PROGRESS = 0.25  # seconds between live messages about one upload
+LONGEST_PAUSE = 0.5  # seconds between looks at what another request with the same key is doing
 CLAIM = 0.01  # seconds between attempts to claim a name that somebody else is publishing under
 # of single requests, on their way
 CHECKSUMS: Mapping[str, Callable[[], Hasher]] = {
@@ -62,7 +75,16 @@ _DIGEST: TypeAdapter[str | None] = TypeAdapter(Digest | None)
 class Uploads:
     """All uploads. `examine` is asked about each file when it is published (see beamhub.datasets)."""
 
-    def __init__(self, store: Store, live: Live, data_dir: Path, examine: Examine) -> None:
+    def __init__(
+        self,
+        store: Store,
+        live: Live,
+        data_dir: Path,
+        examine: Examine,
+        in_place: Mapping[str, Sequence[Path]] | None = None,
+    ) -> None:
+        """`in_place`: the folders from which an instrument may register files."""
+        self._in_place = in_place or {}
         self._store = store
         self._live = live
         self._incoming = Incoming(data_dir)
@@ -86,6 +108,7 @@ class Uploads:
         experiment: str | None = None,
         *,
         key: str | None = None,
+        partial: bool = False,
     ) -> Upload:
         """Announces a file of `size` bytes with this digest (see beamhub.digests).
 
@@ -93,62 +116,161 @@ class Uploads:
         shared/ of `experiment`. A file that is there already, with the same content, comes back as its
         complete upload: nothing has to be sent. Without a digest, what comes is taken as it is. Who announces
         it again with the same `key` gets the upload that the first announcement began, also when a kill has
-        kept its answer back.
-        Raises Invalid, Conflict (no active experiment), Unavailable (paused), DiskFull.
+        kept its answer back. With `partial`, it is a part for `concatenate`, and never published by itself.
+        Raises Invalid, Conflict (no active experiment), Unavailable (paused), QuotaExceeded, DiskFull.
         """
-        name = folders.parse(path, new=True)
-        if not 0 <= size <= MAX_SIZE:
-            raise Invalid(f"A file has 0 to {MAX_SIZE} bytes, not {size}.", "Check the announced length.")
-        try:
-            _DIGEST.validate_python(digest)
-        except ValidationError as error:
-            raise Invalid(
-                f"The digest {digest!r:.100} of the whole file is malformed.",
-                "Send 64 hexadecimal digits of its sha256, or 32 of its xxh128.",
-            ) from error
-        id_ = _id(principal, key) if key else secrets.token_hex(16)
-        if begun := await self._store.read(lambda tx: tx.uploads.get(id_)):
-            await self._store.read(lambda tx: _writable(tx, principal, id_))
-            if (begun.size, begun.digest) != (size, digest) or experiment not in (None, begun.experiment):
-                raise Invalid(
-                    f"The Idempotency-Key {key!r} has announced another file.", "Use a new key for each file."
-                )
-            return await self._announced(begun)
-        area, place = await self._store.read(lambda tx: _destination(tx, principal, experiment))
-        upload = Upload(
-            id=id_,
-            experiment=place,
-            instrument=principal.instrument,
-            path=f"{area}/{name}",
-            size=size,
-            offset=0,
-            digest=digest,
-            digest_by="sender" if digest else "service",
-            version=1,
-            state=UploadState.RECEIVING,
-            created=datetime.now(UTC),
-            ended=None,
-            created_by=principal.name,
-        )
-        _, _, twin = await self._versions(upload)
-        if twin:
-            return twin
-        try:
-            file = await self._held(self._incoming.make_room, upload)
-        except Conflict:  # the same sender just announces it with the same key
-            await asyncio.sleep(CLAIM)
-            return await self.create(principal, path, size, digest, experiment, key=key)
-        with file:
-            if await self._store.write(lambda tx: _begin(tx, upload)):
-                return upload if size else await self._finish(upload, file)
-        return await self.create(principal, path, size, digest, experiment, key=key)
+        concat = PARTIAL if partial else None
+        return await self._announce(principal, _File(path, size, digest, experiment, concat=concat), key)
 
-    async def _announced(self, upload: Upload) -> Upload:
-        """An upload that had been announced before, as it is now."""
-        if upload.size or upload.state is not UploadState.RECEIVING:
-            return await self._run(self._incoming.measured, upload)
-        with await self._held(self._incoming.hold, upload) as file:  # empty, and not published for a kill
-            return await self._finish(upload, file)
+    async def concatenate(
+        self,
+        principal: Principal,
+        path: str,
+        parts: Sequence[str],
+        concat: str,
+        digest: str | None = None,
+        experiment: str | None = None,
+        *,
+        key: str | None = None,
+    ) -> Upload:
+        """Makes one file of these partial uploads, in this order; it is then verified and published like any
+        other, and the parts are gone. `concat` is how tus names them. Raises as `create`, and Conflict if a
+        part is not complete."""
+        id_ = _id(principal, key) if key else None
+        begun = await self._store.read(lambda tx: tx.uploads.get(id_) if id_ else None)
+        if begun:
+            file = _File(path, begun.size, digest, experiment, concat=concat)
+            return await self._announce(principal, file, key)
+
+        def look(tx: Transaction) -> list[Upload]:
+            found = [_writable(tx, principal, part) for part in parts]
+            for part in found:
+                if part.concat != PARTIAL:
+                    raise Invalid(
+                        f"The upload {part.id} is not a part.", "Begin parts with Upload-Concat: partial."
+                    )
+            if len(set(parts)) < len(parts) or len({part.experiment for part in found}) != 1:
+                raise Invalid(
+                    "The parts of one file are different uploads into one experiment.", "Check them."
+                )
+            return found
+
+        found = await self._store.read(look)
+        place, size = found[0].experiment, sum(part.size for part in found)
+
+        async def join(_: Upload, file: Held) -> Held:
+            with contextlib.ExitStack() as stack:
+                held = [stack.enter_context(await self._held(self._incoming.hold, part)) for part in found]
+                await self._whole(self._incoming.join, file, held)
+            return file
+
+        file = _File(path, size, digest, experiment or place, concat=concat)
+        return await self._announce(principal, file, key, fill=join, parts=found)
+
+    async def register(
+        self,
+        principal: Principal,
+        source: str,
+        path: str,
+        size: int,
+        digest: str,
+        experiment: str | None = None,
+        *,
+        key: str | None = None,
+    ) -> Upload:
+        """Publishes a file that lies on storage which the service sees; returns once that is done.
+
+        It is verified by reading it where it lies, and gets a second name in raw/ (a hard link), or is copied
+        there where that can't be. Raises as `create`, and Forbidden (not below a folder that is open for
+        this), NotFound, Conflict (it is not as announced, or has changed), ChecksumMismatch.
+        """
+        where = PurePosixPath(source)
+        roots = self._in_place.get(principal.instrument or "", ())
+        root = next((root for root in roots if where.is_relative_to(root)), None)
+        if root is None or ".." in where.parts or "\0" in source:
+            raise Forbidden(
+                f"{principal.name} may not register {source[:200]!r}: it does not lie in a folder that is "
+                "open for this.",
+                "Upload it, or ask the operators to open its folder (c.BeamhubApp.in_place).",
+            )
+
+        async def take(upload: Upload, file: Held) -> Held:
+            try:
+                return await self._whole(self._incoming.take, upload, root, file)
+            except OSError as error:
+                raise explained(error, upload) from error
+
+        file = _File(path, size, digest, experiment, source=str(where))
+        return await self._announce(principal, file, key, fill=take)
+
+    async def _announce(
+        self,
+        principal: Principal,
+        file: _File,
+        key: str | None,
+        *,
+        fill: Callable[[Upload, Held], Awaitable[Held]] | None = None,
+        parts: Sequence[Upload] = (),
+    ) -> Upload:
+        """The upload of this file, begun now or before. `fill` gets all its bytes from somewhere else than
+        the sender, given the empty temporary file, and returns the file that has them."""
+        file.check()
+        id_ = _id(principal, key) if key else secrets.token_hex(16)
+        pause = CLAIM
+        while (upload := await self._attempt(principal, file, id_, fill, parts)) is None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return upload
+
+    async def _attempt(
+        self,
+        principal: Principal,
+        file: _File,
+        id_: str,
+        fill: Callable[[Upload, Held], Awaitable[Held]] | None,
+        parts: Sequence[Upload],
+    ) -> Upload | None:
+        """As `_announce`; None while another request announces the same with the same key."""
+        begun = await self._store.read(lambda tx: _begun(tx, principal, id_))
+        if begun:
+            if not file.is_of(begun):
+                raise Invalid(
+                    "The Idempotency-Key has announced another file before.", "Use a new key for each file."
+                )
+            if begun.state is not UploadState.RECEIVING or (begun.size and not begun.source):
+                return await self._run(self._incoming.measured, begun)
+            upload, hold = begun, self._incoming.hold
+        else:
+            upload, hold = (
+                await self._store.read(lambda tx: _proposed(tx, principal, file, id_)),
+                self._incoming.make_room,
+            )
+            if file.concat != PARTIAL:
+                _, _, twin = await self._versions(upload)
+                if twin:
+                    return twin
+        try:
+            empty = await self._held(hold, upload)
+        except Conflict:
+            return None
+        with contextlib.ExitStack() as until_then:
+            until_then.enter_context(empty)
+            if not begun and await self._store.read(lambda tx: tx.uploads.get(id_) is not None):
+                return None
+            try:
+                content = until_then.enter_context(await fill(upload, empty)) if fill else empty
+                if not begun:
+                    await self._store.write(lambda tx: _begin(tx, upload, parts))
+            except Exception:
+                if not begun:
+                    await self._run(self._incoming.discard, upload)
+                raise
+            for part in parts:
+                await self._run(self._incoming.discard, part)
+            if file.concat == PARTIAL or (file.size and not fill):
+                return upload
+            # a sender that goes away now does not stop what it has waited for
+            return await asyncio.shield(self._begin_to_finish(upload, content, until_then.pop_all()))
 
     async def get(self, principal: Principal, id_: str) -> Upload:
         upload = await self._store.read(lambda tx: _readable(tx, principal, id_))
@@ -192,9 +314,11 @@ class Uploads:
         one, what has come before the connection broke is kept. Raises Conflict (wrong offset, or another
         request is sending: nothing is changed), ChecksumMismatch, TooLarge, DiskFull, Gone.
         """
-        upload = await self._store.read(lambda tx: _writable(tx, principal, id_))
+        upload = await self._store.read(lambda tx: _continued(tx, principal, id_))
         if upload.state is UploadState.FAILED:
             raise Gone(f"The upload of {upload.path} has failed: {upload.error}", "Announce the file again.")
+        if upload.source or (upload.concat or PARTIAL) != PARTIAL:
+            raise Forbidden(f"Nothing is to be sent of {upload.path}.", "Ask for its state.")
         if upload.state is not UploadState.RECEIVING:
             _expect(upload, offset)
             return upload
@@ -207,11 +331,10 @@ class Uploads:
             upload = upload.model_copy(update={"offset": file.size()})
             _expect(upload, offset)
             written = await self._receive(upload, file, chunks, checksum)
-            if written < upload.size:
+            if written < upload.size or upload.concat == PARTIAL:
                 return upload.model_copy(update={"offset": written})
-            until_then.pop_all()  # the file is let go when it has been published
             # a sender that goes away now does not stop what it has waited for
-            return await asyncio.shield(self._begin_to_finish(upload, file))
+            return await asyncio.shield(self._begin_to_finish(upload, file, until_then.pop_all()))
 
     async def terminate(self, principal: Principal, id_: str) -> None:
         """Gives up an upload that is on its way. A published file stays: Conflict."""
@@ -231,7 +354,8 @@ class Uploads:
             if temporary.name not in known:
                 await self._run(remove, temporary, lambda name=temporary.name: self._receiving(name))
         for upload in waiting:
-            if await self._run(self._incoming.arrived, upload) not in (None, upload.size):
+            arrived = await self._run(self._incoming.arrived, upload)
+            if arrived not in (None, upload.size) or (arrived is not None and upload.concat == PARTIAL):
                 continue  # more has to come
             try:
                 file = await self._held(self._incoming.hold, upload)
@@ -242,7 +366,7 @@ class Uploads:
                 continue
             else:
                 if file.size() == upload.size:
-                    self._begin_to_finish(upload, file)
+                    self._begin_to_finish(upload, file, file)
                 else:
                     file.close()
 
@@ -276,12 +400,7 @@ class Uploads:
         async def flush() -> None:
             nonlocal position, buffer
             block, buffer = buffer, bytearray()
-            writing = asyncio.ensure_future(self._run(file.write, position, block, hasher))
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                await asyncio.wait({writing})  # the thread goes on: nothing else may touch the file before
-                raise
+            await self._whole(file.write, position, block, hasher)
             position += len(block)
 
         try:
@@ -314,6 +433,8 @@ class Uploads:
         return position
 
     def _tell(self, upload: Upload, offset: int) -> None:
+        if upload.concat == PARTIAL:
+            return
         self._live.publish(
             "upload.progress",
             experiment=upload.experiment,
@@ -324,9 +445,13 @@ class Uploads:
 
     # --- publishing ---
 
-    def _begin_to_finish(self, upload: Upload, file: Held) -> asyncio.Task[Upload]:
+    def _begin_to_finish(
+        self, upload: Upload, file: Held, held: Held | contextlib.ExitStack
+    ) -> asyncio.Task[Upload]:
+        """Begins to verify and publish `file`; `held` is let go afterwards."""
+
         def ended(task: asyncio.Task[Upload]) -> None:
-            file.close()
+            held.close()
             self._finishing.discard(task)
             error = None if task.cancelled() else task.exception()
             if error and not isinstance(error, BeamhubError):  # those are the sender's affair, and told
@@ -341,16 +466,16 @@ class Uploads:
         """Verifies and publishes an upload whose bytes have all come. May be repeated."""
         try:
             digest = await self._run(self._incoming.verify, upload, file)
-        except ChecksumMismatch as error:
+        except (ChecksumMismatch, Conflict) as error:
             with contextlib.suppress(Conflict):  # given up meanwhile
                 await self._fail(upload, error.detail, upload.created_by)
             raise
         except OSError as error:
             raise explained(error, upload) from error
         with await self._claim(upload):
-            return await self._publish(upload.model_copy(update={"digest": digest}))
+            return await self._publish(upload.model_copy(update={"digest": digest}), file)
 
-    async def _publish(self, upload: Upload) -> Upload:
+    async def _publish(self, upload: Upload, file: Held) -> Upload:
         current = await self._store.read(lambda tx: tx.uploads.get(upload.id))
         if current is None or current.state is not UploadState.RECEIVING:
             return current or upload
@@ -359,7 +484,8 @@ class Uploads:
             return await self._merge(upload, twin)
         paths = versions(upload.path)
         try:
-            path = await self._run(self._incoming.publish, upload, [awaited, *paths] if awaited else paths)
+            names = [awaited, *paths] if awaited else paths
+            path = await self._run(self._incoming.publish, upload, file, names)
         except Conflict as error:
             await self._fail(upload, error.detail, upload.created_by)
             raise
@@ -376,7 +502,7 @@ class Uploads:
         try:
             record = await self._examine(placed)
         except HostileFile as problem:
-            return await self._quarantine(placed, problem.reason)
+            return await self._quarantine(placed, file, problem.reason)
 
         def complete(tx: Transaction) -> Upload | None:
             tx.uploads.supersede(upload.experiment, published)
@@ -391,9 +517,9 @@ class Uploads:
         await self._run(self._incoming.discard, upload)
         return completed or placed
 
-    async def _quarantine(self, upload: Upload, reason: str) -> Upload:
+    async def _quarantine(self, upload: Upload, file: Held, reason: str) -> Upload:
         """What is built to mislead its readers reaches none of them."""
-        await self._run(self._incoming.isolate, upload, upload.path)
+        await self._run(self._incoming.isolate, upload, file, upload.path)
 
         def work(tx: Transaction) -> Upload | None:
             change = {"path": upload.path, "version": upload.version, "digest": upload.digest}
@@ -456,6 +582,9 @@ class Uploads:
             current = tx.uploads.get(upload.id)
             if current is None or current.state is not UploadState.RECEIVING:
                 raise Conflict(f"The upload of {upload.path} is over.", "Published files stay.")
+            if current.concat == PARTIAL:
+                tx.uploads.forget([upload.id])
+                return
             tx.uploads.end(upload.id, UploadState.FAILED, error=reason)
             _emit(tx, upload, "upload.failed", actor, reason=reason)
 
@@ -484,6 +613,15 @@ class Uploads:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
             making.add_done_callback(lambda made: made.exception() or end(made.result()))
+            raise
+
+    async def _whole(self, work: Callable[..., T], *arguments: object) -> T:
+        """As `_run`; a caller that is cancelled waits for the thread, which still uses what it was given."""
+        working = asyncio.ensure_future(self._run(work, *arguments))
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.wait({working})
             raise
 
     async def _run(self, work: Callable[..., T], *arguments: object) -> T:
@@ -515,12 +653,83 @@ def _id(principal: Principal, key: str) -> str:
     return hashlib.sha256(f"{principal.kind}:{principal.name}\0{key}".encode()).hexdigest()[:32]
 
 
-def _begin(tx: Transaction, upload: Upload) -> bool:
-    """False when it has been begun already."""
-    if tx.uploads.get(upload.id):
-        return False
+@dataclass(frozen=True)
+class _File:
+    """What a sender says of a file."""
+
+    path: str
+    size: int
+    digest: str | None
+    experiment: str | None
+    concat: str | None = None
+    source: str | None = None
+
+    def check(self) -> None:
+        folders.parse(self.path, new=True)
+        if not 0 <= self.size <= MAX_SIZE:
+            raise Invalid(
+                f"A file has 0 to {MAX_SIZE} bytes, not {self.size}.", "Check the announced length."
+            )
+        try:
+            _DIGEST.validate_python(self.digest)
+        except ValidationError as error:
+            raise Invalid(
+                f"The digest {self.digest!r:.100} of the whole file is malformed.",
+                "Send 64 hexadecimal digits of its sha256, or 32 of its xxh128.",
+            ) from error
+
+    def is_of(self, upload: Upload) -> bool:
+        announced = upload.digest if upload.digest_by == "sender" else None
+        return (self.size, self.digest, self.concat, self.source) == (
+            upload.size,
+            announced,
+            upload.concat,
+            upload.source,
+        ) and self.experiment in (None, upload.experiment)
+
+
+def _begun(tx: Transaction, principal: Principal, id_: str) -> Upload | None:
+    return _writable(tx, principal, id_) if tx.uploads.get(id_) else None
+
+
+def _proposed(tx: Transaction, principal: Principal, file: _File, id_: str) -> Upload:
+    area, experiment = _destination(tx, principal, file.experiment)
+    return Upload(
+        id=id_,
+        experiment=experiment,
+        instrument=principal.instrument,
+        path=f"{area}/{file.path}",
+        size=file.size,
+        offset=0,
+        digest=file.digest,
+        digest_by="sender" if file.digest else "service",
+        version=1,
+        state=UploadState.RECEIVING,
+        source=file.source,
+        concat=file.concat,
+        created=datetime.now(UTC),
+        ended=None,
+        created_by=principal.name,
+    )
+
+
+def _begin(tx: Transaction, upload: Upload, parts: Sequence[Upload]) -> None:
+    if tx.uploads.forget([part.id for part in parts]) != len(parts):
+        raise Conflict(f"A part of {upload.path} is no longer there.", "Send the file again.")
     tx.uploads.create(upload)
-    return True
+    _require_quota(tx, upload)
+
+
+def _require_quota(tx: Transaction, upload: Upload) -> None:
+    """All that has been announced has to fit into the experiment's quota."""
+    experiment = tx.experiments.get(upload.experiment)
+    quota = experiment.quota if experiment else None
+    if quota is not None and (volume := tx.uploads.volume(upload.experiment)) > quota:
+        raise QuotaExceeded(
+            f"With {upload.path} ({upload.size} bytes) the uploads of {upload.experiment} come to {volume} "
+            f"bytes; its quota is {quota}.",
+            "Ask the staff of its instrument to raise the quota; then send on: what has arrived is kept.",
+        )
 
 
 def _destination(tx: Transaction, principal: Principal, experiment: str | None) -> tuple[str, str]:
@@ -565,6 +774,13 @@ def _writable(tx: Transaction, principal: Principal, id_: str) -> Upload:
         raise _unknown(id_)
     action = Action.UPLOAD_SHARED if principal.instrument is None else Action.UPLOAD_RAW
     access.require(tx, principal, upload.experiment, action)
+    return upload
+
+
+def _continued(tx: Transaction, principal: Principal, id_: str) -> Upload:
+    upload = _writable(tx, principal, id_)
+    if upload.state is UploadState.RECEIVING:
+        _require_quota(tx, upload)  # it may have been lowered
     return upload
 
 

@@ -7,13 +7,12 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-from beamhub.schemas import Role, UploadState
+import xxhash
+from beamhub.schemas import Role
 from beamhub.testing import Beamtime, RunningService
-from tusclient.client import TusClient
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BINARY = {"Content-Type": "application/offset+octet-stream"}
@@ -54,24 +53,6 @@ def offset_of(agent: httpx.Client, url: str) -> int:
     return int(agent.head(url).headers["Upload-Offset"])
 
 
-def test_a_foreign_client_uploads_a_file(service: RunningService, beamtime: Beamtime, tmp_path: Path) -> None:
-    content = os.urandom(3_000_000)
-    file = tmp_path / "image.cbf"
-    file.write_bytes(content)
-    client = TusClient(f"{service.api}uploads", headers={"Authorization": f"Bearer {beamtime.agent_token}"})
-    with file.open("rb") as stream:
-        uploader = client.uploader(
-            file_stream=stream,
-            chunk_size=1_000_000,
-            upload_checksum=True,
-            metadata={"filename": "run 1/image.cbf", "sha256": hashlib.sha256(content).hexdigest()},
-        )
-        uploader.upload()
-    (upload,) = service.client("ada").uploads(beamtime.experiment, state=UploadState.COMPLETE)
-    assert (upload.path, upload.size) == ("raw/run 1/image.cbf", len(content))
-    assert service.client("ada").file(beamtime.experiment, upload.path) == content
-
-
 def test_a_kill_that_keeps_the_answer_back_begins_no_second_upload(own_service: RunningService) -> None:
     service = own_service
     beamtime = service.beamtime()
@@ -100,8 +81,15 @@ def test_what_the_service_can_do(service: RunningService) -> None:
     answer = httpx.options(f"{service.api}uploads")
     assert answer.status_code == 204
     assert answer.headers["Tus-Version"] == "1.0.0"
-    assert "checksum" in answer.headers["Tus-Extension"].split(",")
-    assert "sha1" in answer.headers["Tus-Checksum-Algorithm"].split(",")
+    assert set(answer.headers["Tus-Extension"].split(",")) == {
+        "creation",
+        "creation-with-upload",
+        "termination",
+        "checksum",
+        "expiration",
+        "concatenation",
+    }
+    assert {"sha1", "sha256", "xxh128"} <= set(answer.headers["Tus-Checksum-Algorithm"].split(","))
 
 
 def test_an_upload_in_parts(agent: httpx.Client) -> None:
@@ -117,6 +105,61 @@ def test_an_upload_in_parts(agent: httpx.Client) -> None:
     head = agent.head(url)
     assert (head.status_code, head.headers["Upload-Length"]) == (200, "700000")
     assert agent.get(url).json()["state"] == "complete"
+
+
+def test_an_announcement_brings_the_beginning_of_the_file(agent: httpx.Client) -> None:
+    content = os.urandom(700_000)
+    digest = xxhash.xxh3_128(content[:300_000]).digest()
+    headers = {"Upload-Length": str(len(content)), **BINARY, **metadata(filename="with-announcement")}
+    headers |= {"Upload-Checksum": f"xxh128 {base64.b64encode(digest).decode()}", "Idempotency-Key": "with"}
+    answer = agent.post("uploads", headers=headers, content=content[:300_000])
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (201, "300000")
+    again = agent.post("uploads", headers=headers, content=content[:300_000])  # the answer was lost
+    assert (again.json()["id"], again.headers["Upload-Offset"]) == (answer.json()["id"], "300000")
+    url = str(answer.url.join(answer.headers["Location"]))
+    assert send(agent, url, 300_000, content[300_000:]).headers["Upload-Offset"] == "700000"
+    done = agent.get(url).json()
+    assert (done["state"], done["digest_by"]) == ("complete", "service")
+
+    small = {"Upload-Length": "5", **BINARY, **metadata(filename="small")}
+    assert agent.post("uploads", headers=small, content=b"small").json()["state"] == "complete"
+    assert (
+        agent.post("uploads", headers=small | {"Content-Type": "text/plain"}, content=b"small").status_code
+        == 415
+    )
+
+
+def test_a_file_put_together_from_parts(agent: httpx.Client) -> None:
+    content = os.urandom(900_000)
+    urls = []
+    for start in (0, 300_000, 600_000):
+        part = {"Upload-Length": "300000", "Upload-Concat": "partial", **BINARY}
+        answer = agent.post("uploads", headers=part, content=content[start : start + 300_000])
+        urls.append(str(answer.url.join(answer.headers["Location"])))
+        head = agent.head(urls[-1])
+        assert (head.headers["Upload-Offset"], head.headers["Upload-Concat"]) == ("300000", "partial")
+    ids = [url.rpartition("/")[2] for url in urls]
+    assert not {upload["id"] for upload in agent.get("uploads").json()["items"]} & set(ids)
+    final = metadata(filename="joined.h5", xxh128=xxhash.xxh3_128_hexdigest(content))
+    final |= {"Upload-Concat": f"final;{' '.join(urls)}"}
+    answer = agent.post("uploads", headers=final)
+    assert (answer.status_code, answer.json()["state"], answer.json()["size"]) == (201, "complete", 900_000)
+    url = str(answer.url.join(answer.headers["Location"]))
+    head = agent.head(url)
+    assert head.headers["Upload-Concat"] == final["Upload-Concat"]
+    assert head.headers["Upload-Offset"] == "900000"
+    assert send(agent, url, 900_000, b"").status_code == 403
+    assert [agent.head(url).status_code for url in urls] == [404, 404, 404]  # the parts are gone
+    assert agent.post("uploads", headers=final).status_code == 404
+    for wrong in ("final;", "final", "partial;", f"final;{url}", "first"):
+        headers = final | {"Upload-Concat": wrong}
+        assert agent.post("uploads", headers=headers).status_code in (400, 422), wrong
+
+
+def test_an_upload_that_failed_is_begun_again(agent: httpx.Client) -> None:
+    url = announce(agent, "given-up", b"given up")
+    agent.delete(url)
+    assert agent.head(url).status_code == 410
 
 
 def test_damaged_bytes_are_refused(agent: httpx.Client) -> None:
@@ -142,7 +185,7 @@ def test_a_file_that_differs_from_its_digest_is_never_published(
 def test_a_broken_connection_keeps_what_has_arrived(
     service: RunningService, agent: httpx.Client, beamtime: Beamtime
 ) -> None:
-    content = os.urandom(2_000_000)
+    content = os.urandom(1_000_000)  # so little that its sender is heard out before it is refused
     url = announce(agent, "broken.h5", content)
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         head = (
@@ -150,11 +193,11 @@ def test_a_broken_connection_keeps_what_has_arrived(
             f"Authorization: Bearer {beamtime.agent_token}\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
             f"Content-Type: application/offset+octet-stream\r\nContent-Length: {len(content)}\r\n\r\n"
         )
-        connection.sendall(head.encode() + content[:1_000_000])
+        connection.sendall(head.encode() + content[:500_000])
     # the connection's end may be noticed after the next request: until then another one is sending
     while (answer := send(agent, url, offset := offset_of(agent, url), content[offset:])).status_code == 409:
         continue
-    assert (answer.status_code, answer.headers["Upload-Offset"]) == (204, "2000000")
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (204, "1000000")
     assert agent.get(url).json()["state"] == "complete"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,15 +21,18 @@ from beamhub.errors import (
     ChecksumMismatch,
     Conflict,
     DiskFull,
+    Forbidden,
     Gone,
     Invalid,
     NotFound,
+    QuotaExceeded,
     TooLarge,
     Unavailable,
 )
 from beamhub.events import Live
 from beamhub.experiments import Experiments
 from beamhub.frames.inspect import Inspector
+from beamhub.incoming import Incoming, Source
 from beamhub.orders import Orders
 from beamhub.schemas import (
     Event,
@@ -563,6 +567,233 @@ async def test_an_announcement_beside_a_recovery_keeps_its_file(site: Site, else
     await announcing
     assert len(site.published()) == 30
     assert site.events("upload.failed") == []
+
+
+# --- parts ---
+
+
+async def begin_part(
+    site: Site, content: bytes, who: Principal = AGENT, *, sent: int | None = None
+) -> Upload:
+    experiment = None if who.instrument else site.experiment
+    part = await site.uploads.create(who, "part", len(content), None, experiment, partial=True)
+    return await site.uploads.append(who, part.id, 0, parts(content[:sent]))
+
+
+async def concatenate(
+    site: Site,
+    pieces: list[Upload],
+    digest: str | None = None,
+    *,
+    key: str | None = None,
+    name: str = "a.bin",
+) -> Upload:
+    ids = [piece.id for piece in pieces]
+    concat = f"final;{' '.join(ids)}"
+    return await site.uploads.concatenate(AGENT, name, ids, concat, digest, key=key)
+
+
+async def test_parts_become_one_verified_file_and_are_gone(site: Site) -> None:
+    contents = [os.urandom(WRITE + 1), b"", os.urandom(7)]
+    whole = b"".join(contents)
+    pieces = [await begin_part(site, content) for content in contents]
+    assert {piece.state for piece in pieces} == {UploadState.RECEIVING}
+    assert (await site.uploads.list(ADA, site.experiment)).items == []  # they are nobody else's affair
+    await site.uploads.recover()  # nothing is published for all its bytes being there
+    done = await concatenate(site, pieces, xxh128(whole), key="k")
+    assert (done.state, done.size, done.offset) == (UploadState.COMPLETE, len(whole), len(whole))
+    assert site.content("raw/a.bin") == whole
+    assert site.published() == {"raw/a.bin"}
+    assert site.incoming() == []
+    assert (await concatenate(site, pieces, xxh128(whole), key="k")).id == done.id
+    for piece in pieces:
+        with pytest.raises(NotFound):
+            await site.uploads.get(AGENT, piece.id)
+    assert [event.subject for event in site.events("file.complete", "upload.failed")] == [done.id]
+    with pytest.raises(Forbidden):
+        await site.uploads.append(AGENT, done.id, done.size, parts(b""))
+
+
+async def test_parts_that_do_not_make_the_file_change_nothing(site: Site) -> None:
+    whole = await site.announce("whole.bin", b"12345")
+    bens = await begin_part(site, b"123", ADA)
+    begun, first = await begin_part(site, b"12345", sent=3), await begin_part(site, b"0")
+    for pieces, error in (
+        ([first, begun], Conflict),  # not complete
+        ([first, first], Invalid),
+        ([first, whole], Invalid),
+        ([first, bens], NotFound),
+    ):
+        with pytest.raises(error):
+            await concatenate(site, pieces)
+    assert set(site.incoming()) == {whole.id, bens.id, begun.id, first.id}
+    await site.uploads.append(AGENT, begun.id, 3, parts(b"45"))
+    with pytest.raises(ChecksumMismatch):
+        await concatenate(site, [first, begun], sha256(b"other"))
+    assert site.published() == set()
+    assert set(site.incoming()) == {whole.id, bens.id}
+
+
+async def test_parts_given_up_or_not_continued_leave_nothing(site: Site) -> None:
+    given_up, forgotten = await begin_part(site, b"1"), await begin_part(site, b"22", sent=1)
+    await site.uploads.terminate(AGENT, given_up.id)
+    await site.uploads.expire(datetime.now(UTC) + EXPIRES + timedelta(minutes=1))
+    for part in (given_up, forgotten):
+        with pytest.raises(NotFound):
+            await site.uploads.get(AGENT, part.id)
+    assert site.incoming() == []
+
+
+# --- quota ---
+
+
+async def test_a_quota_holds_back_what_does_not_fit_until_it_is_raised(site: Site) -> None:
+    async def set_quota(quota: int | None, who: Principal = SAM) -> None:
+        await site.experiments.change(who, site.experiment, ExperimentChange(quota=quota))
+
+    with pytest.raises(Forbidden):
+        await set_quota(10**9, ADA)
+    await set_quota(1000)
+    await site.send("a.bin", bytes(600))
+    await site.send("a.bin", bytes(600))  # the same again costs nothing
+    with pytest.raises(QuotaExceeded, match="its quota is 1000"):
+        await site.announce("b.bin", bytes(401))
+    assert site.incoming() == []
+    going = await site.announce("b.txt", bytes(400), ADA)
+    await site.uploads.append(ADA, going.id, 0, parts(bytes(100)))
+    with pytest.raises(QuotaExceeded):  # what is on its way counts in full
+        await site.announce("c.bin", b"1")
+    await set_quota(700)
+    with pytest.raises(QuotaExceeded):
+        await site.uploads.append(ADA, going.id, 100, parts(bytes(300)))
+    assert (await site.uploads.get(ADA, going.id)).offset == 100
+    await set_quota(None)
+    assert (await site.uploads.append(ADA, going.id, 100, parts(bytes(300)))).state is UploadState.COMPLETE
+    changes = [event.data for event in site.events("experiment.changed")]
+    assert changes[-3:] == [{"quota": 1000}, {"quota": 700}, {"quota": None}]
+
+
+async def test_announcements_at_once_do_not_overrun_a_quota(site: Site) -> None:
+    await site.experiments.change(SAM, site.experiment, ExperimentChange(quota=1000))
+    told = await asyncio.gather(
+        *(site.announce(f"{n}.bin", bytes(300)) for n in range(8)), return_exceptions=True
+    )
+    assert sum(isinstance(one, Upload) for one in told) == 3
+    assert sum(isinstance(one, QuotaExceeded) for one in told) == 5
+    assert len(site.incoming()) == 3
+
+
+# --- registration in place ---
+
+
+@pytest.fixture
+def storage(site: Site, tmp_path: Path) -> Path:
+    """What the detector of `mx` writes to, on the same file system."""
+    folder = tmp_path / "storage" / "mx"
+    (folder / "run").mkdir(parents=True)
+    site.uploads._in_place = {"mx": [folder]}
+    return folder
+
+
+async def register(site: Site, source: Path | str, content: bytes, who: Principal = AGENT) -> Upload:
+    return await site.uploads.register(who, str(source), "run/a.bin", len(content), xxh128(content), key="k")
+
+
+async def test_a_registered_file_is_published_where_it_lies(site: Site, storage: Path) -> None:
+    content = os.urandom(100_000)
+    source = storage / "run" / "a.bin"
+    source.write_bytes(content)
+    done, again = await asyncio.gather(register(site, source, content), register(site, source, content))
+    assert again.id == done.id
+    assert (done.state, done.path, done.source) == (UploadState.COMPLETE, "raw/run/a.bin", str(source))
+    published = site.folder / site.experiment / "raw/run/a.bin"
+    assert published.samefile(source)
+    assert site.content("raw/run/a.bin") == content
+    assert site.incoming() == []
+    assert [event.subject for event in site.events("file.complete")] == [done.id]
+    source.unlink()  # the detector's storage is cleaned up
+    assert site.content("raw/run/a.bin") == content
+    with pytest.raises(Forbidden):
+        await site.uploads.append(AGENT, done.id, 0, parts(b"other"))
+
+
+async def test_a_registered_file_of_another_file_system_is_copied(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = os.urandom(3 * WRITE + 5)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        source = Path(name) / "a.bin"
+        source.write_bytes(content)
+        assert source.stat().st_dev != site.folder.stat().st_dev
+        site.uploads._in_place = {"mx": [Path(name)]}
+        done = await register(site, source, content)
+    assert done.state is UploadState.COMPLETE
+    assert site.content(done.path) == content
+    assert stat.S_IMODE((site.folder / site.experiment / done.path).stat().st_mode) == 0o440
+
+
+async def test_nothing_else_can_be_registered(site: Site, storage: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"12345")
+    (storage / "link").symlink_to(secret)
+    (storage / "folder").symlink_to(tmp_path)
+    os.mkfifo(storage / "fifo")
+    for source, error in (
+        (secret, Forbidden),
+        (f"{storage}/../../secret", Forbidden),
+        (f"{storage}-2/secret", Forbidden),
+        (f"{storage}/a\0", Forbidden),
+        ("run/a.bin", Forbidden),
+        ("", Forbidden),
+        (storage / "link", NotFound),
+        (storage / "folder" / "secret", NotFound),
+        (storage / "fifo", NotFound),
+        (storage / "run", NotFound),
+        (storage / "nothing", NotFound),
+    ):
+        with pytest.raises(error):
+            await register(site, source, b"12345")
+    (storage / "a").write_bytes(b"12345")
+    for who in (OTHER_AGENT, ADA, SAM):
+        with pytest.raises(Forbidden):
+            await register(site, storage / "a", b"12345", who)
+    assert site.published() == set()
+    assert site.incoming() == []
+    assert site.events("file.complete", "upload.failed") == []
+
+
+async def test_a_registered_file_has_to_be_as_announced(site: Site, storage: Path) -> None:
+    source = storage / "a"
+    source.write_bytes(b"12345")
+    with pytest.raises(Conflict):
+        await register(site, source, b"1234")
+    with pytest.raises(ChecksumMismatch):
+        await register(site, source, b"54321")
+    assert site.published() == set()
+    assert site.incoming() == []
+    assert source.stat().st_mode & 0o200  # it is left to its owner
+
+
+@pytest.mark.parametrize("change", ["overwritten", "grown", "shrunk"])
+async def test_a_source_that_changes_while_it_is_verified_is_refused(
+    site: Site, storage: Path, change: str
+) -> None:
+    content = os.urandom(1000)
+    source = storage / "a"
+    source.write_bytes(content)
+    os.utime(source, (0, 0))
+    going = await site.announce("a.bin", content)
+    upload = going.model_copy(update={"source": str(source)})
+    incoming = Incoming(site.folder)
+    with incoming.hold(going) as empty, incoming.take(upload, storage, empty) as taken:
+        assert isinstance(taken, Source)
+        with source.open("ab" if change == "grown" else "r+b") as file:
+            if change == "shrunk":
+                file.truncate(999)
+            else:
+                file.write(content[:1])  # overwritten with what was there: the digest alone does not tell
+        with pytest.raises(Conflict if change == "overwritten" else ChecksumMismatch):
+            incoming.verify(upload, taken)
 
 
 # --- who may ---

@@ -105,7 +105,10 @@ def _operation(route: Route, names: Any, schemas: dict[str, Any]) -> dict[str, A
             "content": {"application/json": {"schema": names[(route.body, "validation")]}},
         }
     elif route.streams_body:
-        operation["requestBody"] = {"required": True, "content": {route.streams_body: {}}}
+        operation["requestBody"] = {
+            "required": route.method == "PATCH",
+            "content": {route.streams_body: {}},
+        }
     if route.public:
         operation["security"] = []
     return operation
@@ -132,7 +135,7 @@ def _parameters(route: Route, names: Any, schemas: dict[str, Any]) -> list[dict[
                 parameter["required"] = True
             parameters.append(parameter)
     for name, field in route.headers.items():
-        required = name != "Upload-Checksum"
+        required = name not in ("Upload-Checksum", "Upload-Concat")
         parameters.append({"name": name, "in": "header", "required": required, "schema": field})
     if route.method == "POST" and not route.secret:
         parameters.append(KEY)

@@ -14,8 +14,8 @@ from pydantic import Field
 from beamhub.api.handler import Refusal
 from beamhub.api.routes import Call, Paging, Reply, route
 from beamhub.digests import ALGORITHMS
-from beamhub.errors import Invalid
-from beamhub.schemas import Because, Page, Upload, UploadState
+from beamhub.errors import Gone, Invalid
+from beamhub.schemas import Because, Page, Registration, Upload, UploadState
 from beamhub.uploads import CHECKSUMS, EXPIRES, MAX_SIZE
 
 DIGESTS = {name: len(hasher().digest()) for name, hasher in CHECKSUMS.items()}  # bytes of each
@@ -24,6 +24,9 @@ OFFSET: dict[str, dict[str, Any]] = {"Upload-Offset": {"type": "integer", "minim
 ANNOUNCED: dict[str, dict[str, Any]] = {
     "Upload-Length": {"type": "integer", "minimum": 0, "maximum": MAX_SIZE},
     "Upload-Metadata": {"type": "string", "description": "`key base64, key base64, …`"},
+}
+CONCAT: dict[str, dict[str, Any]] = {
+    "Upload-Concat": {"type": "string", "description": "`partial`, or `final;` and the parts' URLs"}
 }
 CHECKSUM: dict[str, dict[str, Any]] = {
     "Upload-Checksum": {"type": "string", "description": "`algorithm base64`"}
@@ -41,7 +44,8 @@ async def describe_tus(call: Call) -> Reply[None]:  # noqa: ARG001 (as every rou
     """What this service can do of tus."""
     headers = {
         "Tus-Version": "1.0.0",
-        "Tus-Extension": "creation,termination,checksum,expiration",
+        "Tus-Extension": "creation,creation-with-upload,termination,checksum,expiration,concatenation",
+        "Tus-Max-Size": str(MAX_SIZE),
         "Tus-Checksum-Algorithm": ",".join(DIGESTS),
     }
     return Reply(None, 204, headers)
@@ -53,7 +57,13 @@ async def list_uploads(call: Call, query: UploadQuery) -> Page[Upload]:
     return await call.service.uploads.list(call.principal, **query.model_dump())
 
 
-@route("POST", "uploads", headers=TUS | ANNOUNCED, keyed=True)
+@route(
+    "POST",
+    "uploads",
+    streams_body="application/offset+octet-stream",
+    headers=TUS | ANNOUNCED | CONCAT | CHECKSUM,
+    keyed=True,
+)
 async def create_upload(call: Call) -> Reply[Upload]:
     """Announce a file that is to be sent.
 
@@ -63,22 +73,50 @@ async def create_upload(call: Call) -> Reply[Upload]:
     sends into the experiment that is active now (its `raw/`), a user into the `shared/` of an experiment. A
     file that is there already, with the same content, is complete at once. Repeated with the same
     `Idempotency-Key`, the announcement finds the upload that it has begun, however far that is by now.
+
+    A body is the beginning of the file. With `Upload-Concat: partial` it is a part that is never published by
+    itself; `final;` and the parts' URLs make one file of them, which is answered once it has been verified
+    and published.
     """
     _require_tus(call)
-    size = _number(call, "Upload-Length")
     metadata = _metadata(call.headers.get("Upload-Metadata", ""))
     digests = [f"{name}:{metadata[name].lower()}" for name in ALGORITHMS if name in metadata]
     if len(digests) > 1:
         raise Invalid(f"Upload-Metadata has {len(digests)} digests of the file.", "Send one of them.")
-    upload = await call.service.uploads.create(
+    digest = digests[0] if digests else None
+    concat = call.headers.get("Upload-Concat")
+    where = {"experiment": metadata.get("experiment"), "key": call.headers.get("Idempotency-Key")}
+    uploads = call.service.uploads
+    if concat is None or concat == "partial":
+        # clients need not name what is never published by itself
+        name = metadata.get("filename", "" if concat is None else "part")
+        size, partial = _number(call, "Upload-Length"), concat is not None
+        checksum = _checksum(call.headers.get("Upload-Checksum"))
+        upload = await uploads.create(call.principal, name, size, digest, partial=partial, **where)
+        if _brings_bytes(call) and upload.state is UploadState.RECEIVING and not upload.offset:
+            upload = await uploads.append(call.principal, upload.id, 0, call.chunks, checksum)
+    else:
+        name, parts = metadata.get("filename", ""), _parts(concat)
+        upload = await uploads.concatenate(call.principal, name, parts, concat, digest, **where)
+    return Reply(upload, headers={**_progress(upload), "Location": f"{call.path.rstrip('/')}/{upload.id}"})
+
+
+@route("POST", "registrations", keyed=True)
+async def register_file(call: Call, body: Registration) -> Upload:
+    """Publish a file that lies on storage which the service sees, without sending it.
+
+    For an instrument's agent, and files in the folders that the operators have opened for it. The answer
+    comes once the file has been verified by reading it, and published in the `raw/` of the active experiment.
+    """
+    return await call.service.uploads.register(
         call.principal,
-        metadata.get("filename", ""),
-        size,
-        digests[0] if digests else None,
-        metadata.get("experiment"),
+        body.source,
+        body.filename,
+        body.size,
+        body.digest,
+        body.experiment,
         key=call.headers.get("Idempotency-Key"),
     )
-    return Reply(upload, headers={**_progress(upload), "Location": f"{call.path.rstrip('/')}/{upload.id}"})
 
 
 @route("GET", "uploads/{upload}")
@@ -92,6 +130,8 @@ async def head_upload(call: Call, upload: str) -> Reply[None]:
     """How many bytes have arrived (`Upload-Offset`)."""
     _require_tus(call)
     found = await call.service.uploads.get(call.principal, upload)
+    if found.state is UploadState.FAILED:  # a client that would go on has to begin again
+        raise Gone(f"The upload of {found.path} has failed: {found.error}", "Announce the file again.")
     headers = _progress(found)
     headers.pop("Upload-Expires", None)  # counted from the last byte, whose time is not known here
     return Reply(None, 200, headers)
@@ -109,10 +149,7 @@ async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     The last ones are answered once the file has been verified and published. With `Upload-Checksum`, bytes
     that were damaged on their way are refused (460) and forgotten."""
     _require_tus(call)
-    if call.headers.get("Content-Type") != "application/offset+octet-stream":
-        raise Refusal(
-            415, "The body's type is not application/offset+octet-stream.", "Send it with this type."
-        )
+    _require_bytes(call)
     offset = _number(call, "Upload-Offset")
     checksum = _checksum(call.headers.get("Upload-Checksum"))
     found = await call.service.uploads.append(call.principal, upload, offset, call.chunks, checksum)
@@ -156,9 +193,39 @@ def _require_tus(call: Call) -> None:
 
 def _progress(upload: Upload) -> dict[str, str]:
     headers = {"Upload-Offset": str(upload.offset), "Upload-Length": str(upload.size)}
+    if upload.concat is not None:
+        headers["Upload-Concat"] = upload.concat
     if upload.state is UploadState.RECEIVING:
         headers["Upload-Expires"] = format_datetime(datetime.now(UTC) + EXPIRES, usegmt=True)
     return headers
+
+
+def _require_bytes(call: Call) -> None:
+    if call.headers.get("Content-Type") != "application/offset+octet-stream":
+        raise Refusal(
+            415, "The body's type is not application/offset+octet-stream.", "Send it with this type."
+        )
+
+
+def _brings_bytes(call: Call) -> bool:
+    """Whether an announcement has a body, which is the beginning of the file then."""
+    if call.headers.get("Content-Length", "0") == "0" and "Transfer-Encoding" not in call.headers:
+        return False
+    _require_bytes(call)
+    return True
+
+
+def _parts(concat: str) -> list[str]:
+    """The ids of the uploads that a file is to be put together from."""
+    kind, _, urls = concat.partition(";")
+    ids = [url.rstrip("/").rpartition("/")[2] for url in urls.split()]
+    if kind != "final" or not all(ids) or not ids:
+        raise Refusal(
+            400,
+            f"The Upload-Concat {concat[:60]!r} is not valid.",
+            "Send partial, or final; and the parts' URLs.",
+        )
+    return ids
 
 
 def _number(call: Call, header: str) -> int:

@@ -68,7 +68,7 @@ class Experiments:
         return id_
 
     def change(self, experiment: str, **values: Any) -> None:
-        """Sets columns: title, state, started, ended."""
+        """Sets columns: title, state, started, ended, quota."""
         self._connection.execute(update(experiments).where(experiments.c.id == experiment).values(**values))
 
 

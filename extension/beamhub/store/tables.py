@@ -126,6 +126,7 @@ experiments = Table(
     Column("created", UTCDateTime, nullable=False),
     Column("started", UTCDateTime),
     Column("ended", UTCDateTime),
+    Column("quota", BigInteger),  # bytes; None: as many as the disk holds
 )
 
 members = Table(
@@ -155,6 +156,8 @@ uploads = Table(
     Column("ended", UTCDateTime),
     Column("created_by", String(255), nullable=False),
     Column("frames", Integer),  # in a published detector file; None: it is none, or not yet published
+    Column("source", Text),  # path of a file that was registered in place
+    Column("concat", Text),  # tus: "partial", or "final;" and the uploads it was put together from
     Index("ix_uploads_experiment_path", "experiment", "path"),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from beamhub.schemas import Page, Upload, UploadState
 from beamhub.store.pages import paginate
@@ -14,6 +14,7 @@ from beamhub.store.tables import uploads
 
 PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
 ARRIVED = (*PUBLISHED, UploadState.QUARANTINED)
+PARTIAL = "partial"  # `concat` of an upload that is to become a part of another one
 
 
 class Uploads:
@@ -36,8 +37,8 @@ class Uploads:
         after: str | None,
         limit: int,
     ) -> Page[Upload]:
-        """Newest first."""
-        query = select(uploads)
+        """Newest first, without those that are to become parts of others."""
+        query = select(uploads).where(uploads.c.concat.is_distinct_from(PARTIAL))
         if experiment is not None:
             query = query.where(uploads.c.experiment == experiment)
         if instrument is not None:
@@ -80,6 +81,19 @@ class Uploads:
             uploads.c.frames.is_not(None),
         )
         return {row.path: row.frames for row in self._connection.execute(query)}
+
+    def volume(self, experiment: str) -> int:
+        """Bytes of all that has been published in an experiment or is on its way there."""
+        mine = uploads.c.experiment == experiment
+        of_each = select(func.max(uploads.c.size).label("size")).where(mine, uploads.c.state.in_(PUBLISHED))
+        published = of_each.group_by(uploads.c.path).subquery()  # twins are there only once
+        coming = select(func.sum(uploads.c.size)).where(mine, uploads.c.state == UploadState.RECEIVING)
+        total = select(func.sum(published.c.size))
+        return sum(int(self._connection.scalar(query) or 0) for query in (total, coming))
+
+    def forget(self, ids: Collection[str]) -> int:
+        """Removes uploads that have become parts of another one, or were given up before; how many."""
+        return self._connection.execute(delete(uploads).where(uploads.c.id.in_(ids))).rowcount
 
     def create(self, upload: Upload) -> None:
         self._connection.execute(insert(uploads).values(upload.model_dump(exclude={"offset"})))
