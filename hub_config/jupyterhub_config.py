@@ -16,6 +16,7 @@ site = Site(
     # database_url="postgresql+psycopg://beamhub@/beamhub",
     # cpus=16,
     # profiles=..., slurm=...  # jobs on a cluster: see "Slurm" in docs/operator.md
+    # in_place={"sim-mx": ["/storage/sim-mx"]},  # files there are published without sending them
     # ingest=2,  # processes that take uploads beside the service
 )
 configure(c, site)

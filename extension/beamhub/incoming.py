@@ -77,15 +77,15 @@ class Incoming:
         """The content of an upload's source, a file below `root`: the source itself where it can have a
         second name in the experiment, else the held temporary file with a copy of it.
 
-        Nothing on the way from `root` to the source may be a link. Raises NotFound, Conflict (it is not as
-        long as announced, or changes), DiskFull.
+        Nothing on the way from `root` to the source may be a link. Raises NotFound, ChecksumMismatch (it is
+        not as long as announced, or changes), DiskFull.
         """
         assert upload.source is not None  # noqa: S101
         with folders.open_file(root, PurePosixPath(upload.source).relative_to(root)) as stream:
             source = Source(upload, os.dup(stream.fileno()))
         try:
             if source.size() != upload.size:
-                raise Conflict(
+                raise ChecksumMismatch(
                     f"{upload.source} has {source.size()} bytes, not {upload.size}.", "Register it again."
                 )
             if self._can_be_named(upload, source):
@@ -399,7 +399,7 @@ class Source(Held):
     def seal(self, mode: int) -> None:  # noqa: ARG002 (its owner decides)
         os.fsync(self._descriptor)
         if self._look() != self._stamp:
-            raise Conflict(
+            raise ChecksumMismatch(
                 f"{self.upload.source} changed while it was read.", "Register it again once it is finished."
             )
 
@@ -426,7 +426,7 @@ def _copy(source: int, target: int, size: int, position: int) -> None:
             os.lseek(target, position + done, os.SEEK_SET)
             count = os.sendfile(target, source, done, size - done)
         if count == 0:
-            raise Conflict("A file became shorter while it was copied.", "Try again once it is finished.")
+            raise ChecksumMismatch("A file became shorter while it was copied.", "Try again.")
         done += count
 
 

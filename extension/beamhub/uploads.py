@@ -182,7 +182,7 @@ class Uploads:
 
         It is verified by reading it where it lies, and gets a second name in raw/ (a hard link), or is copied
         there where that can't be. Raises as `create`, and Forbidden (not below a folder that is open for
-        this), NotFound, Conflict (it is not as announced, or has changed), ChecksumMismatch.
+        this), NotFound, ChecksumMismatch (it is not as announced, or has changed).
         """
         where = PurePosixPath(source)
         roots = self._in_place.get(principal.instrument or "", ())
@@ -466,7 +466,7 @@ class Uploads:
         """Verifies and publishes an upload whose bytes have all come. May be repeated."""
         try:
             digest = await self._run(self._incoming.verify, upload, file)
-        except (ChecksumMismatch, Conflict) as error:
+        except ChecksumMismatch as error:
             with contextlib.suppress(Conflict):  # given up meanwhile
                 await self._fail(upload, error.detail, upload.created_by)
             raise

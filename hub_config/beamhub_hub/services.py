@@ -68,6 +68,9 @@ def _settings(site: Site) -> dict[str, str]:
         "BEAMHUB_DATABASE_URL": site.database,
         "BEAMHUB_PROFILES": json.dumps([profile.model_dump() for profile in site.profiles]),
         "BEAMHUB_SLURM": json.dumps(site.slurm),
+        "BEAMHUB_IN_PLACE": json.dumps(
+            {id_: [str(folder.absolute()) for folder in folders] for id_, folders in site.in_place.items()}
+        ),
         **({"BEAMHUB_CPUS": str(site.cpus)} if site.cpus else {}),
     }
 

@@ -55,6 +55,9 @@ class Site(BaseModel):
     ingest: int = Field(0, ge=0, le=16, description="processes that take uploads; 0: the service does")
     ingest_host: str = Field("127.0.0.1", description="where they listen, all on one port; agents may use it")
     ingest_port: Port = 8084
+    in_place: dict[str, list[Path]] = Field(
+        {}, description="folders of an instrument whose files are published where they lie: {instrument: […]}"
+    )
     database_url: str = Field("", description="postgresql+psycopg://…; empty: SQLite in the state folder")
     cpus: int | None = Field(None, ge=1, description="that jobs may use at a time; None: all of the machine")
     profiles: tuple[Profile, ...] = Field(

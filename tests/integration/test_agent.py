@@ -811,3 +811,29 @@ def test_the_agent_imports_nothing_heavy() -> None:
         "traitlets",
         "numba",
     }
+
+
+def test_files_that_the_service_sees_are_published_where_they_lie(
+    own_agent: RunningAgent, tmp_path: Path
+) -> None:
+    agent, service = own_agent, own_agent.service
+    service.settings["in_place"] = {agent.beamtime.instrument: [str(agent.data)]}
+    service.restart()
+    agent.settings["in_place"] = "true"
+    for path in write_dataset(tmp_path, "lyso"):
+        path.rename(agent.data / path.name)
+    agent.start()
+    agent.until_arrived("lyso_master.h5", "lyso_data_000001.h5", "lyso_data_000002.h5")
+    (dataset,) = service.client("ada").datasets(agent.beamtime.experiment)
+    assert (dataset.state, dataset.frames_readable) == (DatasetState.COMPLETE, 4)
+
+    write_large(agent.data / "large.h5")
+    service.kill()
+    service.start()
+    agent.until_arrived("large.h5")
+    agent.assert_all_there_once()
+    raw = service.data_dir / agent.beamtime.experiment / "raw"
+    for upload in service.client("ada").uploads(agent.beamtime.experiment, state=UploadState.COMPLETE):
+        source = agent.data / Path(upload.path).name
+        assert upload.source == str(source)
+        assert (raw / source.name).samefile(source)  # nothing was sent, and nothing copied

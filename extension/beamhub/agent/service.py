@@ -10,7 +10,17 @@ from typing import TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from beamhub.schemas import AgentFiles, AgentOrders, Heartbeat, Instrument, JournalReport, Problem, Upload
+from beamhub.schemas import (
+    AgentFiles,
+    AgentOrders,
+    Heartbeat,
+    Instrument,
+    JournalReport,
+    Problem,
+    Registration,
+    Upload,
+    UploadState,
+)
 from beamhub.text import one_line
 
 from .config import Config, ConfigError
@@ -117,16 +127,46 @@ class Service:
         metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
         headers = {"Upload-Length": str(size), "Upload-Metadata": metadata, "Idempotency-Key": key}
         response = await self._send("POST", "uploads", {**_TUS, **headers})
+        self._raise_unless_begun(response, experiment)
+        # only its path: behind a proxy the service may not know its own outer address, and the token
+        # must not go to any other host
+        location = response.url.join(response.headers.get("Location", "")).raw_path.decode()
+        return location, self._read(Upload, response)
+
+    async def register(
+        self, source: str, name: str, size: int, digest: str, *, experiment: str | None, key: str
+    ) -> None:
+        """Has a file published that the service sees at `source`, too; returns once that is done.
+
+        The rest is as for `create`.
+
+        Raises:
+            RestartError: what the service has read is not what was announced.
+            RefusedError
+        """
+        registration = Registration(
+            source=source, filename=name, size=size, digest=digest, experiment=experiment
+        )
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        content = registration.model_dump_json().encode()
+        response = await self._send("POST", "uploads/in-place", headers, content)
+        if response.status_code in (410, 460):
+            raise RestartError(_reason(response))
+        if response.status_code == 404:
+            raise RefusedError(_reason(response))
+        self._raise_unless_begun(response, experiment)
+        upload = self._read(Upload, response)
+        if upload.state is UploadState.FAILED:  # an earlier attempt with this key
+            raise RestartError(upload.error)
+
+    def _raise_unless_begun(self, response: httpx.Response, experiment: str | None) -> None:
+        """What the answer to an announcement means."""
         paused = response.status_code == 503 and "Retry-After" in response.headers
         if paused or (response.status_code == 409 and not experiment):
             raise UnavailableError(_reason(response), expected=True)
         if response.status_code in (400, 403, 409, 413, 422):
             raise RefusedError(_reason(response))
         self._raise_unless_success(response)
-        # only its path: behind a proxy the service may not know its own outer address, and the token
-        # must not go to any other host
-        location = response.url.join(response.headers.get("Location", "")).raw_path.decode()
-        return location, self._read(Upload, response)
 
     async def upload(self, location: str) -> Upload:
         """How far an upload is. (HEAD would tell no more than the offset, also of one that has failed.)

@@ -335,6 +335,10 @@ class Agent:
                 )
                 key = secrets.token_hex(16)
                 self._journal.hashed(path, digest, key)
+            if item.watch.in_place:
+                name = item.watch.destination(item.name)
+                await self._service.register(path, name, size, digest, experiment=entry.experiment, key=key)
+                return
             if entry.upload:
                 location, upload = entry.upload, await self._service.upload(entry.upload)
             else:

@@ -101,7 +101,7 @@ async def create_upload(call: Call) -> Reply[Upload]:
     return Reply(upload, headers={**_progress(upload), "Location": f"{call.path.rstrip('/')}/{upload.id}"})
 
 
-@route("POST", "registrations", keyed=True)
+@route("POST", "uploads/in-place", keyed=True)
 async def register_file(call: Call, body: Registration) -> Upload:
     """Publish a file that lies on storage which the service sees, without sending it.
 

@@ -34,4 +34,5 @@ c.HubOAuth.cache_max_age = 5  # seconds; who loses access loses it soon, and who
 # the extension finds its folders and its database in the environment by itself
 c.BeamhubApp.cpus = int(os.environ.get("BEAMHUB_CPUS", "0"))
 c.BeamhubApp.profiles = json.loads(os.environ.get("BEAMHUB_PROFILES", "[]"))
+c.BeamhubApp.in_place = json.loads(os.environ.get("BEAMHUB_IN_PLACE", "{}"))
 c.BeamhubApp.slurm = json.loads(os.environ.get("BEAMHUB_SLURM", "{}"))
