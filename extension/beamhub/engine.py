@@ -142,6 +142,12 @@ class Engine:
         if pending:
             await self._store.write(lambda tx: _admit_all(tx, pending))
             _, queued, running = await self._store.read(_waiting)
+        for job in queued:
+            if job.profile.runner not in self._runners:
+                reason = f"There is no runner {job.profile.runner!r} here any more: choose another profile."
+                await self._store.write(
+                    partial(change, job=job, state=JobState.FAILED, actor=SYSTEM, reason=reason)
+                )
         queued = [job for job in queued if job.profile.runner == name]
         queued.sort(key=lambda job: (not job.launched_by.startswith("trigger:"), job.id))
         if runner.cpus is None:

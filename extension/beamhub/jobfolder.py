@@ -39,7 +39,7 @@ MAX_ROWS = 5000  # in one page of a series
 MAX_DIGESTED = 8 * 1024**3  # bytes; larger artifacts are listed without a digest
 MAX_DEPTH = 64  # of folders that are sealed
 ALL = PurePosixPath()
-STARTED = "started"  # an empty file that a node makes before the job's first process
+STARTED = ".started"  # an empty file that a node makes before the job's first process
 
 
 @dataclass(frozen=True)

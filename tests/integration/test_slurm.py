@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub.app import BeamhubApp
 from beamhub.cluster import Cluster
 from beamhub.engine import Engine
 from beamhub.jobs import Jobs
 from beamhub.runners import Runner
 from beamhub.runners.slurm import SlurmRunner, SlurmSettings
 from beamhub.schemas import Job, JobCancel, JobState, LedgerKind, Profile, SlurmOptions
+from beamhub.testing import running_service
 from beamhub.testing_slurm import running_cluster
+from traitlets import TraitError
 
 from tests.integration.test_jobs import ADA, GIB, LABEL, SLEEP, Lab, condition, processes, template
 
@@ -339,8 +342,17 @@ async def test_while_the_controller_is_away_jobs_stay_as_they_are(own_lab: Slurm
     lab.assert_settled(*done)
 
 
-async def test_what_the_controller_has_forgotten_is_found_in_the_jobs_folder(own_lab: SlurmLab) -> None:
-    lab = own_lab
+@pytest.mark.parametrize("record", [True, False], ids=["with accounts", "without accounts"])
+async def test_what_the_controller_has_forgotten_is_found_in_accounts_and_folders(
+    tmp_path: Path, record: bool
+) -> None:
+    with running_cluster(tmp_path / "slurm", record=record) as cluster:
+        lab = SlurmLab(tmp_path, cluster)
+        await forgotten(lab, record=record)
+        await asyncio.to_thread(lab.store.close)
+
+
+async def forgotten(lab: SlurmLab, *, record: bool) -> None:
     template(lab.templates, "count", COUNT)
     template(lab.templates, "wait", WAIT)
     async with lab.running(lab.both()):
@@ -352,13 +364,20 @@ async def test_what_the_controller_has_forgotten_is_found_in_the_jobs_folder(own
     async def written() -> bool:
         return (lab.data_dir / lab.experiment / ended.folder / "result.json").exists()
 
+    number = await lab.number(ended)
+
+    async def completed() -> bool:
+        return "COMPLETED" in await lab.ask("squeue", "-h", "-t", "all", "-o", "%T", "-j", number)
+
     await condition(written)
+    await condition(completed)
     await asyncio.to_thread(lab.cluster.forget)
-    (lab.cluster.folder / "completed.log").unlink(missing_ok=True)
     async with lab.running(lab.both()):
         done, failed = await lab.until(ended), await lab.until(lost)
     assert (done.state, done.reason) == (JobState.FINISHED, "")
     assert done.cpu_seconds > 0
+    if record:
+        assert done.cpu_seconds == await lab.accounted(number)
     assert (failed.state, failed.reason) == (
         JobState.FAILED,
         "Slurm does not know this job any more, and it has left no result.",
@@ -452,6 +471,54 @@ async def test_a_submission_that_seemed_to_fail_is_found_again(lab: SlurmLab) ->
     assert (done.state, done.reason) == (JobState.FINISHED, "")
     assert calls.read_text() == "once\n"
     assert len(await submitted(lab, job)) == 1
+    lab.assert_settled(job)
+
+
+def test_a_service_that_was_killed_finds_its_jobs_on_the_cluster_again(
+    tmp_path: Path, slurm: Cluster
+) -> None:
+    settings = {
+        "profiles": [profile.model_dump() for profile in PROFILES],
+        "slurm": {"conf": str(slurm.conf), "interval": 0.5},
+    }
+    with running_service(tmp_path / "service", **settings) as service:
+        beamtime = service.beamtime()
+        dataset, licence = service.dataset(beamtime), service.licence(beamtime)
+        ada = service.client("ada")
+        job = ada.submit(beamtime.experiment, "echo", dataset.id, sponsor=licence, profile="one")
+        while not ada.job(job.id).reason:  # Slurm has it, as it says
+            assert not ada.job(job.id).state.ended
+        service.kill()
+        service.start()
+        done = ada.wait(job.id)
+        assert (done.state, done.reason) == (JobState.FINISHED, "")
+        assert done.metrics["length"].value == len("hello")
+        paid = service.client("operator").licence(licence)
+        assert (paid.held, paid.charged) == (0, done.cpu_seconds)
+
+
+def test_wrong_settings_are_refused_with_what_is_wrong() -> None:
+    one = PROFILES[0].model_dump()
+    for wrong, what in (
+        ({"profiles": [one | {"cpus": 0}]}, "greater than or equal to 1"),
+        ({"profiles": [one, one]}, "has a name twice: one, one"),
+        ({"profiles": [one | {"slurm": {"partition": "a b"}}]}, "partition"),
+        ({"slurm": {"partition": "day"}}, "partition"),
+        ({"slurm": {"instruments": {"sim-mx": {"reservation": "--all"}}}}, "reservation"),
+    ):
+        with pytest.raises(TraitError, match=what):
+            BeamhubApp(**wrong)
+
+
+async def test_a_job_of_a_cluster_that_is_gone_from_the_configuration_fails(lab: SlurmLab) -> None:
+    template(lab.templates, "try_it", "1")
+    job = await lab.submit("try_it", "one")
+    async with lab.running(lab.engine()):  # on this machine only
+        done = await lab.until(job)
+    assert (done.state, done.reason) == (
+        JobState.FAILED,
+        "There is no runner 'slurm' here any more: choose another profile.",
+    )
     lab.assert_settled(job)
 
 
