@@ -34,6 +34,7 @@ class RunningAgent:
     upload: dict[str, str] = field(default_factory=lambda: {"parallel": "2"})
     tables: str = ""  # more of them
     environment: dict[str, str] = field(default_factory=dict)  # beyond the tests' own
+    url: str = ""  # of the service, if not its own
 
     def __post_init__(self) -> None:
         self.data.mkdir(parents=True)
@@ -59,7 +60,7 @@ class RunningAgent:
             for table in (self.settings, self.upload)
         )
         (self.folder / "sync.toml").write_text(
-            f'[service]\nurl = "{self.service.url}"\ntoken_file = "token"\n'
+            f'[service]\nurl = "{self.url or self.service.url}"\ntoken_file = "token"\n'
             f'[instrument]\nid = "{self.beamtime.instrument}"\n'
             f'[journal]\npath = "journal.sqlite"\n[upload]\n{upload}\n'
             f'[[watch]]\npath = "data"\n{watch}\n{self.tables}'
