@@ -19,6 +19,7 @@ import click
 
 if TYPE_CHECKING:
     from beamhub.client import Client
+    from beamhub.schemas import TriggerTrial
 
 P = ParamSpec("P")
 Columns = dict[str, str | Callable[[Any], Any]]
@@ -194,13 +195,17 @@ def _hours(seconds: int) -> str:
     return f"{seconds / 3600:.2f}"
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"{text!r} is not of the form name=value.")
+    return name, value
+
+
 def _values(pairs: Sequence[str]) -> dict[str, Any]:
     """`name=value` pairs; a value that is JSON is that, anything else is text."""
     values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise click.UsageError(f"{pair!r} is not of the form name=value.")
+    for name, value in map(_pair, pairs):
         try:
             values[name] = jsonlib.loads(value)
         except ValueError:
@@ -510,14 +515,36 @@ def trigger_list(client: Client, instrument: str) -> _Table:
 @trigger.command("create")
 @click.argument("instrument")
 @click.argument("title")
-@click.option("--event", type=click.Choice(["dataset.started", "dataset.complete"]), required=True)
+@click.option(
+    "--event",
+    type=click.Choice(
+        [
+            "dataset.started",
+            "dataset.frames",
+            "dataset.complete",
+            "dataset.incomplete",
+            "job.finished",
+            "external",
+        ]
+    ),
+    required=True,
+)
 @click.option("--pattern", default="*", show_default=True, help="Glob on the dataset's name.")
 @click.option("--kind", type=click.Choice(["rotation", "raster", "still"]), default=None)
 @click.option("--min-frames", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--if", "expression", default="", help="A condition such as 'wavelength < 1.1'.")
+@click.option("--every", type=click.IntRange(1), default=None, help="dataset.frames: so many frames.")
+@click.option("--at", type=click.IntRange(1, 100), multiple=True, help="dataset.frames: per cent.")
+@click.option("--of-template", default=None, help="job.finished: of a job of this template.")
+@click.option("--name", default=None, help="external: what is told.")
 @click.option("--template", "template_name", required=True)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
+@click.option(
+    "--compute", multiple=True, metavar="NAME=EXPRESSION", help="A parameter that is computed each time."
+)
 @click.option("--profile", required=True)
 @click.option("--sponsor", required=True, help="The licence that pays.")
+@click.option("--dry-run", is_flag=True, help="Only show what it would have started on the last datasets.")
 @_connected
 def trigger_create(
     client: Client,
@@ -527,25 +554,66 @@ def trigger_create(
     pattern: str,
     kind: str | None,
     min_frames: int,
+    expression: str,
+    every: int | None,
+    at: tuple[int, ...],
+    of_template: str | None,
+    name: str | None,
     template_name: str,
     settings: tuple[str, ...],
+    compute: tuple[str, ...],
     profile: str,
     sponsor: str,
+    *,
+    dry_run: bool,
 ) -> Any:
     """Add a trigger rule (staff of the instrument)."""
     from beamhub.schemas import DatasetKind, TriggerCondition, TriggerCreate, TriggerEvent
 
+    computed = {key: {"expression": text} for key, text in map(_pair, compute)}
     rule = TriggerCreate(
         title=title,
         event=TriggerEvent(event),
         pattern=pattern,
-        condition=TriggerCondition(kind=DatasetKind(kind) if kind else None, min_frames=min_frames),
+        condition=TriggerCondition(
+            kind=DatasetKind(kind) if kind else None,
+            min_frames=min_frames,
+            expression=expression,
+            every=every,
+            at=list(at),
+            template=of_template,
+            name=name,
+        ),
         template=template_name,
-        parameters=_values(settings),
+        parameters={**_values(settings), **computed},
         profile=profile,
         sponsor=sponsor,
     )
+    if dry_run:
+        return _trials(client.try_out_trigger(instrument, rule))
     return client.create_trigger(instrument, rule)
+
+
+@trigger.command("replay")
+@click.argument("rule", type=int)
+@click.argument("datasets", type=int, nargs=-1, required=True)
+@_connected
+def trigger_replay(client: Client, rule: int, datasets: tuple[int, ...]) -> _Table:
+    """Follow RULE now on DATASETS, as far as it has not been followed there."""
+    return _trials(client.replay_trigger(rule, datasets))
+
+
+def _trials(trials: list[TriggerTrial]) -> _Table:
+    columns: Columns = {
+        "dataset": "dataset",
+        "name": "dataset_name",
+        "when": "time",
+        "starts": "starts",
+        "job": "job",
+        "parameters": "parameters",
+        "why not": "reason",
+    }
+    return _Table(trials, columns, "Nothing that the rule waits for has happened.")
 
 
 @trigger.command("enable")

@@ -68,8 +68,12 @@ from beamhub.schemas import (
     SkipRequest,
     Template,
     Trigger,
+    TriggerCall,
     TriggerChange,
     TriggerCreate,
+    TriggerReplay,
+    TriggerTrial,
+    TriggerTryOut,
     Upload,
     UploadState,
 )
@@ -256,6 +260,23 @@ class Client:
 
     def change_trigger(self, trigger: int, change: TriggerChange) -> Trigger:
         return self._send(Trigger, "PATCH", f"triggers/{trigger}", change)
+
+    def try_out_trigger(
+        self, instrument: str, rule: TriggerCreate, *, datasets: int = 50
+    ) -> list[TriggerTrial]:
+        """What a rule would have made of what has happened to the last datasets."""
+        body = TriggerTryOut(rule=rule, datasets=datasets)
+        path = f"instruments/{_part(instrument)}/triggers/try-out"
+        return self._send(Page[TriggerTrial], "POST", path, body).items
+
+    def replay_trigger(self, trigger: int, datasets: Sequence[int]) -> list[TriggerTrial]:
+        """Follows a rule now on what has happened to these datasets before."""
+        body = TriggerReplay(datasets=list(datasets))
+        return self._send(Page[TriggerTrial], "POST", f"triggers/{trigger}/replay", body).items
+
+    def call_triggers(self, instrument: str, call: TriggerCall) -> Event:
+        """Tells an instrument's rules of something outside."""
+        return self._send(Event, "POST", f"instruments/{_part(instrument)}/triggers/call", call)
 
     def delete_trigger(self, trigger: int) -> None:
         self._call("DELETE", f"triggers/{trigger}")

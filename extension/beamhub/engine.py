@@ -115,8 +115,9 @@ class Engine:
             events = await self._store.read(
                 lambda tx: tx.events.after(max(self._seen, tx.cursors.get(CURSOR)), limit=BATCH)
             )
+            awaited = await self._store.read(lambda tx, events=events: _awaited(tx, events))  # type: ignore[misc]
             for event in events:
-                if event.kind in set(TriggerEvent):
+                if event.id in awaited:
                     await self.handle(event)
                 self._seen = event.id
             if len(events) < BATCH:
@@ -367,6 +368,16 @@ def duration(seconds: int) -> str:
         if seconds % size == 0:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
+
+
+def _awaited(tx: Transaction, events: Sequence[Event]) -> frozenset[int]:
+    """Those of these events that a rule waits for."""
+    kinds = set(TriggerEvent)
+    return frozenset(
+        event.id
+        for event in events
+        if event.kind in kinds and event.instrument and tx.triggers.awaits(event.instrument, event.kind)
+    )
 
 
 def _waiting(tx: Transaction) -> tuple[list[Job], list[Job], list[Job]]:

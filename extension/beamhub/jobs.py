@@ -22,6 +22,7 @@ from beamhub.credits import hold, require_usable, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.jobfolder import JobFolder
+from beamhub.occasions import occasion, past, require_rule, trial
 from beamhub.schemas import (
     Dataset,
     Event,
@@ -36,11 +37,13 @@ from beamhub.schemas import (
     Page,
     Profile,
     SeriesPage,
+    Trigger,
+    TriggerTrial,
 )
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue, Entry
 from beamhub.text import one_line
-from beamhub.triggers import JobRequest, decide
+from beamhub.triggers import JobRequest, Occasion, decide, judge
 
 T = TypeVar("T")
 
@@ -229,25 +232,49 @@ class Jobs:
     def trigger(self, tx: Transaction, event: Event) -> Sequence[Job]:
         """The jobs that the instrument's rules start on this event. A rule that cannot be followed makes a
         job that has failed, so that somebody sees why."""
-        dataset = tx.datasets.get(int(event.subject))
+        found = occasion(tx, event)
         instrument = tx.instruments.get(event.instrument or "")
         experiment = tx.experiments.get(event.experiment or "")
-        if dataset is None or instrument is None or experiment is None:
+        if found is None or instrument is None or experiment is None:
             return []
         if dataset.experiment != experiment.id:  # moved since: its new experiment's people decide
             return []
         if not instrument.automation or experiment.state is ExperimentState.CLOSED:
             return []
-        requests = decide(event, dataset, tx.triggers.enabled(instrument.id))
+        requests = decide(found, tx.triggers.enabled(instrument.id))
         return [
-            self._follow(tx, request, experiment, dataset)
+            self._follow(tx, request, experiment, found.dataset)
             for request in requests
             if not tx.jobs.triggered(request.key)
         ]
 
+    async def replay(self, principal: Principal, rule_id: int, wanted: Sequence[int]) -> Page[TriggerTrial]:
+        """Follows a rule on what has happened to these datasets before, as far as it has not been followed
+        there already."""
+
+        def work(tx: Transaction) -> Page[TriggerTrial]:
+            rule = require_rule(tx, principal, rule_id)
+            occasions = past(tx, rule.instrument, rule.event, datasets=frozenset(wanted))
+            return Page(items=[self._again(tx, rule, one) for one in reversed(occasions)])
+
+        return await self._store.write(work)
+
+    def _again(self, tx: Transaction, rule: Trigger, past: Occasion) -> TriggerTrial:
+        experiment = tx.experiments.get(past.dataset.experiment)
+        outcome = trial(tx, rule, past)
+        request = judge(past, rule)
+        if experiment is None or outcome.job is not None or not isinstance(request, JobRequest):
+            return outcome
+        if experiment.state is ExperimentState.CLOSED:
+            return outcome.model_copy(update={"starts": False, "reason": f"{experiment.id} is closed"})
+        job = self._follow(tx, request, experiment, past.dataset)
+        return outcome.model_copy(update={"job": job.id})
+
     def _follow(self, tx: Transaction, request: JobRequest, experiment: Experiment, dataset: Dataset) -> Job:
         launched_by = f"trigger:{request.rule}"
         try:
+            if request.problem:
+                raise Invalid(request.problem, "Correct the rule.")
             plan = self._plan(request.template, request.parameters, request.profile, request.sponsor, None)
         except BeamhubError as error:
             job = self._insert(
@@ -261,11 +288,20 @@ class Jobs:
                 profile=self._profile(None, request.profile),
                 sponsor=request.sponsor,
                 launched_by=launched_by,
+                parent=request.parent,
                 key=request.key,
             )
             reason = f"The rule that started this job cannot be followed: {error}"
             return _sure(change(tx, job, JobState.FAILED, actor=launched_by, reason=one_line(reason, 2000)))
-        return self._create(tx, experiment, dataset, plan, launched_by=launched_by, key=request.key)
+        return self._create(
+            tx,
+            experiment,
+            dataset,
+            plan,
+            launched_by=launched_by,
+            parent=request.parent,
+            key=request.key,
+        )
 
     def _plan(
         self,

@@ -489,7 +489,11 @@ class Profile(Model):
 
 class TriggerEvent(StrEnum):
     DATASET_STARTED = "dataset.started"
+    DATASET_FRAMES = "dataset.frames"  # more can be read: every so many, or at parts of what was announced
     DATASET_COMPLETE = "dataset.complete"
+    DATASET_INCOMPLETE = "dataset.incomplete"  # stopped early
+    JOB_FINISHED = "job.finished"
+    EXTERNAL = "external"  # told by another program of the facility
 
 
 class Trigger(Model):
@@ -501,7 +505,7 @@ class Trigger(Model):
     title: str
     event: TriggerEvent
     pattern: str  # glob on the dataset's name
-    condition: dict[str, JsonValue]  # {"kind": "rotation", "min_frames": 10}
+    condition: dict[str, JsonValue]  # a TriggerCondition, such as {"kind": "rotation", "min_frames": 10}
     template: str
     parameters: dict[str, JsonValue]
     profile: str
@@ -510,8 +514,19 @@ class Trigger(Model):
 
 
 class TriggerCondition(Request):
+    """What must hold as well, of the dataset and of the event."""
+
     kind: DatasetKind | None = None
     min_frames: int = Field(1, ge=1)
+    expression: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] = Field(
+        "", description="such as `wavelength < 1.1 and frames >= 100` (beamhub.expressions)"
+    )
+    every: int | None = Field(None, ge=1, description="dataset.frames: at every so many frames")
+    at: list[Annotated[int, Field(ge=1, le=100)]] = Field(
+        [], max_length=20, description="dataset.frames: at these per cent of the announced frames"
+    )
+    template: TemplateName | None = Field(None, description="job.finished: of a job of this template")
+    name: Slug | None = Field(None, description="external: of this name")
 
 
 class TriggerCreate(Request):
@@ -536,6 +551,43 @@ class TriggerChange(Request):
     profile: Slug | None = None
     sponsor: Slug | None = None
     enabled: bool | None = None
+
+
+class TriggerTryOut(Request):
+    """A rule that is only tried out, on what has happened to the last datasets."""
+
+    rule: TriggerCreate
+    datasets: int = Field(50, ge=1, le=200, description="how many of the last datasets to look at")
+
+
+class TriggerTrial(Model):
+    """What a rule makes of one occasion: the job that it starts, or why it starts none."""
+
+    experiment: str
+    dataset: int
+    dataset_name: str
+    event: TriggerEvent
+    time: datetime
+    starts: bool
+    reason: str = ""  # why not
+    parameters: dict[str, JsonValue] = {}
+    job: int | None = None  # that was started on this occasion, now or earlier
+
+
+class TriggerReplay(Request):
+    """The datasets to follow a rule on now, as if what has happened to them happened again."""
+
+    datasets: list[BigInt] = Field(min_length=1, max_length=500)
+
+
+class TriggerCall(Request):
+    """Something that another program of the facility tells about a dataset."""
+
+    name: Slug
+    dataset: BigInt
+    values: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")], JsonValue] = Field(
+        {}, max_length=50, description="numbers and texts for expressions, where they are `event.<name>`"
+    )
 
 
 # --- jobs -------------------------------------------------------------------------------------------------

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from typing import Any
 
-from beamhub.schemas import Dataset, DatasetKind, DatasetState, Event, Trigger, TriggerEvent
-from beamhub.triggers import decide
+import pytest
+from beamhub.schemas import (
+    Dataset,
+    DatasetKind,
+    DatasetState,
+    Event,
+    Quantity,
+    Trigger,
+    TriggerEvent,
+)
+from beamhub.triggers import JobRequest, Occasion, decide, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +31,7 @@ RULES = st.lists(
         instrument=INSTRUMENTS,
         version=st.integers(1, 3),
         title=st.just("rule"),
-        event=st.sampled_from(TriggerEvent),
+        event=st.sampled_from([TriggerEvent.DATASET_STARTED, TriggerEvent.DATASET_COMPLETE]),
         pattern=st.text("abc*?_", min_size=1, max_size=4),
         condition=st.fixed_dictionaries(
             {},
@@ -67,7 +78,7 @@ EVENTS = st.builds(
 def test_a_rule_applies_exactly_when_all_of_it_fits(
     event: Event, dataset: Dataset, rules: list[Trigger]
 ) -> None:
-    requests = decide(event, dataset, rules)
+    requests = decide(Occasion(event, dataset), rules)
     asked = [(request.rule, request.key) for request in requests]
     expected = []
     for rule in rules:
@@ -93,11 +104,125 @@ def test_the_same_occasion_has_the_same_key_whenever_it_is_told(
     event: Event, dataset: Dataset, rules: list[Trigger]
 ) -> None:
     again = event.model_copy(update={"id": event.id + 1, "time": datetime.now(UTC)})
-    assert decide(event, dataset, rules) == decide(again, dataset, rules)
+    assert decide(Occasion(event, dataset), rules) == decide(Occasion(again, dataset), rules)
 
 
 @settings(deadline=None)
 @given(EVENTS, DATASETS, RULES)
 def test_rules_do_not_influence_one_another(event: Event, dataset: Dataset, rules: list[Trigger]) -> None:
-    one_by_one = [request for rule in rules for request in decide(event, dataset, [rule])]
-    assert decide(event, dataset, rules) == one_by_one
+    one_by_one = [request for rule in rules for request in decide(Occasion(event, dataset), [rule])]
+    assert decide(Occasion(event, dataset), rules) == one_by_one
+
+
+def rule(event: TriggerEvent, parameters: dict[str, Any] | None = None, **condition: Any) -> Trigger:
+    return Trigger(
+        id=7,
+        instrument="sim-mx",
+        version=2,
+        title="rule",
+        event=event,
+        pattern="*",
+        condition=condition,
+        template="dials",
+        parameters=parameters or {},
+        profile="cpu-1",
+        sponsor="lab",
+        enabled=True,
+    )
+
+
+LYSO = Dataset(
+    id=3,
+    experiment="sim-mx-2030-00001",
+    name="lyso",
+    path="raw/lyso_master.h5",
+    kind=DatasetKind.ROTATION,
+    state=DatasetState.RECEIVING,
+    frames_announced=200,
+    frames_readable=0,
+    shape=(10, 20),
+    metadata={"wavelength": Quantity(value=0.98, unit="angstrom")},
+    created=NOW,
+    ended=None,
+)
+
+
+def occasion(kind: TriggerEvent, **data: Any) -> Occasion:
+    event = Event(
+        id=11,
+        time=NOW,
+        kind=kind,
+        instrument="sim-mx",
+        experiment="sim-mx-2030-00001",
+        subject="3",
+        actor="sim-mx",
+        data=data,
+    )
+    return Occasion(event, LYSO)
+
+
+def key(found: JobRequest | str) -> str:
+    return found.key.rpartition("/")[2] if isinstance(found, JobRequest) else f"no: {found}"
+
+
+def frames(count: int) -> Occasion:
+    return occasion(TriggerEvent.DATASET_FRAMES, frames_readable=count)
+
+
+def test_every_so_many_frames_is_one_occasion_each() -> None:
+    every = rule(TriggerEvent.DATASET_FRAMES, every=50)
+    found = [key(judge(frames(n), every)) for n in (10, 49, 50, 99, 100, 200)]
+    assert found == [*["no: too few frames have arrived"] * 2, "1", "1", "2", "4"]
+
+
+def test_parts_of_what_was_announced() -> None:
+    parts = rule(TriggerEvent.DATASET_FRAMES, at=[25, 50, 100])
+    found = [key(judge(frames(n), parts)) for n in (49, 50, 99, 100, 199, 200)]
+    assert found == ["no: too few frames have arrived", "25%", "25%", "50%", "50%", "100%"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "why_not"),
+    [
+        ("wavelength < 1.1 and frames_announced > 100", ""),
+        ("wavelength > 1.1", "wavelength > 1.1 does not hold"),
+        ("detector_distance > 1", "can't be told: detector_distance is not known"),
+        ("name > 1", "can't be told"),
+    ],
+)
+def test_a_condition_on_metadata(expression: str, why_not: str) -> None:
+    on = TriggerEvent.DATASET_STARTED
+    found = judge(occasion(on), rule(on, expression=expression))
+    assert why_not in found if isinstance(found, str) else not why_not
+
+
+def test_parameters_are_computed() -> None:
+    on = TriggerEvent.DATASET_STARTED
+    wanted: dict[str, Any] = {"last_frame": {"expression": "frames_announced // 2"}, "anomalous": True}
+    found = judge(occasion(on), rule(on, wanted))
+    assert isinstance(found, JobRequest)
+    assert (found.parameters, found.problem) == ({"last_frame": 100, "anomalous": True}, "")
+
+    wanted["last_frame"] = {"expression": "frames / nothing"}
+    found = judge(occasion(on), rule(on, wanted))
+    assert isinstance(found, JobRequest)
+    assert found.problem == "last_frame = frames / nothing can't be computed: nothing is not known"
+
+
+def test_what_comes_from_outside_has_a_name_and_values() -> None:
+    centred = rule(TriggerEvent.EXTERNAL, name="sample-centred", expression="event.quality > 0.5")
+    at_least_one = {"frames_readable": 1}
+
+    def told(name: str, quality: float) -> str:
+        values = {"quality": quality, "odd": [1]}
+        return key(judge(occasion(TriggerEvent.EXTERNAL, name=name, values=values, **at_least_one), centred))
+
+    assert told("sample-centred", 0.9) == "11"
+    assert told("sample-centred", 0.1) == "no: event.quality > 0.5 does not hold"
+    assert told("other", 0.9) == "no: it waits for sample-centred"
+
+
+def test_no_rule_follows_itself() -> None:
+    on = TriggerEvent.DATASET_STARTED
+    assert isinstance(judge(occasion(on), rule(on)), JobRequest)
+    assert isinstance(judge(replace(occasion(on), followed=frozenset({7})), rule(on)), str)

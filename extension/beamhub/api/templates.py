@@ -8,7 +8,21 @@ from pathlib import Path
 from pydantic import Field
 
 from beamhub.api.routes import Call, Paging, page_of, route
-from beamhub.schemas import BigInt, Page, Profile, Request, Template, Trigger, TriggerChange, TriggerCreate
+from beamhub.schemas import (
+    BigInt,
+    Event,
+    Page,
+    Profile,
+    Request,
+    Template,
+    Trigger,
+    TriggerCall,
+    TriggerChange,
+    TriggerCreate,
+    TriggerReplay,
+    TriggerTrial,
+    TriggerTryOut,
+)
 
 
 class TemplateQuery(Request):
@@ -56,6 +70,28 @@ async def list_triggers(call: Call, instrument: str, query: Paging) -> Page[Trig
 async def create_trigger(call: Call, instrument: str, body: TriggerCreate) -> Trigger:
     """Add a trigger rule to an instrument (staff)."""
     return await call.service.rules.create(call.principal, instrument, body)
+
+
+@route("POST", "instruments/{instrument}/triggers/try-out", status=200)
+async def try_out_trigger(call: Call, instrument: str, body: TriggerTryOut) -> Page[TriggerTrial]:
+    """Which jobs this rule would have started on the last datasets, and why none on the others (staff).
+
+    Nothing is started, and the rule is not kept."""
+    return await call.service.rules.try_out(call.principal, instrument, body)
+
+
+@route("POST", "instruments/{instrument}/triggers/call")
+async def call_triggers(call: Call, instrument: str, body: TriggerCall) -> Event:
+    """Tell the instrument's rules that something outside has happened to a dataset (staff, the agent)."""
+    return await call.service.rules.call(call.principal, instrument, body)
+
+
+@route("POST", "triggers/{trigger}/replay")
+async def replay_trigger(call: Call, trigger: BigInt, body: TriggerReplay) -> Page[TriggerTrial]:
+    """Follow a rule now on what has happened to these datasets before (staff).
+
+    What the rule in this version has started already is not started again."""
+    return await call.service.jobs.replay(call.principal, trigger, body.datasets)
 
 
 @route("PATCH", "triggers/{trigger}")

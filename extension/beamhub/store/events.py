@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,6 +47,11 @@ class Events:
             )
         )
         return moment
+
+    def latest_of(self, instrument: str, kind: str, *, limit: int) -> Iterator[Event]:
+        """The events of a kind on an instrument, newest first."""
+        query = select(events).where(events.c.instrument == instrument, events.c.kind == kind)
+        return map(_event, self._connection.execute(query.order_by(events.c.id.desc()).limit(limit)))
 
     def head(self) -> int:
         """The id of the newest event; 0 when there is none."""

@@ -85,9 +85,10 @@ class Jobs:
         row = self._connection.execute(select(jobs).where(jobs.c.id == job)).first()
         return _task(row) if row else None
 
-    def triggered(self, key: str) -> bool:
-        """Whether there is a job with this trigger key already."""
-        return self._connection.scalar(select(jobs.c.id).where(jobs.c.trigger_key == key)) is not None
+    def triggered(self, key: str) -> int | None:
+        """The job with this trigger key, if there is one already."""
+        found: int | None = self._connection.scalar(select(jobs.c.id).where(jobs.c.trigger_key == key))
+        return found
 
     def create(
         self,

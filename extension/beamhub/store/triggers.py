@@ -41,6 +41,16 @@ class Triggers:
         )
         return [_trigger(row) for row in self._connection.execute(query)]
 
+    def awaits(self, instrument: str, event: str) -> bool:
+        """Whether a rule on this instrument waits for events of this kind."""
+        query = select(triggers.c.id).where(
+            triggers.c.instrument == instrument,
+            triggers.c.event == event,
+            triggers.c.deleted.is_(False),
+            triggers.c.enabled.is_(True),
+        )
+        return self._connection.scalar(query.limit(1)) is not None
+
     def create(self, instrument: str, request: TriggerCreate) -> Trigger:
         values = request.model_dump(mode="json")
         row = self._connection.execute(
