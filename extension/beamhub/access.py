@@ -39,7 +39,6 @@ class Action(StrEnum):
     OPEN_SESSION = "session.open"
     UPLOAD_RAW = "raw.upload"
     OPERATE = "instrument.operate"
-    CALL_RULES = "triggers.call"
     SEE_LAB_LICENCES = "licences.read"
     MANAGE_LICENCES = "licences.manage"
     ADMINISTER = "facility.administer"
@@ -50,7 +49,7 @@ Standing = Role | Literal["operator", "instrument"]
 _VIEW = frozenset({Action.READ})
 _WORK = _VIEW | {Action.RUN_JOB, Action.CANCEL_JOB, Action.UPLOAD_SHARED, Action.OPEN_SESSION}
 _LEAD = _WORK | {Action.MANAGE_MEMBERS, Action.EDIT}
-_STAFF = _LEAD | {Action.OPERATE, Action.CALL_RULES, Action.SEE_LAB_LICENCES}
+_STAFF = _LEAD | {Action.OPERATE, Action.SEE_LAB_LICENCES}
 
 PERMISSIONS: Mapping[Standing, frozenset[Action]] = {
     Role.VIEWER: _VIEW,
@@ -58,7 +57,7 @@ PERMISSIONS: Mapping[Standing, frozenset[Action]] = {
     Role.PI: _LEAD,
     Role.STAFF: _STAFF,
     "operator": frozenset(Action) - {Action.UPLOAD_RAW},
-    "instrument": frozenset({Action.UPLOAD_RAW, Action.CALL_RULES}),
+    "instrument": frozenset({Action.UPLOAD_RAW}),
 }
 
 # A closed experiment is read-only; those who look after the instrument can still mend and reopen it.

@@ -112,7 +112,7 @@ class Rules:
         """Something outside has happened to a dataset: rules that wait for it start their jobs."""
 
         def work(tx: Transaction) -> Event:
-            access.require_instrument(tx, principal, instrument, Action.CALL_RULES)
+            access.require_instrument(tx, principal, instrument, Action.OPERATE)
             dataset = tx.datasets.get(request.dataset)
             experiment = tx.experiments.get(dataset.experiment) if dataset else None
             if dataset is None or experiment is None or experiment.instrument != instrument:

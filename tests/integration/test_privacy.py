@@ -22,6 +22,7 @@ from beamhub.testing import TEMPLATE, RunningService, write_dataset
 # what everybody may see who may sign in at all; nothing of it is about an experiment
 OPEN = {
     "get_openapi": 200,
+    "health": 200,
     "me": 200,
     "list_templates": 200,
     "get_template": 200,
@@ -58,6 +59,17 @@ BODIES: Mapping[str, Any] = {
         "sponsor": "SPONSOR",
     },
     "change_trigger": {"enabled": False},
+    "try_out_trigger": {
+        "rule": {
+            "title": "Eve's",
+            "event": "dataset.complete",
+            "template": TEMPLATE,
+            "profile": "cpu-1",
+            "sponsor": "SPONSOR",
+        }
+    },
+    "call_triggers": {"name": "eves-own", "dataset": "DATASET"},
+    "replay_trigger": {"datasets": ["DATASET"]},
     "submit_job": {"template": TEMPLATE, "inputs": ["DATASET"], "sponsor": "SPONSOR"},
     "rerun_job": {},
     "cancel_job": {},

@@ -106,7 +106,7 @@ def test_what_another_program_tells(service: RunningService, beamtime: Beamtime)
     elsewhere = service.beamtime()
     with pytest.raises(ApiError, match="no dataset"):
         service.client("sam").call_triggers(elsewhere.instrument, call)
-    service.agent(beamtime).call_triggers(beamtime.instrument, call)
+    service.client("sam").call_triggers(beamtime.instrument, call)
     [job] = jobs(service.client("ada"), beamtime, 1)
     assert job.parameters == {"word": "robot"}
 

@@ -82,7 +82,7 @@ async def try_out_trigger(call: Call, instrument: str, body: TriggerTryOut) -> P
 
 @route("POST", "instruments/{instrument}/triggers/call")
 async def call_triggers(call: Call, instrument: str, body: TriggerCall) -> Event:
-    """Tell the instrument's rules that something outside has happened to a dataset (staff, the agent)."""
+    """Tell the instrument's rules that something outside has happened to a dataset (staff)."""
     return await call.service.rules.call(call.principal, instrument, body)
 
 
