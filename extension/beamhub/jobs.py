@@ -237,7 +237,7 @@ class Jobs:
         experiment = tx.experiments.get(event.experiment or "")
         if found is None or instrument is None or experiment is None:
             return []
-        if dataset.experiment != experiment.id:  # moved since: its new experiment's people decide
+        if found.dataset.experiment != experiment.id:  # moved since: its new experiment's people decide
             return []
         if not instrument.automation or experiment.state is ExperimentState.CLOSED:
             return []
