@@ -177,5 +177,8 @@ def _centre(dataset: Dataset) -> str:
 
 
 def arrived(dataset: Dataset) -> str:
-    """ "120 of 450 frames" """
+    """ "120 of 450 frames"; of a series, "120 frames so far" and in the end "120 frames" """
+    if dataset.open_ended and dataset.frames_readable == dataset.frames_announced:
+        so_far = " so far" if dataset.state == "receiving" else ""
+        return plural(dataset.frames_announced, "frame") + so_far
     return f"{dataset.frames_readable} of {plural(dataset.frames_announced, 'frame')}"

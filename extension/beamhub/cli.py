@@ -412,6 +412,15 @@ def experiment_datasets(client: Client, experiment: str) -> _Table:
     return _Table(client.datasets(experiment), columns, "No dataset yet.")
 
 
+@experiment.command("end-dataset")
+@click.argument("dataset", type=int)
+@_connected
+def experiment_end_dataset(client: Client, dataset: int) -> str:
+    """Say that no more frames will come of DATASET (its id): jobs that wait for its end start now."""
+    ended = client.end_dataset(dataset)
+    return f"{ended.name} is {ended.state}, with {ended.frames_readable} frames."
+
+
 @experiment.command("files")
 @click.argument("experiment")
 @click.argument("prefix", default="")

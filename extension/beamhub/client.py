@@ -425,6 +425,10 @@ class Client:
     def dataset(self, dataset: int) -> Dataset:
         return self._get(Dataset, f"datasets/{dataset}")
 
+    def end_dataset(self, dataset: int) -> Dataset:
+        """No more frames will come of it."""
+        return self._send(Dataset, "POST", f"datasets/{dataset}/end", None)
+
     def move_dataset(self, dataset: int, experiment: str, reason: str) -> Dataset:
         """Move a dataset with its files to another experiment of the same instrument."""
         body = DatasetMove(experiment=experiment, reason=reason)

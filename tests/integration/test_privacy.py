@@ -46,6 +46,7 @@ BODIES: Mapping[str, Any] = {
     "skip_uploads": {"pattern": "*", "reason": "Eve's"},
     "unskip_uploads": {},
     "release_upload": {"reason": "Eve's"},
+    "end_dataset": None,
     "move_dataset": {"experiment": "mx-1-2026-00002", "reason": "Eve's"},
     "discard_upload": {"reason": "Eve's"},
     "create_experiment": {"instrument": "INSTRUMENT", "title": "Eve's", "pi": "eve"},

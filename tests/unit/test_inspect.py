@@ -70,6 +70,9 @@ def test_master_of_a_rotation(recorded: Path) -> None:
     assert told["omega_start"] == (0, "deg")
     assert told["omega_increment"] == (0.5, "deg")
     assert told["saturation_value"] == (65533, "")
+    assert told["threshold_energy"] == (6200, "eV")
+    assert told["detector_readout_time"] == (1e-7, "s")
+    assert told["source_name"] == ("beamhub simulation", "")
     assert told["description"] == ("DECTRIS tiny (simulated)", "")
 
 
@@ -200,6 +203,33 @@ def virtual_elsewhere_in_the_file(file: h5py.File, pipe: Path) -> None:
     file.require_group("entry/instrument/detector/detectorSpecific").create_virtual_dataset("nimages", layout)
 
 
+def soft_link_to_a_link(file: h5py.File, pipe: Path) -> None:
+    """In two steps, one of them inside the file."""
+    file["away"] = h5py.ExternalLink(str(pipe), "/entry/data/data")
+    entry(file)["data_000001"] = h5py.SoftLink("/away")
+
+
+def virtual_over_its_own_link(file: h5py.File, pipe: Path) -> None:
+    """The virtual dataset names the file itself, where a link leads out."""
+    entry(file)["data_000001"] = h5py.ExternalLink("../elsewhere/secret.h5", "d")
+    layout = h5py.VirtualLayout((4, 5, 5), "u2")
+    layout[0:4] = h5py.VirtualSource(".", "/entry/data/data_000001", (4, 5, 5))
+    entry(file).create_virtual_dataset("data", layout)
+
+
+def mask_in_another_file(file: h5py.File, pipe: Path) -> None:
+    entry(file).create_dataset("data", (4, 5, 5), "u2", chunks=(1, 5, 5))
+    layout = h5py.VirtualLayout((5, 5), "u4")
+    layout[:] = h5py.VirtualSource(str(pipe), "d", (5, 5))
+    file.create_group("entry/instrument/detector").create_virtual_dataset("pixel_mask", layout)
+
+
+def text_in_another_file(file: h5py.File, pipe: Path) -> None:
+    """What would be shown as the sample's name."""
+    entry(file).create_dataset("data", (4, 5, 5), "u2", chunks=(1, 5, 5))
+    file.create_group("entry/sample").create_dataset("name", (1,), "S40", external=[(str(pipe), 0, 40)])
+
+
 def raw_storage(file: h5py.File, pipe: Path) -> None:
     entry(file).create_dataset("data", (4, 5, 5), "u2", external=[(str(pipe), 0, 200)])
 
@@ -220,6 +250,10 @@ HOSTILE = [
     virtual_climbing,
     virtual_open_ended,
     virtual_elsewhere_in_the_file,
+    soft_link_to_a_link,
+    virtual_over_its_own_link,
+    mask_in_another_file,
+    text_in_another_file,
     raw_storage,
     raw_storage_relative,
 ]
@@ -291,6 +325,73 @@ def test_compressed_bomb(tmp_path: Path) -> None:
         beam.create_dataset("incident_wavelength", (2**31,), "f8", chunks=(2**20,), compression="gzip")
     with pytest.raises(HostileFile, match="claims 17179869184 bytes"):
         inspect_master(path, tmp_path)
+
+
+@pytest.mark.parametrize(("images", "triggers"), [(2**63, 1), (2**32, 2**31), (10**7, 2)])
+def test_numbers_of_frames_that_nobody_takes(tmp_path: Path, images: int, triggers: int) -> None:
+    path = tmp_path / "x_master.h5"
+    with h5py.File(path, "w") as file:
+        specific = file.create_group("entry/instrument/detector/detectorSpecific")
+        specific["nimages"], specific["ntrigger"] = np.uint64(images), np.uint64(triggers)
+        specific["x_pixels_in_detector"] = specific["y_pixels_in_detector"] = 5
+        entry(file)["data_000001"] = h5py.ExternalLink("x_data_000001.h5", DATA)
+    with pytest.raises(HostileFile, match="claims"):
+        inspect_master(path, tmp_path)
+
+
+def test_a_maze_of_groups(tmp_path: Path) -> None:
+    """Deeper than any recursion, each group holding the way back."""
+    path = tmp_path / "x_master.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        here = file["/"]
+        for _ in range(2000):
+            here["back"] = file["/"]
+            here = here.create_group("on")
+        here["out"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(HostileFile, match="only files in its own folder"):
+        inspect_master(path, tmp_path)
+
+
+def test_more_sources_than_any_acquisition_has(tmp_path: Path) -> None:
+    path = tmp_path / "x_master.h5"
+    with h5py.File(path, "w", libver=LIBVER) as file:
+        layout = h5py.VirtualLayout((20_001, 1, 1), "u2")
+        for number in range(20_001):
+            layout[number] = h5py.VirtualSource(f"{number}.h5", "d", (1, 1))
+        entry(file).create_virtual_dataset("data", layout)
+    with pytest.raises(HostileFile, match="more than 20000 data files"):
+        inspect_master(path, tmp_path)
+
+
+async def test_an_attribute_of_half_a_gigabyte(tmp_path: Path) -> None:
+    """It doesn't fit into the child's memory, and nobody needs it: the rest is told."""
+    path = tmp_path / "x_master.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset(DATA, (1, 5, 5), "u2", chunks=(1, 5, 5))
+        distance = file.create_dataset("entry/instrument/detector/distance", data=0.1)
+        distance.attrs.create("units", np.zeros(1 << 26, "S8"))
+    modest = Inspector(memory=400 << 20)
+    info = (await look(modest, path)).info
+    await modest.close()
+    assert info is not None
+    assert info.metadata["detector_distance"].value == 0.1
+
+
+@pytest.mark.parametrize("axis", ["phi", "chi", "kappa"])
+def test_a_sample_may_turn_about_any_axis(tmp_path: Path, axis: str) -> None:
+    path = tmp_path / "x_master.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(DATA, (3, 5, 5), "u2", chunks=(1, 5, 5))
+        file["entry/sample/goniometer/omega"] = [90.0, 90.0, 90.0]
+        file[f"entry/sample/goniometer/{axis}"] = np.radians([10, 10.5, 11])
+        file[f"entry/sample/goniometer/{axis}"].attrs["units"] = "rad"
+    info = inspect_master(path, tmp_path)
+    told = {name: quantity.value for name, quantity in info.metadata.items()}
+    assert info.kind is DatasetKind.ROTATION
+    assert told["omega_start"] == 90
+    assert told[f"{axis}_start"] == pytest.approx(10)
+    assert told[f"{axis}_increment"] == pytest.approx(0.5)
+    assert info.metadata[f"{axis}_start"].unit == "deg"
 
 
 def test_symbolic_links_and_special_files(tmp_path: Path, recorded: Path, outside: Path) -> None:

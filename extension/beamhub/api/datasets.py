@@ -67,6 +67,12 @@ def _npy(array: np.ndarray[Any, np.dtype[Any]]) -> bytes:
     return buffer.getvalue()
 
 
+@route("POST", "datasets/{dataset}/end", status=200)
+async def end_dataset(call: Call, dataset: BigInt) -> Dataset:
+    """Say that no more frames will come of a dataset (staff): what waits for its end goes on now."""
+    return await call.service.datasets.end(call.principal, dataset)
+
+
 @route("POST", "datasets/{dataset}/move", status=200)
 async def move_dataset(call: Call, dataset: BigInt, body: DatasetMove) -> Dataset:
     """Move a dataset with its files to another experiment of the same instrument (staff)."""

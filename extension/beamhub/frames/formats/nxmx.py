@@ -10,6 +10,7 @@ are read.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import re
@@ -118,10 +119,22 @@ _METADATA: dict[str, tuple[str, tuple[str, ...]]] = {
             f"{SPECIFIC}/countrate_correction_count_cutoff",
         ),
     ),
+    "underload_value": ("", (f"{DETECTOR}/underload_value",)),
     "bit_depth_image": ("", (f"{DETECTOR}/bit_depth_image",)),
+    "bit_depth_readout": ("", (f"{DETECTOR}/bit_depth_readout",)),
+    "detector_readout_time": ("s", (f"{DETECTOR}/detector_readout_time",)),
+    "threshold_energy": ("eV", (f"{DETECTOR}/threshold_energy",)),
+    "gain_setting": ("", (f"{DETECTOR}/gain_setting",)),
+    "detector_number": ("", (f"{DETECTOR}/detector_number", f"{DETECTOR}/serial_number")),
+    "total_flux": ("Hz", (f"{INSTRUMENT}/beam/total_flux", f"{SAMPLE}/beam/total_flux")),
+    "attenuator_transmission": ("", (f"{INSTRUMENT}/attenuator/attenuator_transmission",)),
     "sample_name": ("", (f"{SAMPLE}/name",)),
+    "instrument_name": ("", (f"{INSTRUMENT}/name",)),
+    "source_name": ("", ("/entry/source/name",)),
+    "start_time": ("", ("/entry/start_time",)),
 }
-_OMEGA = (f"{SAMPLE}/transformations/omega", f"{SAMPLE}/goniometer/omega")
+_AXES = ("omega", "phi", "chi", "kappa")  # that a sample may turn about
+_ANGLES = (f"{SAMPLE}/transformations", f"{SAMPLE}/goniometer")
 _GRID = (f"{SAMPLE}/transformations/grid_y", f"{SAMPLE}/transformations/grid_x")  # rows, columns
 _FACTORS = {
     ("mm", "m"): 1e-3,
@@ -343,21 +356,30 @@ def _scan(file: h5py.File, name: str, frames: int) -> tuple[DatasetKind, dict[st
             "grid_rows": Quantity(value=rows),
             "grid_columns": Quantity(value=columns),
         }
-    for place in _OMEGA:
-        omega = hdf5.value(file, place, name)
-        if omega is None or np.asarray(omega).dtype.kind not in "fiu" or np.size(omega) == 0:
+    stood: dict[str, Quantity] = {}
+    for axis, place in itertools.product(_AXES, _ANGLES):
+        angles = _angles(file, f"{place}/{axis}", name)
+        if angles is None:
             continue
-        angles = np.asarray(omega, float).reshape(-1)
-        angles = angles * _FACTORS.get((hdf5.unit(file, place, name), "deg"), 1)
         increment = float(angles[1] - angles[0]) if len(angles) > 1 else 0.0
-        if not (math.isfinite(angles[0]) and math.isfinite(increment)):
-            continue
         found = {
-            "omega_start": Quantity(value=float(angles[0]), unit="deg"),
-            "omega_increment": Quantity(value=round(increment, 9), unit="deg"),
+            f"{axis}_start": Quantity(value=float(angles[0]), unit="deg"),
+            f"{axis}_increment": Quantity(value=round(increment, 9), unit="deg"),
         }
-        return (DatasetKind.ROTATION if increment else DatasetKind.STILL), found
-    return DatasetKind.STILL, {}
+        if increment:
+            return DatasetKind.ROTATION, stood | found
+        stood = found | stood
+    return DatasetKind.STILL, stood
+
+
+def _angles(file: h5py.File, place: str, name: str) -> NDArray[np.float64] | None:
+    """The positions of an axis at the beginning of each frame, in degrees; None if they are not told."""
+    told = hdf5.value(file, place, name)
+    if told is None or np.asarray(told).dtype.kind not in "fiu" or np.size(told) == 0:
+        return None
+    angles: NDArray[np.float64] = np.asarray(told, float).reshape(-1)
+    angles = angles * _FACTORS.get((hdf5.unit(file, place, name), "deg"), 1)
+    return angles if np.isfinite(angles[:2]).all() else None
 
 
 def _distinct(positions: Any, frames: int) -> int:
