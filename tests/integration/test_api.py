@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from beamhub.client import ApiError, Client, Unreachable
+from beamhub.frames.reader import open_dataset
 from beamhub.schemas import (
     ExperimentChange,
     ExperimentState,
@@ -25,6 +26,8 @@ from beamhub.schemas import (
     TriggerEvent,
     UploadState,
 )
+from beamhub.simulation.acquisition import PILATUS, Acquisition
+from beamhub.simulation.detector import VirtualPilatus
 from beamhub.testing import TEMPLATE, Beamtime, RunningService
 
 
@@ -380,6 +383,42 @@ def test_datasets_and_frames(service: RunningService) -> None:
 
 
 # --- templates, triggers, jobs, licences ---------------------------------------------------------------
+
+
+def test_a_series_of_cbf_files(service: RunningService, tmp_path: Path) -> None:
+    """Sent by the agent, looked at by its members while it grows, ended by the staff, followed by a job."""
+    mine = service.beamtime()
+    ada, sam, agent = service.client("ada"), service.client("sam"), service.agent(mine)
+    sponsor = service.licence(mine)
+    sam.create_trigger(
+        mine.instrument,
+        TriggerCreate(
+            title="At the end",
+            event=TriggerEvent.DATASET_COMPLETE,
+            template=TEMPLATE,
+            profile="cpu-1",
+            sponsor=sponsor,
+        ),
+    )
+    scan = Acquisition(PILATUS["300K"], 3, distance=0.1, dtype="uint32")
+    detector = VirtualPilatus(tmp_path, "pil", scan, rate=1000)
+    detector.run()
+    here = open_dataset(detector.dataset)
+    for number in (1, 2, 3):
+        agent.upload(detector.frame_file(number))
+        (dataset,) = ada.datasets(mine.experiment)
+        assert (dataset.frames_readable, dataset.state) == (number, "receiving")
+        assert np.array_equal(ada.frame(dataset.id, number), here.frame(number - 1))
+    assert (dataset.name, dataset.format, dataset.open_ended) == ("pil", "cbf", True)
+    assert ada.frame(dataset.id, 2, bin=4).shape == (155, 122)
+    assert ada.frame_png(dataset.id, 3).startswith(b"\x89PNG")
+    with pytest.raises(ApiError) as error:
+        ada.end_dataset(dataset.id)
+    refused(error, 403)
+    assert sam.end_dataset(dataset.id).state == "complete"
+    events = ada.events(mine.experiment, last_id=0)
+    job = next(event for event in events if event.kind == "job.created").subject
+    assert ada.wait(int(job), timeout=120).inputs[0].id == dataset.id
 
 
 def test_templates_and_profiles(ada: Client) -> None:

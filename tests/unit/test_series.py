@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,6 +95,11 @@ def test_a_file_of_a_series_leads_to_its_dataset_and_back(name: str) -> None:
         digits = re.search(r"#+(?=\.)", part.dataset)
         assert digits is not None
         assert name == re.sub(r"#+(?=\.\w+$)", f"{part.number:0{len(digits[0])}}", part.dataset)
+
+
+def test_the_service_does_not_import_what_reads_images() -> None:
+    code = "import sys, beamhub.app, beamhub.uploads; sys.exit(any('fabio' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- what a PILATUS writes ----------------------------------------------------------------------------------

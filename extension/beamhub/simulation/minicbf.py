@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fabio.compression import compByteOffset
 from numpy.typing import NDArray
 
 from beamhub.simulation.acquisition import GAP, Acquisition
@@ -27,6 +26,8 @@ def write_frame(path: Path, scan: Acquisition, index: int, image: NDArray[Any], 
         image: its counts; what they are in masked pixels doesn't matter.
         period: seconds from frame to frame.
     """
+    from fabio.compression import compByteOffset  # an EIGER needs none of it
+
     counts = np.minimum(image.astype(np.int64), COUNT_CUTOFF).astype(np.int32)
     counts[scan.mask != 0] = -2
     counts[scan.mask & GAP != 0] = -1
