@@ -32,6 +32,7 @@ from beamhub.engine import Engine
 from beamhub.errors import BeamhubError
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
+from beamhub.finalisations import Finalisations
 from beamhub.frames import picture
 from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
@@ -221,6 +222,7 @@ class BeamhubApp(ExtensionApp):
             orders=Orders(store, live),
             quarantine=Quarantine(store, data_dir),
             moves=Moves(store, data_dir),
+            finalisations=Finalisations(store, live, data_dir),
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
@@ -235,6 +237,7 @@ class BeamhubApp(ExtensionApp):
         else:
             await self.service.quarantine.recover()
             await self.service.moves.recover()
+            await self.service.finalisations.recover()
             self._run(self._engine.run_forever(), "the job engine")
             if self.warm:
                 self._tasks.append(asyncio.create_task(self._warm()))
@@ -286,6 +289,7 @@ class BeamhubApp(ExtensionApp):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.service.finalisations.close()
         await self.service.uploads.close()
         await self._inspector.close()
         await asyncio.to_thread(self.service.store.close)

@@ -42,6 +42,8 @@ from beamhub.schemas import (
     ExperimentState,
     File,
     FilesChoice,
+    Finalisation,
+    FinaliseRequest,
     Grant,
     Health,
     Heartbeat,
@@ -298,6 +300,15 @@ class Client:
 
     def change_experiment(self, experiment: str, change: ExperimentChange) -> Experiment:
         return self._send(Experiment, "PATCH", f"experiments/{_part(experiment)}", change)
+
+    def finalise(self, experiment: str, *, force: bool = False, reason: str = "") -> Finalisation:
+        """Begin to check that all raw data have arrived, and to sign off a manifest."""
+        body = FinaliseRequest(force=force, reason=reason)
+        return self._send(Finalisation, "POST", f"experiments/{_part(experiment)}/finalise", body)
+
+    def finalisation(self, experiment: str) -> Finalisation:
+        """How far that is, and what speaks against it."""
+        return self._get(Finalisation, f"experiments/{_part(experiment)}/finalisation")
 
     def members(self, experiment: str) -> list[Member]:
         return self._list(Member, f"experiments/{_part(experiment)}/members")

@@ -300,6 +300,14 @@ class Experiments:
         return experiment.model_copy(update={"folder": str(self._data_dir / experiment.id)})
 
 
+def end_beamtime(tx: Transaction, principal: Principal, experiment: Experiment) -> None:
+    """A running experiment is only processed from now on: nothing more arrives from its instrument."""
+    if experiment.active:
+        _deactivate(tx, principal, experiment)
+    tx.experiments.change(experiment.id, state=State.PROCESSING, **_moments(experiment, State.PROCESSING))
+    _emit(tx, principal, experiment, "experiment.changed", data={"state": State.PROCESSING})
+
+
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -336,6 +344,7 @@ def _activate(tx: Transaction, principal: Principal, instrument: Instrument, id_
     if experiment is None:
         return
     tx.instruments.change(instrument.id, active_experiment=experiment.id)
+    tx.finalisations.outdate(experiment.id, f"{experiment.id} has been active again.")
     if experiment.state is not State.RUNNING:
         tx.experiments.change(experiment.id, state=State.RUNNING, **_moments(experiment, State.RUNNING))
         _emit(tx, principal, experiment, "experiment.changed", data={"state": State.RUNNING})

@@ -21,6 +21,7 @@ from beamhub.events import emit
 from beamhub.incoming import MAX_VERSIONS
 from beamhub.schemas import Dataset, DatasetState, Experiment, ExperimentState
 from beamhub.store import Store, Transaction
+from beamhub.store.finalisations import GOING
 from beamhub.store.moves import Move
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,10 @@ def _check(tx: Transaction, dataset: Dataset, source: Experiment, target: Experi
         )
     if target.state is ExperimentState.CLOSED:
         raise Conflict(f"{target.id} is closed.", "Reopen it first (state: processing).")
+    for experiment in (source, target):
+        found = tx.finalisations.get(experiment.id)
+        if found and found.state in GOING:
+            raise Conflict(f"{experiment.id} is being finalised.", "Wait until that has ended.")
     if dataset.state is DatasetState.RECEIVING:
         raise Conflict(f"{dataset.name} is still being received.", "Wait until it has ended, or end it.")
     if jobs := tx.jobs.unfinished(dataset.id):
@@ -185,6 +190,7 @@ def _commit(tx: Transaction, move: Move) -> None:
                 "reason": move.reason,
             },
         )
+        tx.finalisations.outdate(experiment_id, f"{name} has been moved from {move.source} to {move.target}.")
     tx.moves.commit(dataset.id)
 
 

@@ -55,6 +55,7 @@ class Quarantine:
                 note = f"{upload.error} (released from quarantine by {principal.name}: {reason})"
                 version = paths.index(path) + 1
                 tx.uploads.end(id_, UploadState.COMPLETE, path=path, version=version, error=note)
+                tx.finalisations.outdate(upload.experiment, f"{path} has been released from quarantine.")
                 _emit(tx, principal, upload, "file.released", path, reason)
                 return tx.uploads.get(id_) or upload
 

@@ -48,6 +48,7 @@ BODIES: Mapping[str, Any] = {
     "release_upload": {"reason": "Eve's"},
     "end_dataset": None,
     "move_dataset": {"experiment": "mx-1-2026-00002", "reason": "Eve's"},
+    "finalise_experiment": {"force": True, "reason": "Eve's"},
     "discard_upload": {"reason": "Eve's"},
     "create_experiment": {"instrument": "INSTRUMENT", "title": "Eve's", "pi": "eve"},
     "change_experiment": {"title": "Eve's"},

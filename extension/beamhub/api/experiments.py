@@ -13,6 +13,8 @@ from beamhub.schemas import (
     ExperimentCreate,
     ExperimentState,
     File,
+    Finalisation,
+    FinaliseRequest,
     Licence,
     Member,
     MemberCreate,
@@ -89,3 +91,18 @@ async def list_sponsors(call: Call, experiment: str, query: Paging) -> Page[Lice
     """The licences that may pay for jobs which the caller starts in this experiment."""
     found = await call.service.licences.sponsors(call.principal, experiment)
     return page_of(found, query, lambda licence: licence.id)
+
+
+@route("POST", "experiments/{experiment}/finalise")
+async def finalise_experiment(call: Call, experiment: str, body: FinaliseRequest) -> Finalisation:
+    """Check that all raw data have arrived, and sign off a manifest, `sha256sums` (staff).
+
+    This goes on in the background: see `finalisation`. Differences block it unless it is forced.
+    """
+    return await call.service.finalisations.begin(call.principal, experiment, body)
+
+
+@route("GET", "experiments/{experiment}/finalisation")
+async def get_finalisation(call: Call, experiment: str) -> Finalisation:
+    """Whether an experiment has been signed off, and what speaks against it."""
+    return await call.service.finalisations.get(call.principal, experiment)

@@ -9,6 +9,7 @@ from beamhub.datasets import Datasets
 from beamhub.engine import Engine
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
+from beamhub.finalisations import Finalisations
 from beamhub.jobs import Jobs
 from beamhub.moves import Moves
 from beamhub.orders import Orders
@@ -37,3 +38,4 @@ class Service:
     orders: Orders
     quarantine: Quarantine
     moves: Moves
+    finalisations: Finalisations

@@ -26,6 +26,7 @@ from beamhub.errors import BeamhubError
 from beamhub.store.datasets import Datasets
 from beamhub.store.events import Cursors, Events
 from beamhub.store.experiments import Experiments, Members
+from beamhub.store.finalisations import Finalisations
 from beamhub.store.idempotency import Idempotency
 from beamhub.store.instruments import Instruments
 from beamhub.store.jobs import Jobs
@@ -55,6 +56,7 @@ class Transaction:
         self.uploads = Uploads(connection)
         self.datasets = Datasets(connection)
         self.moves = Moves(connection)
+        self.finalisations = Finalisations(connection)
         self.triggers = Triggers(connection)
         self.jobs = Jobs(connection)
         self.licences = Licences(connection)

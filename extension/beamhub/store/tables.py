@@ -129,6 +129,29 @@ experiments = Table(
     Column("quota", BigInteger),  # bytes; None: as many as the disk holds
 )
 
+finalisations = Table(
+    "finalisations",
+    metadata,
+    Column("experiment", ForeignKey("experiments.id"), primary_key=True),
+    Column("state", String(20), nullable=False),
+    Column("command", ForeignKey("commands.id")),  # that asks the agent; None: there is none to ask
+    Column("differences", JSON, nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created", UTCDateTime, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("ended", UTCDateTime),
+)
+
+# what a finalisation has computed so far
+checksums = Table(
+    "checksums",
+    metadata,
+    Column("experiment", ForeignKey("experiments.id"), primary_key=True),
+    Column("path", String(1000), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+)
+
 members = Table(
     "members",
     metadata,

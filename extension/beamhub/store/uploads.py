@@ -63,6 +63,19 @@ class Uploads:
         query = query.order_by(uploads.c.ended)
         return {row.path: _upload(row) for row in self._connection.execute(query)}
 
+    def of(self, experiment: str) -> Sequence[Upload]:
+        """All that are on their way to this experiment or have arrived there."""
+        query = select(uploads).where(uploads.c.experiment == experiment)
+        query = query.where(uploads.c.state.in_((*ARRIVED, UploadState.RECEIVING)))
+        return [_upload(row) for row in self._connection.execute(query.order_by(uploads.c.ended))]
+
+    def arrived(self, instrument: str, digest: str) -> bool:
+        """Whether a file with this content has been published in any experiment of this instrument."""
+        query = select(uploads.c.id).where(
+            uploads.c.instrument == instrument, uploads.c.digest == digest, uploads.c.state.in_(PUBLISHED)
+        )
+        return self._connection.scalar(query) is not None
+
     def quarantined(self, experiment: str, paths: Collection[str]) -> Sequence[Upload]:
         """What was to come to these paths, and is in quarantine."""
         query = select(uploads).where(

@@ -1,0 +1,170 @@
+"""An experiment is signed off when all has arrived, with a manifest that anybody can check."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from beamhub.client import ApiError, Client
+from beamhub.schemas import ExperimentState, Finalisation, FinalisationState, UploadState
+from beamhub.testing import RunningService, write_dataset
+
+from tests.integration.test_agent import PATIENCE, RunningAgent
+from tests.integration.test_move import FILES
+from tests.unit.test_quarantine import EVIL
+
+State = FinalisationState
+GOING = (State.CHECKING, State.HASHING)
+
+
+@pytest.fixture
+def agent(service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
+    agent = RunningAgent(tmp_path / "agent", service, service.beamtime())
+    yield agent
+    if agent.process is not None:
+        agent.kill()
+
+
+@pytest.fixture
+def sam(service: RunningService) -> Client:
+    return service.client("sam")
+
+
+def ended(sam: Client, experiment: str) -> Finalisation:
+    deadline = time.monotonic() + PATIENCE
+    while (found := sam.finalisation(experiment)).state in GOING:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+def checked(folder: Path) -> str:
+    """What coreutils say of the manifest."""
+    command = ["sha256sum", "--check", "--strict", "sha256sums"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_all_has_arrived(agent: RunningAgent, sam: Client) -> None:
+    experiment, instrument = agent.beamtime.experiment, agent.beamtime.instrument
+    folder = agent.service.data_dir / experiment
+    agent.start()
+    for path in write_dataset(agent.folder, "lyso"):
+        path.rename(agent.data / path.name)
+    (agent.data / "Notes: α, 100 %.txt").write_text("settled")
+    (agent.data / "bad").write_text("not wanted")
+    agent.until_arrived(*FILES, "Notes: α, 100 %.txt", "bad")
+
+    sam.finalise(experiment)
+    assert ended(sam, experiment).state is State.DONE
+    assert checked(folder).splitlines() == [
+        f"raw/{name}: OK" for name in sorted([*FILES, "Notes: α, 100 %.txt", "bad"])
+    ]
+    about = json.loads((folder / "sha256sums.json").read_text())
+    assert (about["signed_off_by"], about["files"], about["differences"]) == ("sam", 5, [])
+    assert (folder / "sha256sums").stat().st_mode & 0o777 == 0o440
+    assert sam.experiment(experiment).state is ExperimentState.PROCESSING
+    assert sam.instrument(instrument).active_experiment is None
+    kinds = [event.kind for event in sam.past_events(experiment)]
+    assert kinds[-1] == "experiment.finalised"
+    assert agent.service.client("ada").finalisation(experiment).progress == 1.0
+
+    sam.activate(instrument, experiment)
+    assert sam.finalisation(experiment).state is State.OUTDATED
+
+
+def test_what_the_agent_still_has_blocks_unless_it_is_forced(agent: RunningAgent, sam: Client) -> None:
+    experiment, instrument = agent.beamtime.experiment, agent.beamtime.instrument
+    agent.start()
+    (agent.data / "sent").write_text("sent")
+    agent.until_arrived("sent")
+    sam.pause_uploads(instrument, "vacuum")
+    for name in ("late", "unwanted"):
+        (agent.data / name).write_text(name)
+    agent.until(lambda: agent.status is not None and agent.status.queued_files == 2)
+    sam.skip_uploads(instrument, ["unwanted"], reason="a test")
+
+    sam.finalise(experiment)
+    blocked = ended(sam, experiment)
+    assert (blocked.state, blocked.differences) == (State.BLOCKED, ["raw/late has not been sent yet."])
+    assert sam.experiment(experiment).active
+    assert not (agent.service.data_dir / experiment / "sha256sums").exists()
+    with pytest.raises(ValueError, match="say why"):
+        sam.finalise(experiment, force=True)
+    sam.finalise(experiment, force=True, reason="the late one is known")
+    forced = ended(sam, experiment)
+    assert (forced.state, forced.forced, forced.differences) == (State.DONE, True, blocked.differences)
+    assert checked(agent.service.data_dir / experiment) == "raw/sent: OK\n"
+    with pytest.raises(ApiError):
+        agent.service.client("ada").finalise(experiment)
+
+
+def test_an_agent_that_does_not_answer_blocks(agent: RunningAgent, sam: Client) -> None:
+    agent.start()
+    agent.until(lambda: agent.status is not None)
+    agent.kill()
+    sam.finalise(agent.beamtime.experiment)
+    blocked = ended(sam, agent.beamtime.experiment)
+    assert blocked.state is State.BLOCKED
+    assert "has not told what it knows" in blocked.differences[0]
+
+
+def test_what_does_not_fit_is_told_in_plain_words(service: RunningService, tmp_path: Path) -> None:
+    beamtime, sam = service.beamtime(), service.client("sam")
+    raw = service.data_dir / beamtime.experiment / "raw"
+    device = service.agent(beamtime)
+    for name in ("gone", "cut", "fine"):
+        (tmp_path / name).write_text(name)
+        device.upload(tmp_path / name)
+    (tmp_path / "evil_data_000001.h5").write_bytes(EVIL)
+    evil = device.upload(tmp_path / "evil_data_000001.h5")
+    assert evil.state is UploadState.QUARANTINED
+    (raw / "gone").unlink()
+    (raw / "cut").chmod(0o600)
+    os.truncate(raw / "cut", 1)
+    (raw / "stray").write_text("from nowhere")
+    sam.finalise(beamtime.experiment)
+    assert ended(sam, beamtime.experiment).differences == [
+        f"raw/evil_data_000001.h5 is in quarantine: {evil.error}.",
+        "raw/cut has 1 bytes on the disk, not 3.",
+        "raw/gone has arrived, and is gone from the disk.",
+        "raw/stray is on the disk, and no upload has brought it.",
+    ]
+
+
+def test_what_has_been_moved_is_not_missing(agent: RunningAgent, sam: Client) -> None:
+    experiment = agent.beamtime.experiment
+    agent.start()
+    for path in write_dataset(agent.folder, "lyso"):
+        path.rename(agent.data / path.name)
+    agent.until_arrived(*FILES)
+    (dataset,) = sam.datasets(experiment)
+    right = sam.create_experiment(agent.beamtime.instrument, "The right one", pi="ben").id
+    sam.move_dataset(dataset.id, right, "wrong sample")
+    sam.finalise(experiment)
+    assert ended(sam, experiment).state is State.DONE
+    assert (agent.service.data_dir / experiment / "sha256sums").read_text() == ""
+    sam.move_dataset(dataset.id, experiment, "it was right")
+    assert sam.finalisation(experiment).state is State.OUTDATED
+
+
+def test_kills_while_it_is_signed_off(own_service: RunningService, tmp_path: Path) -> None:
+    beamtime, sam = own_service.beamtime(), own_service.client("sam")
+    raw = own_service.data_dir / beamtime.experiment / "raw"
+    block = os.urandom(2**20)
+    for number in range(8):  # that no upload has brought: their digests have to be computed
+        (raw / f"{number}").write_bytes(block * (number + 1) * 4)
+    sam.finalise(beamtime.experiment, force=True, reason="copied by hand")
+    for kill in range(4):
+        time.sleep(0.04 * kill)
+        own_service.kill()
+        own_service.start()
+    assert ended(sam, beamtime.experiment).state is State.DONE
+    assert checked(raw.parent).count(": OK") == 8
+    assert [path.name for path in raw.parent.glob(".sha256sums*")] == []
+    kinds = [event.kind for event in sam.past_events(beamtime.experiment)]
+    assert kinds.count("experiment.finalised") == 1
