@@ -33,6 +33,7 @@ from beamhub.schemas import (
     AgentFile,
     AgentOrders,
     Because,
+    Comparison,
     Dataset,
     DatasetMove,
     Event,
@@ -529,6 +530,10 @@ class Client:
         """Start a job like this one; what is left out is as it was there."""
         body = JobRerun(template=template, parameters=parameters, profile=profile, sponsor=sponsor)
         return self._send(Job, "POST", f"jobs/{job}/rerun", body, key=key)
+
+    def compare(self, *jobs: int) -> Comparison:
+        """Jobs side by side."""
+        return self._get(Comparison, "comparison", jobs=",".join(map(str, jobs)))
 
     def cancel(self, job: int, reason: str = "") -> Job:
         return self._send(Job, "POST", f"jobs/{job}/cancel", JobCancel(reason=reason))

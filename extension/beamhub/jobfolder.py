@@ -136,7 +136,7 @@ class JobFolder:
                     told |= _add_metric(
                         reader.metrics, content.get("name"), content.get("value"), content.get("unit")
                     )
-        series = {name: page for name in self._series_names() if (page := self._new_rows(name, reader)).items}
+        series = {name: page for name in self.series_names() if (page := self._new_rows(name, reader)).items}
         return News(reader.progress, dict(reader.metrics), told, series)
 
     def result(self) -> JobResult | None:
@@ -204,7 +204,7 @@ class JobFolder:
             end = MAX_READ
         return [line for line in content[:end].split(b"\n") if 0 < len(line) < MAX_LINE], position + end
 
-    def _series_names(self) -> list[str]:
+    def series_names(self) -> list[str]:
         found = (PurePosixPath(file.path) for file in self.files(PurePosixPath("series")))
         names = [path.stem for path in found if path.suffix == ".jsonl" and NAME.match(path.stem)]
         return names[:MAX_SERIES]

@@ -18,12 +18,14 @@ from pydantic import JsonValue
 
 from beamhub import access, templates
 from beamhub.access import Action, Principal
+from beamhub.comparison import compare
 from beamhub.credits import hold, require_usable, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.jobfolder import JobFolder
 from beamhub.occasions import occasion, past, require_rule, trial
 from beamhub.schemas import (
+    Comparison,
     Dataset,
     Event,
     Experiment,
@@ -197,6 +199,21 @@ class Jobs:
     async def series(self, principal: Principal, job_id: int, name: str, after: int = 0) -> SeriesPage:
         """Rows of a series that the job reports, from row `after` on."""
         return await self._look(principal, job_id, lambda folder: folder.series(name, after))
+
+    async def compare(self, principal: Principal, ids: Sequence[int]) -> Comparison:
+        """Jobs side by side, each once, in this order; of their series, the first rows."""
+        jobs = [await self.get(principal, id_) for id_ in dict.fromkeys(ids)]
+
+        def look() -> Comparison:
+            found = [self.folder(job) for job in jobs]
+            pages = {
+                name: [folder.series(name, 0) for folder in found]
+                for name in sorted({name for folder in found for name in folder.series_names()})
+            }
+            series = {name: [page if page.items else None for page in row] for name, row in pages.items()}
+            return compare(jobs, series)
+
+        return await asyncio.to_thread(look)
 
     async def files(self, principal: Principal, job_id: int) -> Sequence[File]:
         """The files in the job's folder; paths are relative to it."""

@@ -717,6 +717,24 @@ class SeriesPage(Model):
     next: int
 
 
+class ComparisonRow(Model):
+    """One property of several jobs: a value for each, null where a job has none."""
+
+    group: Literal["job", "parameters", "metrics"]
+    name: str
+    values: list[JsonValue]
+    unit: str = ""
+    differ: bool
+
+
+class Comparison(Model):
+    """Several jobs side by side."""
+
+    jobs: list[int]
+    rows: list[ComparisonRow]
+    series: dict[str, list[SeriesPage | None]]  # name -> rows of each job, null where a job has none
+
+
 class JobSpec(Model):
     """`job.json`: all that `beamhub.run` needs, on whatever node it runs."""
 

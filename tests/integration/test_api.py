@@ -433,6 +433,34 @@ def test_templates_and_profiles(ada: Client) -> None:
     refused(error, 404)
 
 
+def test_jobs_are_compared(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    licence, dataset = service.licence(beamtime), service.dataset(beamtime)
+    ada = service.client("ada")
+    first = ada.submit(
+        beamtime.experiment, TEMPLATE, dataset.id, sponsor=licence, parameters={"word": "short"}
+    )
+    second = ada.rerun(first.id, parameters={"word": "much longer"})
+    for job in (first, second):
+        assert ada.wait(job.id, timeout=120).state is JobState.FINISHED
+    found = ada.compare(second.id, first.id, second.id)
+    assert found.jobs == [second.id, first.id]
+    rows = {(row.group, row.name): (row.values, row.differ) for row in found.rows}
+    assert rows["parameters", "word"] == (["much longer", "short"], True)
+    assert rows["metrics", "length"] == ([11, 5], True)
+    assert rows["job", "template"] == ([TEMPLATE, TEMPLATE], False)
+    assert rows["job", "inputs"] == (["lyso", "lyso"], False)
+    assert [[row["value"] for row in page.items] for page in found.series["counts"] if page] == [
+        [0, 1, 4]
+    ] * 2
+    with pytest.raises(ApiError) as error:
+        service.client("eve").compare(first.id, second.id)
+    refused(error, 404)
+    with pytest.raises(ApiError) as error:
+        ada.compare(first.id)
+    refused(error, 422)
+
+
 def test_trigger_rules_start_jobs(service: RunningService) -> None:
     beamtime = service.beamtime()
     licence = service.licence(beamtime)

@@ -165,12 +165,16 @@ def request(wire: httpx.Client, scene: Scene, route: Route, token: str | None, a
         )
     if route.streams_body:
         headers["Content-Type"] = route.streams_body
+    queries = {
+        "list_uploads": {"experiment": scene.ids["experiment"]},
+        "compare_jobs": {"jobs": f"{scene.ids['job']},{scene.ids['job']}"},
+    }
     body = scene.body(route) if route.name in BODIES else None
     return wire.request(
         route.method,
         scene.path(route),
         headers=headers,
-        params={"experiment": scene.ids["experiment"]} if route.name == "list_uploads" else None,
+        params=queries.get(route.name),
         json=body,
         content=b"x" if route.streams_body else None,
     )

@@ -11,6 +11,7 @@ from beamhub.api import notebook
 from beamhub.api.routes import Call, Content, Download, Paging, page_of, route
 from beamhub.schemas import (
     BigInt,
+    Comparison,
     File,
     Job,
     JobCancel,
@@ -32,6 +33,10 @@ class JobQuery(ExperimentJobQuery):
     experiment: str | None = None
 
 
+class ComparisonQuery(Request):
+    jobs: str = Field(pattern=r"^[1-9]\d{0,17}(,[1-9]\d{0,17}){1,9}$", description="2 to 10 ids: `3,5`")
+
+
 class PositionQuery(Request):
     after: int = Field(0, ge=0, le=2**62, description="where to go on: `next` of the answer before")
 
@@ -44,6 +49,12 @@ class NotebookQuery(Request):
 async def list_jobs(call: Call, query: JobQuery) -> Page[Job]:
     """The jobs that the caller may see, newest first."""
     return await call.service.jobs.list(call.principal, **query.model_dump())
+
+
+@route("GET", "comparison")
+async def compare_jobs(call: Call, query: ComparisonQuery) -> Comparison:
+    """Jobs side by side: an aligned table of what they were asked and what came out, and their series."""
+    return await call.service.jobs.compare(call.principal, [int(id_) for id_ in query.jobs.split(",")])
 
 
 @route("GET", "experiments/{experiment}/jobs")
