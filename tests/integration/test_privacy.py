@@ -78,6 +78,7 @@ BODIES: Mapping[str, Any] = {
     "create_licence": {"id": "eves-own", "title": "Eve's own", "kind": "user", "owner": "eve"},
     "grant": {"cpu_hours": 1},
     "rotate_token": None,
+    "register_file": {"source": "/etc/hostname", "filename": "x", "size": 1, "digest": "xxh128:" + 32 * "0"},
 }
 
 
