@@ -449,6 +449,28 @@ def experiment_get(client: Client, experiment: str, path: str, to: Path | None) 
     return str(client.download(experiment, path, to or Path(Path(path).name)))
 
 
+@experiment.command("move-dataset")
+@click.argument("dataset", type=int)
+@click.argument("experiment")
+@click.option("--reason", "-r", required=True, help="Why; it goes on record in both experiments.")
+@_connected
+def experiment_move_dataset(client: Client, dataset: int, experiment: str, reason: str) -> str:
+    """Move DATASET (its id) with its files to EXPERIMENT, of the same instrument (staff)."""
+    moved = client.move_dataset(dataset, experiment, reason)
+    return f"{moved.name} is now {moved.path} of {moved.experiment}."
+
+
+@experiment.command("finalise")
+@click.argument("experiment")
+@click.option("--force", is_flag=True, help="Sign off in spite of differences; needs a reason.")
+@click.option("--reason", "-r", default="", help="Why.")
+@_connected
+def experiment_finalise(client: Client, experiment: str, force: bool, reason: str) -> Any:
+    """Check that all raw data have arrived, and sign off the manifest sha256sums (staff)."""
+    client.finalise(experiment, force=force, reason=reason)
+    return client.finalised(experiment)
+
+
 # --- templates -----------------------------------------------------------------------------------------
 
 
@@ -960,6 +982,105 @@ def upload_cancel(client: Client, upload: str) -> str:
     """Stop an upload that is on its way, and forget what has arrived of it."""
     client.cancel_upload(upload)
     return f"Upload {upload} is cancelled."
+
+
+def _why(function: Callable[P, Any]) -> Callable[P, Any]:
+    return click.option("--reason", "-r", required=True, help="Why; everybody concerned reads it.")(function)
+
+
+@upload.command("pause")
+@click.argument("instrument")
+@_why
+@_connected
+def upload_pause(client: Client, instrument: str, reason: str) -> str:
+    """Let INSTRUMENT begin no upload; those on their way are finished (staff)."""
+    client.pause_uploads(instrument, reason)
+    return f"Uploads of {instrument} are paused."
+
+
+@upload.command("resume")
+@click.argument("instrument")
+@_connected
+def upload_resume(client: Client, instrument: str) -> str:
+    """Let INSTRUMENT begin uploads again (staff)."""
+    client.resume_uploads(instrument)
+    return f"Uploads of {instrument} go on."
+
+
+@upload.command("retry")
+@click.argument("instrument")
+@click.argument("names", nargs=-1)
+@click.option("--pattern", help="Files whose name fits this glob.")
+@_connected
+def upload_retry(client: Client, instrument: str, names: tuple[str, ...], pattern: str | None) -> Any:
+    """Have the agent send again what has failed: NAMES (below raw/), those of a pattern, or all (staff)."""
+    return client.retry_uploads(instrument, names, pattern=pattern)
+
+
+@upload.command("skip")
+@click.argument("instrument")
+@click.argument("names", nargs=-1)
+@click.option("--pattern", help="Files whose name fits this glob.")
+@_why
+@_connected
+def upload_skip(
+    client: Client, instrument: str, names: tuple[str, ...], pattern: str | None, reason: str
+) -> Any:
+    """Have the agent leave out what has not arrived: NAMES (below raw/), those of a pattern (staff)."""
+    return client.skip_uploads(instrument, names, pattern=pattern, reason=reason)
+
+
+@upload.command("unskip")
+@click.argument("instrument")
+@click.argument("names", nargs=-1)
+@click.option("--pattern", help="Files whose name fits this glob.")
+@_connected
+def upload_unskip(client: Client, instrument: str, names: tuple[str, ...], pattern: str | None) -> Any:
+    """Have the agent send after all what was to be skipped: NAMES, those of a pattern, or all (staff)."""
+    return client.unskip_uploads(instrument, names, pattern=pattern)
+
+
+@upload.command("unsent")
+@click.argument("instrument")
+@click.option("--state", type=click.Choice(["failed", "skipped"]))
+@_connected
+def upload_unsent(client: Client, instrument: str, state: Any) -> _Table:
+    """What the agent of INSTRUMENT has not sent, and why (staff)."""
+    columns: Columns = {"name": "name", "state": "state", "reason": "reason"}
+    return _Table(client.agent_files(instrument, state=state), columns, "All has been sent.")
+
+
+@upload.command("quarantine")
+@click.argument("instrument")
+@_connected
+def upload_quarantine(client: Client, instrument: str) -> _Table:
+    """Files of INSTRUMENT that nobody gets because they are built to mislead their readers (staff)."""
+    columns: Columns = {
+        "upload": "id",
+        "experiment": "experiment",
+        "path": "path",
+        "size": lambda u: _size(u.size),
+        "reason": "error",
+    }
+    return _Table(client.quarantine(instrument), columns, "Nothing is in quarantine.")
+
+
+@upload.command("release")
+@click.argument("upload")
+@_why
+@_connected
+def upload_release(client: Client, upload: str, reason: str) -> str:
+    """Publish a quarantined file after all; no dataset is made of it (staff)."""
+    return f"It is published as {client.release_upload(upload, reason).path}."
+
+
+@upload.command("discard")
+@click.argument("upload")
+@_why
+@_connected
+def upload_discard(client: Client, upload: str, reason: str) -> str:
+    """Delete a quarantined file; its upload stays on record (staff)."""
+    return f"{client.discard_upload(upload, reason).path} is deleted."
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from beamhub.schemas import (
     File,
     FilesChoice,
     Finalisation,
+    FinalisationState,
     FinaliseRequest,
     Grant,
     Health,
@@ -306,6 +307,16 @@ class Client:
         """Begin to check that all raw data have arrived, and to sign off a manifest."""
         body = FinaliseRequest(force=force, reason=reason)
         return self._send(Finalisation, "POST", f"experiments/{_part(experiment)}/finalise", body)
+
+    def finalised(self, experiment: str, *, timeout: float = 86400.0) -> Finalisation:
+        """The finalisation once it has come to its end; TimeoutError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        going = (FinalisationState.CHECKING, FinalisationState.HASHING)
+        while (found := self.finalisation(experiment)).state in going:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{experiment} is still {found.state} after {timeout:g} s")
+            time.sleep(0.25)
+        return found
 
     def finalisation(self, experiment: str) -> Finalisation:
         """How far that is, and what speaks against it."""

@@ -44,7 +44,7 @@ EVERYTHING = Scope(None)
 @dataclass(frozen=True)
 class Message:
     """Something worth showing now, which is never stored: `upload.progress`, `job.progress`, `job.series`,
-    `agent.heartbeat`."""
+    `agent.heartbeat`, `experiment.progress`."""
 
     kind: str
     experiment: str | None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from beamhub.cli import main
+from beamhub.schemas import Heartbeat
 from beamhub.testing import TEMPLATE, Beamtime, RunningService
 from click.testing import CliRunner, Result
 
@@ -154,3 +155,40 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_staff_control_what_an_instrument_sends(
+    shell: Shell, service: RunningService, tmp_path: Path
+) -> None:
+    from tests.unit.test_quarantine import EVIL
+
+    mine = service.beamtime()
+    agent, instrument = service.agent(mine), mine.instrument
+    reason = ("--reason", "vacuum")
+    assert "paused" in shell("sam", "upload", "pause", instrument, *reason).stdout
+    assert agent.heartbeat(instrument, Heartbeat(host="d", version="1")).paused
+    assert shell("sam", "upload", "resume", instrument).exit_code == 0
+    orders = [
+        told(shell("sam", "upload", *arguments, "--json"))
+        for arguments in (
+            ("retry", instrument),
+            ("skip", instrument, "a.h5", *reason),
+            ("unskip", instrument, "--pattern", "*.h5"),
+        )
+    ]
+    assert [order["kind"] for order in orders] == ["retry", "skip", "unskip"]
+    assert "All has been sent." in shell("sam", "upload", "unsent", instrument).stdout
+
+    for name in ("a", "b"):
+        (tmp_path / f"{name}_data_000001.h5").write_bytes(EVIL)
+        agent.upload(tmp_path / f"{name}_data_000001.h5")
+    second, first = told(shell("sam", "upload", "quarantine", instrument, "--json"))
+    assert first["path"] in shell("sam", "upload", "release", first["id"], *reason).stdout
+    assert second["path"] in shell("sam", "upload", "discard", second["id"], *reason).stdout
+
+    dataset = service.dataset(mine)
+    right = service.client("sam").create_experiment(instrument, "The right one", pi="ada").id
+    assert right in shell("sam", "experiment", "move-dataset", dataset.id, right, *reason).stdout
+    forced = told(shell("sam", "experiment", "finalise", mine.experiment, "--force", *reason, "--json"))
+    assert forced["state"] == "done"
+    assert shell("ada", "upload", "pause", instrument, *reason).exit_code == 1

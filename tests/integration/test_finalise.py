@@ -19,7 +19,6 @@ from tests.integration.test_move import FILES
 from tests.unit.test_quarantine import EVIL
 
 State = FinalisationState
-GOING = (State.CHECKING, State.HASHING)
 
 
 @pytest.fixture
@@ -36,11 +35,7 @@ def sam(service: RunningService) -> Client:
 
 
 def ended(sam: Client, experiment: str) -> Finalisation:
-    deadline = time.monotonic() + PATIENCE
-    while (found := sam.finalisation(experiment)).state in GOING:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
-    return found
+    return sam.finalised(experiment, timeout=PATIENCE)
 
 
 def checked(folder: Path) -> str:
