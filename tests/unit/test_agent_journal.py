@@ -151,3 +151,30 @@ def test_looking_at_no_journal(tmp_path: Path) -> None:
     assert not snapshot.settled("a", STAMP)
     snapshot.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_skipped_stays_so_until_it_is_wanted(path: Path) -> None:
+    journal = Journal(path, "sim-mx")
+    for name in ("skipped", "arrived"):
+        journal.queue(name, STAMP)
+    journal.hashed("skipped", "ab" * 32, "key")
+    journal.begun("skipped", "/uploads/1", "sim-mx-2026-00001")
+    journal.skip("skipped", "skipped by sam: ice")
+    journal.arrived("arrived")
+    journal.obey(7)
+    journal.close()
+
+    journal = Journal(path, "sim-mx")
+    assert journal.obeyed() == 7
+    assert (journal.count_arrived(), journal.count_skipped()) == (1, 1)
+    assert journal.settled("skipped", STAMP)
+    assert journal.settled("skipped", LATER), "a change made it wanted"
+    assert list(journal.unfinished()) == []
+    (entry,) = journal.skipped()
+    assert (entry.upload, entry.error) == ("/uploads/1", "skipped by sam: ice")
+    assert [entry.path for entry in journal.of("sim-mx-2026-00001")] == ["skipped"]
+    journal.given_up("skipped")
+    for name in ("skipped", "arrived"):
+        journal.requeue(name)
+    assert [entry.path for entry in journal.unfinished()] == ["skipped"], "what has arrived is sent again"
+    journal.close()

@@ -85,3 +85,16 @@ async def test_many_senders_at_the_same_obstacle_pause_once() -> None:
     await pause.wait()
 
     assert loop.time() - begun < LONGEST / 4, "each sender made the pause longer"
+
+
+async def test_a_pause_of_the_staff_ends_when_they_say_so() -> None:
+    pause = Pause()
+    pause.hold("paused by sam: vacuum")
+    waiting = asyncio.create_task(pause.wait())
+    pause.end()  # something that was on its way has arrived
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert pause.held == "paused by sam: vacuum"
+    pause.hold("")
+
+    await waiting
