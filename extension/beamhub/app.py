@@ -210,7 +210,7 @@ class BeamhubApp(ExtensionApp):
             store=store,
             feed=feed,
             live=live,
-            experiments=Experiments(store, live, data_dir),
+            experiments=Experiments(store, data_dir),
             uploads=Uploads(store, live, data_dir, datasets.examine, in_place),
             datasets=datasets,
             catalogue=catalogue,

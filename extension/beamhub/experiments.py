@@ -13,7 +13,7 @@ from typing import Any
 from beamhub import access, folders
 from beamhub.access import Action, Principal
 from beamhub.errors import Conflict, Invalid
-from beamhub.events import Live, emit
+from beamhub.events import emit
 from beamhub.schemas import (
     Experiment,
     ExperimentChange,
@@ -44,9 +44,8 @@ TRANSITIONS = {
 class Experiments:
     """Instruments, experiments, their members and files. `data_dir` holds one folder for each experiment."""
 
-    def __init__(self, store: Store, live: Live, data_dir: Path) -> None:
+    def __init__(self, store: Store, data_dir: Path) -> None:
         self._store = store
-        self._live = live
         self._data_dir = data_dir
 
     async def me(self, principal: Principal) -> Me:

@@ -42,7 +42,7 @@ async def refused(work):
 async def main():
     store, live = Store(f"sqlite:///{state}/beamhub.db"), Live()
     store.migrate()
-    experiments = Experiments(store, live, folder)
+    experiments = Experiments(store, folder)
     uploads = Uploads(store, live, folder, Datasets(store, folder, Inspector()).examine)
     await experiments.create_instrument(ada, InstrumentCreate(id="mx", title="MX"))
     id_ = (await experiments.create(ada, ExperimentCreate(instrument="mx", title="t", pi="ada"))).id

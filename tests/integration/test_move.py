@@ -103,7 +103,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     (root / "data").mkdir(parents=True)
     store, live = Store(f"sqlite:///{root}/beamhub.db"), Live()
     store.migrate()
-    experiments = Experiments(store, live, root / "data")
+    experiments = Experiments(store, root / "data")
     for id_ in ("mx", "em"):
         await experiments.create_instrument(OPERATOR, InstrumentCreate(id=id_, title=id_, staff=["sam"]))
     ids = []

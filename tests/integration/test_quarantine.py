@@ -72,7 +72,7 @@ async def test_a_kill_at_any_step_leaves_a_hostile_file_in_quarantine_alone(tmp_
     await asyncio.to_thread((site / "data").mkdir, parents=True)
     store, live, inspector = Store(f"sqlite:///{site}/beamhub.db"), Live(), Inspector()
     store.migrate()
-    experiments = Experiments(store, live, site / "data")
+    experiments = Experiments(store, site / "data")
     await experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
     experiment = await experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ada"))
     await experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=experiment.id))

@@ -62,7 +62,7 @@ async def main():
     global store, experiment, upload
     store, live = Store(f"sqlite:///{folder}/beamhub.db"), Live()
     store.migrate()
-    experiments = Experiments(store, live, folder / "data")
+    experiments = Experiments(store, folder / "data")
     uploads = Uploads(store, live, folder / "data", examine)
     await experiments.create_instrument(operator, InstrumentCreate(id="mx", title="MX"))
     request = ExperimentCreate(instrument="mx", title="t", pi="ada")

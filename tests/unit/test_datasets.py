@@ -115,7 +115,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     store, live, folder = Store(url), Live(), tmp_path / "data"
     store.migrate()
     folder.mkdir()
-    experiments = Experiments(store, live, folder)
+    experiments = Experiments(store, folder)
     await experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
     experiment = await experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ada"))
     await experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=experiment.id))

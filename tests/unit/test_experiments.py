@@ -61,7 +61,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     live = Live()
     data = tmp_path / "data"
     data.mkdir()
-    lab = Lab(store, live, data, Experiments(store, live, data))
+    lab = Lab(store, live, data, Experiments(store, data))
     await lab.experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
     yield lab
     store.close()

@@ -72,7 +72,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     store, live, folder = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Live(), tmp_path / "data"
     store.migrate()
     folder.mkdir()
-    experiments = Experiments(store, live, folder)
+    experiments = Experiments(store, folder)
     await experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
     experiment = await experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ada"))
     await experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=experiment.id))
