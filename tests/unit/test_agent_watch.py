@@ -227,6 +227,41 @@ async def test_polling_finds_new_files_and_forgets_old_oddities(root: Path) -> N
         assert not watcher.tree.odd
 
 
+async def test_a_large_directory_is_glanced_at_between_looks(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "run" / "deep").mkdir(parents=True)
+    (root / "run" / "old.cbf").touch()
+    monkeypatch.setattr("beamhub.agent.watch.SHARE", 1e-9)  # as if the first look had taken very long
+    async with following(root, polling=True, rescan=1) as watcher:
+        (root / "run" / "deep" / "a.cbf").touch()
+        await watcher.sees("run/deep/a.cbf")
+        (root / "run" / "new" / "newer").mkdir(parents=True)
+        (root / "run" / "new" / "newer" / "b.cbf").touch()
+        await watcher.sees("run/new/newer/b.cbf")
+        (root / "run" / "new" / "newer" / "c.cbf").touch()
+        await watcher.sees("run/new/newer/c.cbf")
+
+        names = [sighting.name for sighting in watcher.seen]
+        assert names.count("run/old.cbf") < len(names) - names.count("run/old.cbf"), "it looked everywhere"
+
+
+def test_a_glance_looks_twice_into_a_folder_that_has_changed(root: Path) -> None:
+    (root / "quiet").mkdir()
+    (root / "quiet" / "a.cbf").touch()
+    tree = Tree(Watch.model_validate({"path": str(root)}), lambda *_: False, lambda _: None)
+    assert len(list(tree.look())) == 1
+    assert list(tree.glance()) == []
+    (root / "b.cbf").touch()
+    for _ in range(2):  # another file may come in the same tick of the clock
+        assert [[s.name for s in sightings] for sightings in tree.glance()] == [["b.cbf"]]
+    assert list(tree.glance()) == []
+    (root / "quiet" / "a.cbf").unlink()
+    (root / "quiet").rmdir()
+    list(tree.glance())
+    assert str(root / "quiet") not in tree._changed, "it would be looked for for ever"
+
+
 async def test_more_happens_than_the_kernel_can_queue(root: Path) -> None:
     (root / "a.cbf").touch()
     (root / "b.cbf").touch()

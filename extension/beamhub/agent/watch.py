@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from .file import Stamp, encodable, look, oddity, printable
 log = logging.getLogger("beamhub.agent")
 
 REMEMBERED = 1000  # things that can't be sent
+SHARE = 0.005  # of a core, at most, is spent on looking at everything again and again
 BLIND_PAUSE = 5.0  # seconds between looks at everything when the kernel can't tell what happens
 
 
@@ -43,7 +45,8 @@ class Tree:
 
     On Linux the kernel tells what happens there; a look at the whole directory at the start and now and then
     finds what was there before, and what an overflow of notices lost. On network file systems the kernel
-    hears nothing of other machines' writes: there the whole directory is looked at every few seconds.
+    hears nothing of other machines' writes: there the whole directory is looked at every few seconds, or,
+    where that takes too much of a core, fewer times, and between that its folders alone.
 
     Args:
         known: whether a file in this state needs no more attention; asked from a thread.
@@ -65,6 +68,8 @@ class Tree:
         self._lock = threading.Lock()  # _folders and _inotify are used by the walking thread, too
         self._folders: dict[int, str] = {}  # inotify's number -> path
         self._inotify: inotify.Inotify | None = None
+        self._changed: dict[str, int] = {}  # folder -> when something last came into it, at the last look
+        self._once_more: set[str] = set()  # of these, those that are to be looked at again in any case
 
     async def follow(self) -> None:
         """Looks and listens until it is cancelled.
@@ -92,28 +97,65 @@ class Tree:
     async def _walk(self) -> None:
         loop = asyncio.get_running_loop()
 
-        def look(folder: str) -> None:
-            for sightings in self.look(folder):
+        def tell(looking: Iterator[list[Sighting]]) -> float:
+            """Tells what is seen; seconds of CPU that looking took."""
+            begun = time.thread_time()
+            for sightings in looking:
                 loop.call_soon_threadsafe(self._tell, sightings)
+            return time.thread_time() - begun
 
         folder = self._root
         while True:
-            await asyncio.to_thread(look, folder)
+            cost = await asyncio.to_thread(tell, self.look(folder))
             if folder == self._root:
-                next_walk = loop.time() + (BLIND_PAUSE if self.problem else self._watch.pause)
+                pause = BLIND_PAUSE if self.problem else self._watch.pause
+                glance = loop.time() + pause
+                walk = loop.time() + max(pause, cost / SHARE)
                 self.walked.set()
-            try:
-                async with asyncio.timeout_at(next_walk):
-                    folder = await self._to_walk.get()
-            except TimeoutError:
-                folder = self._root
+            while True:
+                try:
+                    async with asyncio.timeout_at(min(glance, walk)):
+                        folder = await self._to_walk.get()
+                    break
+                except TimeoutError:
+                    folder = self._root
+                if loop.time() >= walk:
+                    break
+                await asyncio.to_thread(tell, self.glance())
+                glance = loop.time() + pause
 
     def _tell(self, sightings: list[Sighting]) -> None:
         for sighting in sightings:
             self._seen(sighting)
 
-    def look(self, top: str = "") -> Iterator[list[Sighting]]:
+    def glance(self) -> Iterator[list[Sighting]]:
+        """What needs attention in folders that something has come into since they were looked at.
+
+        What was overwritten in its place is only found by a look at everything.
+
+        Raises:
+            LostError: the directory is gone.
+        """
+        for folder, before in list(self._changed.items()):
+            try:
+                changed = os.lstat(folder).st_mtime_ns
+            except OSError as error:
+                if folder == self._root:
+                    raise LostError(f"{folder} can't be read ({error.strerror})") from error
+                del self._changed[folder]
+                self._once_more.discard(folder)
+                continue
+            if changed == before and folder not in self._once_more:
+                continue
+            # once more the next time: the next file may have come in the same tick of the file system's clock
+            (self._once_more.discard if changed == before else self._once_more.add)(folder)
+            yield from self.look(folder, deep=False)
+
+    def look(self, top: str = "", *, deep: bool = True) -> Iterator[list[Sighting]]:
         """What needs attention in the folder `top` (the whole directory) and below, folder by folder.
+
+        Args:
+            deep: also below folders that have been looked at before.
 
         After a look at the whole directory `odd` holds what can't be sent.
 
@@ -127,10 +169,12 @@ class Tree:
             sightings = []
             try:
                 self._listen_to(folder)  # before the look: nothing falls in between
+                self._changed[folder] = os.lstat(folder).st_mtime_ns
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
-                            if self._watch.wants_folder(self._name(entry.path)):
+                            new = deep or entry.path not in self._changed
+                            if new and self._watch.wants_folder(self._name(entry.path)):
                                 folders.append(entry.path)
                         elif sighting := self._sighting(entry.path, odd):
                             sightings.append(sighting)
@@ -141,7 +185,7 @@ class Tree:
                     self._note(odd, folder, f"is a folder that can't be read ({error.strerror})")
             if sightings:
                 yield sightings
-        self.odd = odd if top in ("", self._root) else {**self.odd, **odd}
+        self.odd = odd if deep and top in ("", self._root) else {**self.odd, **odd}
 
     def _sighting(self, path: str, odd: dict[str, str], *, finished: bool = False) -> Sighting | None:
         """What to tell of a path that is no directory; None where it needs no attention or is odd."""
