@@ -17,9 +17,11 @@ from beamhub.agent.file import (
     digest_of,
     encodable,
     look,
+    moved,
     opened,
     printable,
     read,
+    whole,
 )
 from beamhub.digests import ALGORITHMS
 from hypothesis import given
@@ -83,6 +85,22 @@ def test_growth_overwriting_and_shrinking_are_noticed_while_reading(tmp_path: Pa
                 read(file, stamp, 10, 0)
             with pytest.raises(ChangedError):
                 digest_of(file, stamp, "xxh128", threading.Event())
+
+
+def test_a_file_that_is_called_otherwise_now(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    stamp = stamp_of(path)
+    with opened(tmp_path, "a", stamp) as file:
+        assert whole(file, str(path), stamp) == b"1"
+        path.rename(tmp_path / "b")
+        assert moved(file, str(path))
+        with pytest.raises(GoneError):
+            whole(file, str(path), stamp)
+        (tmp_path / "a").write_bytes(b"2")
+        assert moved(file, str(path)), "another one has its name"
+        (tmp_path / "b").unlink()
+        assert not moved(file, str(path)), "it is gone, and this is the last chance to read it"
 
 
 def test_hashing_stops_when_the_agent_stops(tmp_path: Path) -> None:

@@ -170,6 +170,21 @@ async def test_what_to_do_when_a_file_is_not_taken(
             await service.create("a", 5, DIGEST, experiment=experiment, key="k")
 
 
+async def test_a_small_file_goes_along_with_its_announcement(tmp_path: Path) -> None:
+    complete = UPLOAD.replace("receiving", "complete")
+    answer = f"HTTP/1.1 201 Created\nLocation: /uploads/1\n\n{complete}"
+    async with stranger(answer, tmp_path) as (server, service):
+        _, upload = await service.create(
+            "a", 5, "sha256:" + "0" * 64, experiment=None, key="k", content=b"12345"
+        )
+        assert upload.state is UploadState.COMPLETE
+        assert "Content-Type: application/offset+octet-stream\r\n" in server.requests[0]
+        assert "Content-Length: 5\r\n" in server.requests[0]
+    async with stranger("HTTP/1.1 460 Checksum Mismatch\n\n", tmp_path) as (_, service):
+        with pytest.raises(RestartError):
+            await service.create("a", 5, "sha256:" + "0" * 64, experiment=None, key="k", content=b"12345")
+
+
 async def test_a_name_in_any_script_travels(tmp_path: Path) -> None:
     answer = f"HTTP/1.1 201 Created\nLocation: /uploads/1\n\n{UPLOAD}"
     async with stranger(answer, tmp_path) as (server, service):

@@ -115,6 +115,21 @@ def moved(file: int, path: str) -> bool:
     return status.st_nlink > 0 and (there is None or there.inode != Stamp.of(status).inode)
 
 
+def whole(file: int, path: str, stamp: Stamp) -> bytes:
+    """All of a small open file in the state `stamp`.
+
+    Raises:
+        ChangedError: it is in another state.
+        GoneError: it is called otherwise than `path` now.
+    """
+    data = read(file, stamp, stamp.size, 0)
+    if len(data) != stamp.size:
+        raise ChangedError
+    if moved(file, path):
+        raise GoneError(path)
+    return data
+
+
 def digest_of(file: int, stamp: Stamp, algorithm: DigestAlgorithm, stop: threading.Event) -> str:
     """The digest (see beamhub.digests) of an open file that is in the state `stamp` from beginning to end.
 

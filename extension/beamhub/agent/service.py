@@ -34,6 +34,7 @@ LONGEST_REASON = 300
 _TIMEOUT = httpx.Timeout(30.0, read=300.0, connect=10.0, pool=None)
 _NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 _TUS = {"Tus-Resumable": "1.0.0"}
+_BYTES = "application/offset+octet-stream"
 
 
 class UnavailableError(Exception):
@@ -68,14 +69,13 @@ class Service:
         self._instrument = config.instrument.id
         self._token = config.service.read_token()
         self._base = httpx.URL(config.service.api)
-        self._http = httpx.AsyncClient(
-            verify=config.service.tls(),
-            timeout=_TIMEOUT,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        )
+        self._tls = config.service.tls()
+        # one connection each: a client with many looks through all of them at each request
+        self._resting: list[httpx.AsyncClient] = []
 
     async def close(self) -> None:
-        await self._http.aclose()
+        for client in self._resting:
+            await client.aclose()
 
     async def instrument(self) -> Instrument:
         """The instrument, and whether an experiment is active on it."""
@@ -106,7 +106,14 @@ class Service:
         return response
 
     async def create(
-        self, name: str, size: int, digest: str, *, experiment: str | None, key: str
+        self,
+        name: str,
+        size: int,
+        digest: str,
+        *,
+        experiment: str | None,
+        key: str,
+        content: bytes = b"",
     ) -> tuple[str, Upload]:
         """Announces a file.
 
@@ -115,18 +122,24 @@ class Service:
             digest: of the whole file (see beamhub.digests).
             experiment: that it has to go to; None: the one that is active now.
             key: repeated with the same one, the announcement begins no second upload.
+            content: of the whole file, so that this one request delivers it.
 
         Returns:
             the path of the upload's URL, and the upload; it is complete if the service has the file already.
 
         Raises:
+            RestartError: the content is not what was announced.
             RefusedError
         """
         algorithm, _, value = digest.partition(":")
         announced = {"filename": name, algorithm: value} | ({"experiment": experiment} if experiment else {})
         metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
         headers = {"Upload-Length": str(size), "Upload-Metadata": metadata, "Idempotency-Key": key}
-        response = await self._send("POST", "uploads", {**_TUS, **headers})
+        if content:
+            headers |= {"Content-Type": _BYTES}
+        response = await self._send("POST", "uploads", {**_TUS, **headers}, content or None)
+        if response.status_code in (410, 460):
+            raise RestartError(_reason(response))
         self._raise_unless_begun(response, experiment)
         # only its path: behind a proxy the service may not know its own outer address, and the token
         # must not go to any other host
@@ -198,7 +211,7 @@ class Service:
             location,
             headers={
                 **_TUS,
-                "Content-Type": "application/offset+octet-stream",
+                "Content-Type": _BYTES,
                 "Upload-Offset": str(offset),
                 "Content-Length": str(length),
             },
@@ -234,14 +247,19 @@ class Service:
             self._base.copy_with(raw_path=where.encode()) if where.startswith("/") else self._base.join(where)
         )
         identity = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        client = (
+            self._resting.pop() if self._resting else httpx.AsyncClient(verify=self._tls, timeout=_TIMEOUT)
+        )
         try:
-            response = await self._http.request(
+            response = await client.request(
                 method, url, headers={**identity, **(headers or {})}, content=content
             )
         except httpx.HTTPError as error:
             what = "can't be reached" if isinstance(error, _NO_CONNECTION) else "does not answer"
             reason = one_line(str(error), LONGEST_REASON) or type(error).__name__
             raise UnavailableError(f"{self._config.service.url} {what} ({reason})") from error
+        finally:
+            self._resting.append(client)
         if response.status_code == 401:
             self._reread_token()
             raise UnavailableError(

@@ -34,6 +34,7 @@ from .file import (
     printable,
     read,
     shortened,
+    whole,
 )
 from .journal import Entry, Journal, State
 from .orders import LONGEST_NAME, Orders
@@ -48,6 +49,7 @@ log = logging.getLogger("beamhub.agent")
 
 HEARTBEAT = 2.0  # seconds
 REST = 60.0  # seconds without an HDF5 file, after which nothing is kept at hand to look into the next one
+SMALL = 1 << 18  # bytes of a file that is announced and delivered by one request
 RETURN = 2.0  # seconds between looks for a directory that is gone
 ATTEMPTS = 5  # from the beginning, at one file in one state
 SHOWN = 20  # errors in a heartbeat
@@ -343,15 +345,26 @@ class Agent:
                 location, upload = entry.upload, await self._service.upload(entry.upload)
             else:
                 name = item.watch.destination(item.name)
+                content = await self._small(file, item)
                 item.announced.clear()
                 try:
                     location, upload = await self._service.create(
-                        name, size, digest, experiment=entry.experiment, key=key
+                        name, size, digest, experiment=entry.experiment, key=key, content=content
                     )
                     self._journal.begun(path, location, upload.experiment)
                 finally:
                     item.announced.set()
+                item.sent = upload.offset
+                self._rate.add(len(content))
             await self._send_rest(file, item, location, upload)
+
+    async def _small(self, file: int, item: Item) -> bytes:
+        """The content of a file that goes along with its announcement; b"" if it is too large for that."""
+        size = item.stamp.size
+        if not 0 < size <= SMALL:
+            return b""
+        await self._throttle.take(size)
+        return await asyncio.to_thread(whole, file, item.path, item.stamp)
 
     async def _send_rest(self, file: int, item: Item, location: str, upload: Upload) -> None:
         size = item.stamp.size
