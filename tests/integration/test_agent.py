@@ -360,6 +360,9 @@ def test_an_hdf5_file_is_sent_when_its_writer_has_closed_it(agent: RunningAgent)
         file.swmr_mode = True
         agent.until(lambda: "scan.h5 is held back: it has not been closed by its writer" in agent.log)
         assert agent.uploads() == []
+        assert agent.process is not None
+        mapped = Path(f"/proc/{agent.process.pid}/maps").read_text()
+        assert "h5py" not in mapped, "a damaged file could take the agent along"
         file["first"][()] = 2
     agent.until_arrived("scan.h5")
 
