@@ -87,7 +87,8 @@ def _obstacle(condition: TriggerCondition, occasion: Occasion, values: Mapping[s
     if condition.kind is not None and condition.kind != dataset.kind:
         return f"it is for {condition.kind} datasets, and this is {dataset.kind}"
     frames = _frames(occasion)
-    if frames < condition.min_frames:
+    unknown = dataset.open_ended and occasion.event.kind == TriggerEvent.DATASET_STARTED
+    if frames < condition.min_frames and not unknown:
         return f"it wants {condition.min_frames} frames, and there are {frames}"
     if condition.template is not None and (job is None or job.template != condition.template):
         return f"it waits for jobs of {condition.template}"
@@ -116,6 +117,8 @@ def _which(event: TriggerEvent, condition: TriggerCondition, occasion: Occasion)
     frames = _frames(occasion)
     match event:
         case TriggerEvent.DATASET_FRAMES if condition.at:
+            if occasion.dataset.open_ended:  # percent of what, nobody knows
+                return ""
             percent = 100 * frames / max(1, occasion.dataset.frames_announced)
             reached = [step for step in condition.at if percent >= step]
             return f"{event}/{max(reached)}%" if reached else ""

@@ -53,6 +53,7 @@ DATASETS = st.builds(
     path=st.just("raw/x_master.h5"),
     kind=st.sampled_from(DatasetKind),
     state=st.sampled_from(DatasetState),
+    open_ended=st.booleans(),
     frames_announced=st.integers(0, 30),
     frames_readable=st.integers(0, 30),
     shape=st.just((10, 10)),
@@ -92,7 +93,7 @@ def test_a_rule_applies_exactly_when_all_of_it_fits(
             and rule.event.value == event.kind
             and fnmatchcase(dataset.name, rule.pattern)
             and kind in (None, dataset.kind)
-            and frames >= minimum
+            and (frames >= minimum or (dataset.open_ended and "started" in rule.event))
         ):
             expected.append((rule.id, f"{rule.id}.{rule.version}/{dataset.id}/{event.kind}"))
     assert asked == expected
@@ -179,6 +180,18 @@ def test_parts_of_what_was_announced() -> None:
     parts = rule(TriggerEvent.DATASET_FRAMES, at=[25, 50, 100])
     found = [key(judge(frames(n), parts)) for n in (49, 50, 99, 100, 199, 200)]
     assert found == ["no: too few frames have arrived", "25%", "25%", "50%", "50%", "100%"]
+
+
+def test_a_series_has_no_parts_but_any_number_of_frames() -> None:
+    """At its start nobody knows how many will come, and at no time what part of them has."""
+    series = LYSO.model_copy(update={"open_ended": True, "frames_announced": 1})
+    started = occasion(TriggerEvent.DATASET_STARTED)
+    many = rule(TriggerEvent.DATASET_STARTED, min_frames=100)
+    assert isinstance(judge(replace(started, dataset=series), many), JobRequest)
+    parts = rule(TriggerEvent.DATASET_FRAMES, at=[25, 50, 100])
+    assert key(judge(replace(frames(200), dataset=series), parts)).startswith("no")
+    every = rule(TriggerEvent.DATASET_FRAMES, every=50)
+    assert key(judge(replace(frames(100), dataset=series), every)) == "2"
 
 
 @pytest.mark.parametrize(
