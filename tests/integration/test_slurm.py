@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub import cluster
 from beamhub.app import BeamhubApp
 from beamhub.cluster import Cluster
 from beamhub.engine import Engine
@@ -22,8 +23,10 @@ from beamhub.runners.slurm import SlurmRunner, SlurmSettings
 from beamhub.schemas import Job, JobCancel, JobState, LedgerKind, Profile, SlurmOptions
 from beamhub.testing import running_service
 from beamhub.testing_slurm import running_cluster
+from beamhub_hub.processes import end_stale
 from traitlets import TraitError
 
+from tests.conftest import StartDemo
 from tests.integration.test_jobs import ADA, GIB, LABEL, SLEEP, Lab, condition, processes, template
 
 SLURM = {"memory": GIB, "walltime": 600, "runner": "slurm"}
@@ -299,8 +302,8 @@ async def test_a_job_that_makes_room_for_another_runs_again(lab: SlurmLab) -> No
 
 
 async def test_a_node_that_is_switched_off_is_waited_for(tmp_path: Path) -> None:
-    with running_cluster(tmp_path / "slurm", power_saving=True) as cluster:
-        lab = SlurmLab(tmp_path, cluster)
+    with running_cluster(tmp_path / "slurm", power_saving=True) as own:
+        lab = SlurmLab(tmp_path, own)
         template(lab.templates, "try_it", "1")
         await lab.ask("scontrol", "update", "NodeName=n1,n2", "State=POWER_DOWN")
 
@@ -346,8 +349,8 @@ async def test_while_the_controller_is_away_jobs_stay_as_they_are(own_lab: Slurm
 async def test_what_the_controller_has_forgotten_is_found_in_accounts_and_folders(
     tmp_path: Path, record: bool
 ) -> None:
-    with running_cluster(tmp_path / "slurm", record=record) as cluster:
-        lab = SlurmLab(tmp_path, cluster)
+    with running_cluster(tmp_path / "slurm", record=record) as own:
+        lab = SlurmLab(tmp_path, own)
         await forgotten(lab, record=record)
         await asyncio.to_thread(lab.store.close)
 
@@ -495,6 +498,26 @@ def test_a_service_that_was_killed_finds_its_jobs_on_the_cluster_again(
         assert done.metrics["length"].value == len("hello")
         paid = service.client("operator").licence(licence)
         assert (paid.held, paid.charged) == (0, done.cpu_seconds)
+
+
+def test_the_demo_has_a_slurm_of_its_own_that_ends_with_it(start_demo: StartDemo, tmp_path: Path) -> None:
+    if reason := cluster.missing():
+        pytest.skip(reason)
+    state = tmp_path / "demo"
+    demo = start_demo("--slurm", "--no-acquisition", state=state)
+    conf = state / "cluster" / "slurm.conf"
+    nodes = subprocess.run(
+        ["sinfo", "--noheader", "--Node", "--partition=normal", "--format=%N %T"],
+        env=os.environ | {"SLURM_CONF": str(conf)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert nodes.stdout.splitlines() == ["n1 idle", "n2 idle"]
+    profiles = {profile.name: profile.runner for profile in demo.client("ada").profiles()}
+    assert (profiles["cpu-1"], profiles["here-1"]) == ("slurm", "local")
+    demo.end()
+    assert end_stale(state) == 0  # nothing was left to end
 
 
 def test_wrong_settings_are_refused_with_what_is_wrong() -> None:
