@@ -133,7 +133,7 @@ class Cluster:
             self.start_controller()
             for node in NODES:
                 self.start_node(node)
-            self._until(self._idle, "the nodes")
+            self._until(self._up, "the nodes")
         except BaseException:
             self.stop()
             raise
@@ -242,11 +242,11 @@ class Cluster:
                 stderr=output,
             )
 
-    def _idle(self) -> bool:
+    def _up(self) -> bool:
         states = self.command(
             "sinfo", "--noheader", "--Node", "--partition=normal", "--format=%T", check=False
         )
-        return states.split() == ["idle"] * len(NODES)
+        return len(states.split()) == len(NODES) and set(states.split()) <= {"idle", "mixed", "allocated"}
 
     def _until(self, holds: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + START
