@@ -488,14 +488,17 @@ def test_a_service_that_was_killed_finds_its_jobs_on_the_cluster_again(
         beamtime = service.beamtime()
         dataset, licence = service.dataset(beamtime), service.licence(beamtime)
         ada = service.client("ada")
-        job = ada.submit(beamtime.experiment, "echo", dataset.id, sponsor=licence, profile="one")
-        while not ada.job(job.id).reason:  # Slurm has it, as it says
+        template(service.folder / "templates", "count", COUNT)
+        job = ada.submit(beamtime.experiment, "count", dataset.id, sponsor=licence, profile="one")
+        while "begun" not in ada.job_log(job.id)[0]:
             assert not ada.job(job.id).state.ended
         service.kill()
         service.start()
+        experiment = service.data_dir / beamtime.experiment
+        (experiment / "raw" / "go").touch()
         done = ada.wait(job.id)
         assert (done.state, done.reason) == (JobState.FINISHED, "")
-        assert done.metrics["length"].value == len("hello")
+        assert (experiment / done.folder / "runs.txt").read_text() == "once\n"
         paid = service.client("operator").licence(licence)
         assert (paid.held, paid.charged) == (0, done.cpu_seconds)
 
