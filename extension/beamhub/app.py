@@ -46,7 +46,7 @@ from beamhub.runners.slurm import SlurmRunner, SlurmSettings
 from beamhub.schemas import Profile
 from beamhub.store import Store
 from beamhub.templates import Catalogue, shipped
-from beamhub.uploads import Uploads
+from beamhub.uploads import AT_ONCE, Uploads
 
 MIGRATION = 60.0  # seconds that an ingest process waits for the service to prepare the database
 HOUSEKEEPING = 10.0  # seconds between looks for what has stopped or expired
@@ -83,6 +83,12 @@ class BeamhubApp(ExtensionApp):
     stall = Float(300.0, help="Seconds without a new file after which a dataset counts as stopped early").tag(
         config=True
     )
+    patience = Float(
+        60.0, help="Seconds until a client is given up that sends no whole head, or next to nothing of a body"
+    ).tag(config=True)
+    uploads_at_once = Integer(
+        AT_ONCE, help="Requests of one agent or user that may bring bytes at a time, in each process"
+    ).tag(config=True)
     in_place = Dict(
         value_trait=List(Unicode()),
         key_trait=Unicode(),
@@ -211,7 +217,7 @@ class BeamhubApp(ExtensionApp):
             feed=feed,
             live=live,
             experiments=Experiments(store, data_dir),
-            uploads=Uploads(store, live, data_dir, datasets.examine, in_place),
+            uploads=Uploads(store, live, data_dir, datasets.examine, in_place, self.uploads_at_once),
             datasets=datasets,
             catalogue=catalogue,
             profiles=tuple(offered),
@@ -223,11 +229,13 @@ class BeamhubApp(ExtensionApp):
             quarantine=Quarantine(store, data_dir),
             moves=Moves(store, data_dir),
             finalisations=Finalisations(store, live, data_dir),
+            patience=self.patience,
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         if not self.data_dir:
             return
+        serverapp.http_server.conn_params.header_timeout = self.patience
         self._bus.start()
         self._run(self._keep_house(), "housekeeping")
         if self.ingest:

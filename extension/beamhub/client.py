@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+import unicodedata
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
@@ -394,7 +395,8 @@ class Client:
         size = path.stat().st_size
         with path.open("rb") as file:
             algorithm, _, digest = digests.of_file(file, "sha256").partition(":")
-            metadata = _given({"filename": name or path.name, algorithm: digest, "experiment": experiment})
+            composed = unicodedata.normalize("NFC", name or path.name)  # macOS takes accents apart
+            metadata = _given({"filename": composed, algorithm: digest, "experiment": experiment})
             encoded = ",".join(
                 f"{key} {b64encode(value.encode()).decode()}" for key, value in metadata.items()
             )
@@ -430,8 +432,9 @@ class Client:
                 except Unreachable:
                     _wait(pauses)
                 except ApiError as error:
-                    # 409: it stands elsewhere; 460: damaged on the way; 502, 503: being restarted
-                    if error.status not in (409, 460, 502, 503):
+                    # 409: it stands elsewhere; 429: too many at once; 460: damaged on the way;
+                    # 502, 503: being restarted
+                    if error.status not in (409, 429, 460, 502, 503):
                         raise
                     _wait(pauses)
                 upload = self.upload_status(upload.id)

@@ -87,3 +87,11 @@ class Unavailable(BeamhubError):
     status = 503
     title = "Not now"
     retry_after: ClassVar[int] = 10
+
+
+class TooMany(Unavailable):
+    """One caller asks for more at once than is good for the others."""
+
+    status = 429
+    title = "Too many at once"
+    retry_after = 2

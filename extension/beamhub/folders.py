@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import BufferedReader
@@ -27,6 +28,10 @@ MAX_PATH = 900  # characters; leaves room in the store's 1000 for the area and a
 MAX_NAME = 255  # bytes; what file systems allow
 MAX_DEPTH = 32
 VERSION = re.compile(r"version-\d+")
+# letters and marks that nobody sees; others of that kind are not printable anyway
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 def parse(path: str, *, new: bool = False) -> PurePosixPath:
@@ -41,8 +46,8 @@ def parse(path: str, *, new: bool = False) -> PurePosixPath:
         complaint = f"it needs 1 to {MAX_PATH} characters and at most {MAX_DEPTH} levels"
     else:
         complaint = next(filter(None, map(_complaint, parts)), "")
-    if new and not complaint and any(VERSION.fullmatch(part) for part in parts):
-        complaint = "names like version-2 are given to later versions of a file"
+    if new and not complaint:
+        complaint = next(filter(None, map(_complaint_of_new, parts)), "")
     if complaint:
         raise Invalid(
             f"The path {path[:200]!r} is not allowed: {complaint}.", "Rename the file and send it again."
@@ -69,6 +74,18 @@ def _complaint(name: str) -> str:
         return "names must not begin or end with a space"
     if len(name.encode()) > MAX_NAME:
         return f"a name has at most {MAX_NAME} bytes"
+    return ""
+
+
+def _complaint_of_new(name: str) -> str:
+    """Why a file or folder can't get this name, which has no other fault; "" if it can."""
+    if VERSION.fullmatch(name):
+        return "names like version-2 are given to later versions of a file"
+    if INVISIBLE.search(name) or unicodedata.normalize("NFC", name) != name:
+        return "another name would look the same: write it in composed characters (NFC), all of them visible"
+    meant = unicodedata.normalize("NFKC", name)
+    if meant != name and ("/" in meant or _complaint(meant) or VERSION.fullmatch(meant)):
+        return f"it looks like {meant!r}, which can't be a name"
     return ""
 
 

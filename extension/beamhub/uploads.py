@@ -19,7 +19,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,7 @@ from beamhub.errors import (
     NotFound,
     QuotaExceeded,
     TooLarge,
+    TooMany,
 )
 from beamhub.events import Live, emit
 from beamhub.frames import formats
@@ -56,6 +58,7 @@ T = TypeVar("T")
 # Looks at a published file; what it returns is run in the transaction that completes the upload.
 Examine = Callable[[Upload], Awaitable[Callable[[Transaction], None]]]
 
+AT_ONCE = 64  # requests; an agent has at most half as many files in flight
 EXPIRES = timedelta(days=1)  # after its last byte, an unfinished upload is given up
 MAX_SIZE = 8 * 2**40  # bytes
 WRITE = 256 * 2**10  # bytes at a time: the fastest size where it was measured
@@ -82,9 +85,13 @@ class Uploads:
         data_dir: Path,
         examine: Examine,
         in_place: Mapping[str, Sequence[Path]] | None = None,
+        at_once: int = AT_ONCE,
     ) -> None:
-        """`in_place`: the folders from which an instrument may register files."""
+        """`in_place`: the folders from which an instrument may register files. `at_once`: how many requests
+        of one principal may bring bytes at a time."""
         self._in_place = in_place or {}
+        self._at_once = at_once
+        self._sending: Counter[tuple[str, str]] = Counter()
         self._store = store
         self._live = live
         self._incoming = Incoming(data_dir)
@@ -328,6 +335,7 @@ class Uploads:
             return await self.append(principal, id_, offset, chunks, checksum)
         with contextlib.ExitStack() as until_then:
             until_then.enter_context(file)
+            until_then.enter_context(self._one_more(principal))
             upload = upload.model_copy(update={"offset": file.size()})
             _expect(upload, offset)
             written = await self._receive(upload, file, chunks, checksum)
@@ -335,6 +343,23 @@ class Uploads:
                 return upload.model_copy(update={"offset": written})
             # a sender that goes away now does not stop what it has waited for
             return await asyncio.shield(self._begin_to_finish(upload, file, until_then.pop_all()))
+
+    @contextlib.contextmanager
+    def _one_more(self, principal: Principal) -> Iterator[None]:
+        """Counts the requests of a principal that bring bytes; a client that holds many open keeps nobody
+        else from sending."""
+        who = (principal.kind, principal.name)
+        if self._sending[who] >= self._at_once:
+            raise TooMany(
+                f"{principal.name} is sending {self._at_once} files already.", "Wait until one has arrived."
+            )
+        self._sending[who] += 1
+        try:
+            yield
+        finally:
+            self._sending[who] -= 1
+            if not self._sending[who]:
+                del self._sending[who]
 
     async def terminate(self, principal: Principal, id_: str) -> None:
         """Gives up an upload that is on its way. A published file stays: Conflict."""

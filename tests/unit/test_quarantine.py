@@ -109,6 +109,22 @@ async def test_the_same_again_is_no_work_and_a_harmless_one_takes_the_name(site:
     assert {one.id for one in (await site.quarantine.list(SAM, "mx")).items} == {upload.id, other.id}
 
 
+async def test_a_hostile_file_that_was_registered_in_place(site: Site, tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    source = storage / "evil_data_000001.h5"
+    source.write_bytes(EVIL)
+    mode = source.stat().st_mode
+    site.uploads._in_place = {"mx": [storage]}
+    digest = f"sha256:{hashlib.sha256(EVIL).hexdigest()}"
+    upload = await site.uploads.register(AGENT, str(source), source.name, len(EVIL), digest)
+    assert upload.state is UploadState.QUARANTINED
+    assert site.everywhere() == {f".quarantine/E/{upload.id}"}
+    released = await site.quarantine.release(SAM, upload.id, "looked at it with h5dump")
+    assert (released.state, site.everywhere()) == (UploadState.COMPLETE, {f"E/{released.path}"})
+    assert source.stat().st_mode == mode  # the detector's own name of it is left alone
+
+
 async def test_the_staff_release_a_file_with_a_reason(site: Site) -> None:
     upload = await site.send("evil_data_000001.h5", EVIL)
     await site.send("evil_data_000001.h5", b"another")

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -61,6 +63,39 @@ def test_migrations_make_the_same_constraints_as_the_tables(tmp_path: Path, post
         metadata.create_all(connection)
     assert migrated == constraints(engine)
     engine.dispose()
+
+
+def test_digests_of_before_are_kept(tmp_path: Path) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "beamhub.store:migrations")
+    config.set_main_option("path_separator", "os")
+    url = f"sqlite:///{tmp_path / 'beamhub.db'}"
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO instruments (id, title, technique, staff, automation, created)"
+                " VALUES ('mx', 'MX', 'MX', '[]', 1, '2026-01-01 00:00:00')"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO experiments (id, instrument, title, state, pi, created)"
+                " VALUES ('e', 'mx', 'L', 'running', 'ada', '2026-01-01 00:00:00')"
+            )
+        )
+        columns = "id, experiment, path, size, digest, version, state, error, created, created_by"
+        values = f"'1', 'e', 'raw/a', 1, '{'0' * 64}', 1, 'complete', '', '2026-01-01 00:00:00', 'ada'"
+        connection.execute(text(f"INSERT INTO uploads ({columns}) VALUES ({values})"))
+    engine.dispose()
+    store = Store(url)
+    store.migrate()
+    upload = store.read_sync(lambda tx: tx.uploads.get("1"))
+    assert upload is not None
+    assert (upload.digest, upload.digest_by) == (f"sha256:{'0' * 64}", "sender")
+    store.close()
 
 
 def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ BODY_LIMIT = 2**20  # bytes of a JSON body
 STREAM_LIMIT = 2**50  # bytes of a streamed one; the domain knows the true limit
 BLOCK = 256 * 2**10  # bytes handed on at once: fewer hops between loop and threads than Tornado's own 64 KiB
 PATIENCE = 30.0  # seconds until a client that takes nothing is given up
+SLOWEST = 1024  # bytes per second that a client has to send of a body
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -60,6 +61,9 @@ class Handler(JupyterHandler):
         self._inflow: _Inflow | None = None
         self._streamed: asyncio.Task[Any] | None = None
         self._taken = 0  # bytes of a streamed body
+        self._brought = 0  # bytes of any body
+        self._holding = False  # the sender waits for us
+        self._pace: asyncio.TimerHandle | None = None
 
     # --- before the body ---------------------------------------------------------------------------
 
@@ -87,6 +91,34 @@ class Handler(JupyterHandler):
             # told after the body has been taken in: whoever is still sending often never reads the answer
             self._refused = error
             self._limit_body(BODY_LIMIT, refuse=False)
+        if not self._finished:
+            self._watch_pace(0)
+
+    def _watch_pace(self, before: int) -> None:
+        """Gives up a client that takes for ever to send its body: it would keep others from connecting."""
+
+        def look() -> None:
+            if self._holding or self._brought - before >= SLOWEST * self._service.patience:
+                self._watch_pace(self._brought)
+                return
+            if self._inflow is not None and self._streamed is not None:
+                self._inflow.end()  # what has arrived is kept
+                self._streamed.add_done_callback(_unheard)
+            self._write_problem(
+                Refusal(
+                    408,
+                    f"Of the request's body only {self._brought - before} bytes came in "
+                    f"{self._service.patience:g} s.",
+                    "Send it again; an upload goes on where it stopped.",
+                )
+            )
+
+        self._pace = asyncio.get_running_loop().call_later(self._service.patience, look)
+
+    def _rest(self) -> None:
+        """The body has come, or nobody waits for it any longer."""
+        if self._pace is not None:
+            self._pace.cancel()
 
     def _limit_body(self, limit: int, *, refuse: bool = True) -> None:
         length = self.request.headers.get("Content-Length", "0")
@@ -165,13 +197,17 @@ class Handler(JupyterHandler):
     async def data_received(self, chunk: bytes) -> None:
         if self._finished:
             return
+        self._brought += len(chunk)
         if self._inflow is not None and self._streamed is not None:
+            self._holding = True
             await self._inflow.put(chunk)
+            self._holding = False
             self._taken += len(chunk)
             length = int(self.request.headers.get("Content-Length", STREAM_LIMIT))
-            if self._streamed.done() and length - self._taken > BODY_LIMIT:
+            refused = self._streamed.exception() if self._streamed.done() else None
+            if refused is not None and length - self._taken > BODY_LIMIT:
                 # much more would come for nothing: answered at once, which also ends the connection
-                self._write_problem(self._streamed.exception())
+                self._write_problem(refused)
         elif self._refused is None:
             self._body += chunk
             if len(self._body) > BODY_LIMIT:
@@ -179,7 +215,12 @@ class Handler(JupyterHandler):
                     TooLarge(f"This route takes bodies of up to {BODY_LIMIT} bytes.", "Send less.")
                 )
 
+    def on_finish(self) -> None:
+        self._rest()
+        super().on_finish()
+
     def on_connection_close(self) -> None:
+        self._rest()
         if self._inflow is not None and self._streamed is not None:
             self._inflow.end()  # what has arrived is kept
             self._streamed.add_done_callback(_unheard)
@@ -189,6 +230,7 @@ class Handler(JupyterHandler):
 
     @allow_unauthenticated  # decided in prepare()
     async def _answer(self, **_: str) -> None:
+        self._rest()
         try:
             if self._refused is not None:
                 raise self._refused

@@ -39,3 +39,4 @@ class Service:
     quarantine: Quarantine
     moves: Moves
     finalisations: Finalisations
+    patience: float = 60.0  # seconds until a client that sends next to nothing is given up

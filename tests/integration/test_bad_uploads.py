@@ -1,0 +1,252 @@
+"""What badly meant or badly made uploads get, byte by byte on the wire."""
+
+from __future__ import annotations
+
+import base64
+import os
+import select
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import xxhash
+from beamhub.schemas import UploadState
+from beamhub.testing import Beamtime, RunningService, running_service
+from beamhub.uploads import WRITE
+
+TUS = {"Tus-Resumable": "1.0.0"}
+BINARY = {"Content-Type": "application/offset+octet-stream"}
+
+
+def agent_of(service: RunningService, token: str) -> httpx.Client:
+    return httpx.Client(base_url=service.api, headers={"Authorization": f"Bearer {token}", **TUS}, timeout=60)
+
+
+@pytest.fixture
+def beamtime(service: RunningService) -> Beamtime:
+    return service.beamtime()
+
+
+@pytest.fixture
+def agent(service: RunningService, beamtime: Beamtime) -> Iterator[httpx.Client]:
+    with agent_of(service, beamtime.agent_token) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service that waits half a second for clients that send too slowly."""
+    with running_service(tmp_path_factory.mktemp("impatient"), patience=0.5) as service:
+        yield service
+
+
+def metadata(**values: str) -> dict[str, str]:
+    pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
+    return {"Upload-Metadata": ",".join(pairs)}
+
+
+def announce(agent: httpx.Client, name: str, size: int, digest: str | None = None) -> str:
+    """The URL of a new upload."""
+    given = metadata(filename=name, **({"xxh128": digest} if digest else {}))
+    answer = agent.post("uploads", headers={"Upload-Length": str(size), **given})
+    assert answer.status_code == 201, answer.text
+    return str(answer.url.join(answer.headers["Location"]))
+
+
+def send(agent: httpx.Client, url: str, offset: int, content: bytes) -> httpx.Response:
+    return agent.patch(url, headers={"Upload-Offset": str(offset), **BINARY}, content=content)
+
+
+def open_patch(service: RunningService, token: str, url: str, length: int) -> socket.socket:
+    """A connection on which the head of a PATCH has been sent, and none of its body."""
+    connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
+    head = (
+        f"PATCH {httpx.URL(url).raw_path.decode()} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Authorization: Bearer {token}\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
+        f"Content-Type: application/offset+octet-stream\r\nContent-Length: {length}\r\n\r\n"
+    )
+    connection.sendall(head.encode())
+    return connection
+
+
+# --- names ----------------------------------------------------------------------------------------------
+
+
+MISLEADING = [
+    *(".", "..", "../x", "a/../../x", "/etc/x", "//x", "a//x", "x/", "a\\x"),
+    *("a\0x", "a\nx", "a\rx", "a\x1bx", " x", "x ", "\u2003"),
+    *("x" * 256, "é" * 128, "a/" * 40 + "x", "x" * 1000),
+    *(".incoming/x", ".x", "..x", "version-2/x", "x/version-10"),
+    *("a\u202ex", "a\u2066x", "a\u200bx", "a\ufeffx", "a\u00adx", "a\u3164x", "a\ufe0fx"),
+    *("e\u0301", "．．/x", "‥", "․x", "a／x", "．incoming/x", "ｖersion-2/x", "version-２/x"),
+]
+
+
+@pytest.mark.parametrize("name", MISLEADING)
+def test_a_name_that_misleads_is_refused(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client, name: str
+) -> None:
+    answer = agent.post("uploads", headers={"Upload-Length": "0", **metadata(filename=name)})
+    assert (answer.status_code, answer.json()["title"]) == (422, "Not valid"), name
+    assert service.client("ada").files(beamtime.experiment) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "%2e%2e/%2e%2e/x",
+        "%2Fetc%2Fx",
+        "x..",
+        "é.h5",
+        "α β.h5",
+        "ﬁ.h5",
+        "аdmin",
+        "raw/x",
+        "-rf",
+        "$(id)",
+        "CON",
+    ],
+)
+def test_any_other_name_stays_below_raw(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client, name: str
+) -> None:
+    def others() -> set[Path]:
+        found = service.data_dir.rglob("[!.]*")
+        return {path for path in found if beamtime.experiment not in path.parts}
+
+    before = others()
+    answer = agent.post("uploads", headers={"Upload-Length": "0", **metadata(filename=name)})
+    assert answer.status_code == 201, answer.text
+    assert (service.data_dir / beamtime.experiment / "raw" / name).is_file()
+    assert [file.path for file in service.client("ada").files(beamtime.experiment)] == [f"raw/{name}"]
+    assert others() == before
+
+
+def test_a_members_client_composes_what_a_macintosh_has_taken_apart(
+    service: RunningService, beamtime: Beamtime, tmp_path: Path
+) -> None:
+    (tmp_path / "re\u0301sume\u0301.txt").write_text("x")
+    (file,) = tmp_path.iterdir()
+    assert service.client("ada").upload(file, beamtime.experiment).path == "shared/r\xe9sum\xe9.txt"
+
+
+# --- who may --------------------------------------------------------------------------------------------
+
+
+def test_another_instruments_token_finds_no_upload(service: RunningService, agent: httpx.Client) -> None:
+    url = announce(agent, "mine", 4)
+    with agent_of(service, service.beamtime().agent_token) as stranger:
+        for answer in (
+            stranger.get(url),
+            stranger.head(url),
+            send(stranger, url, 0, b"mine"),
+            stranger.delete(url),
+            stranger.post("uploads", headers={"Upload-Concat": f"final;{url}", **metadata(filename="x")}),
+        ):
+            assert answer.status_code == 404
+    assert agent.head(url).headers["Upload-Offset"] == "0"
+
+
+def test_a_token_that_is_revoked_ends_with_the_next_request(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    url = announce(agent, "half", 8)
+    assert send(agent, url, 0, b"1234").status_code == 204
+    token = service.client("sam").new_instrument_token(beamtime.instrument).token
+    for answer in (send(agent, url, 4, b"5678"), agent.head(url), agent.delete(url)):
+        assert answer.status_code == 401
+    with agent_of(service, token) as renewed:
+        assert renewed.head(url).headers["Upload-Offset"] == "4"
+        assert send(renewed, url, 4, b"5678").status_code == 204
+        assert renewed.get(url).json()["state"] == "complete"
+
+
+def test_two_agents_send_the_same_file(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    content = os.urandom(3_000_000)
+
+    def run(digest: str | None) -> str:
+        url = announce(agent, "same.h5", len(content), digest)
+        for offset in range(0, len(content), 1_000_000):
+            assert send(agent, url, offset, content[offset : offset + 1_000_000]).status_code == 204
+        return str(agent.get(url).json()["path"])
+
+    with ThreadPoolExecutor(2) as agents:  # one of them does not even know the digest
+        paths = list(agents.map(run, [xxhash.xxh3_128_hexdigest(content), None]))
+    assert paths == ["raw/same.h5"] * 2
+    files = service.client("ada").files(beamtime.experiment)
+    assert [file.path for file in files] == ["raw/same.h5"]
+    assert service.client("ada").file(beamtime.experiment, "raw/same.h5") == content
+    published = service.client("ada").uploads(beamtime.experiment, state=UploadState.COMPLETE)
+    assert len(published) == 1
+
+
+# --- clients that take for ever -------------------------------------------------------------------------
+
+
+def test_a_head_that_does_not_end_ends_the_connection(impatient: RunningService) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        while not select.select([connection], [], [], 0.05)[0]:
+            connection.sendall(b"x")
+        assert connection.recv(1000) == b""
+
+
+def test_an_upload_that_trickles_is_ended_and_goes_on_later(impatient: RunningService) -> None:
+    beamtime = impatient.beamtime()
+    content = os.urandom(10_000)
+    with agent_of(impatient, beamtime.agent_token) as agent:
+        url = announce(agent, "slow", len(content))
+        with open_patch(impatient, beamtime.agent_token, url, len(content)) as connection:
+            sent = 0
+            while not select.select([connection], [], [], 0.05)[0]:
+                connection.sendall(content[sent : sent + 1])
+                sent += 1
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
+        while (
+            answer := send(agent, url, offset := _offset(agent, url), content[offset:])
+        ).status_code == 409:
+            continue  # what has come is just being kept
+        assert 0 < offset <= sent
+        assert answer.headers["Upload-Offset"] == str(len(content))
+        assert agent.get(url).json()["state"] == "complete"
+
+
+def test_a_document_that_trickles_is_refused(impatient: RunningService) -> None:
+    token = impatient.tokens["sam"]
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as connection:
+        connection.sendall(
+            f"POST {httpx.URL(impatient.api).path}experiments HTTP/1.1\r\nHost: a\r\n"
+            f"Authorization: token {token}\r\nContent-Type: application/json\r\n"
+            "Content-Length: 1000\r\n\r\n{".encode()
+        )
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_holds_many_requests_open_waits_for_itself(tmp_path: Path) -> None:
+    with running_service(tmp_path / "service", uploads_at_once=1) as service:
+        beamtime, other = service.beamtime(), service.beamtime()
+        with (
+            agent_of(service, beamtime.agent_token) as agent,
+            agent_of(service, other.agent_token) as another,
+        ):
+            content = os.urandom(2 * WRITE)
+            first, second = announce(agent, "first", len(content)), announce(agent, "second", 4)
+            with open_patch(service, beamtime.agent_token, first, len(content)) as connection:
+                connection.sendall(content[:WRITE])
+                while _offset(agent, first) < WRITE:
+                    continue  # until it has begun
+                refused = send(agent, second, 0, b"1234")
+                assert (refused.status_code, refused.headers["Retry-After"]) == (429, "2")
+                assert send(another, announce(another, "a", 4), 0, b"1234").status_code == 204
+                connection.sendall(content[WRITE:])
+                assert connection.recv(10_000).startswith(b"HTTP/1.1 204 ")
+            assert send(agent, second, 0, b"1234").status_code == 204
+
+
+def _offset(agent: httpx.Client, url: str) -> int:
+    return int(agent.head(url).headers["Upload-Offset"])
