@@ -239,21 +239,17 @@ class Engine:
         if status.phase is Phase.RUNNING and status.reason:
             watch.stopped = status.reason
         await self._tell(job, "" if status.phase is Phase.RUNNING else status.reason)
-        limited = runner.cpus is not None  # others keep the time themselves
-        if (
-            limited
-            and job.started
-            and (datetime.now(UTC) - job.started).total_seconds() > job.profile.walltime
-        ):
+        elapsed = (datetime.now(UTC) - job.started).total_seconds() if job.started else 0.0
+        if elapsed > job.profile.walltime and runner.cpus is not None:  # others keep the time themselves
             watch.stopped = f"It reached its time limit of {duration(job.profile.walltime)}."
         if watch.stopped or task.cancel_requested:
             await runner.cancel(task.runner_ref or {})
 
     async def _tell(self, job: Job, reason: str) -> None:
         """Says what a job waits for, where that has changed."""
+        reason = one_line(reason, 2000)
         if reason == job.reason:
             return
-        reason = one_line(reason, 2000)
         told = await self._store.write(lambda tx: tx.jobs.change(job.id, job.state, reason=reason))
         if told is not None:
             watch = await self._watch(job)

@@ -305,7 +305,9 @@ class SlurmRunner:
             raise Unavailable(self._silence())
         self._looked = began
         try:
-            told = await self._call("squeue", "--me", "--noheader", "--states=all", f"--format={FORMAT}")
+            # also of partitions that are hidden: a job that is not listed counts as forgotten
+            which = ("--me", "--all", "--local", "--states=all")
+            told = await self._call("squeue", *which, "--noheader", f"--format={FORMAT}")
         except Refused as error:
             raise Unavailable(f"Slurm does not tell about its queue: {error}.") from error
         self._lines = {line.number: line for row in told.splitlines() if (line := _queue_line(row))}
