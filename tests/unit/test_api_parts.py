@@ -89,7 +89,7 @@ def test_a_file_name_cannot_leave_its_header(name: str) -> None:
 
 @given(st.sets(st.integers(1, 64)), st.integers(1, 7))
 def test_pages_of_a_list_that_is_at_hand(numbers: set[int], limit: int) -> None:
-    profiles = [Profile(name=f"cpu-{n:02}", title="", cpus=n + 1, memory=1, walltime=1) for n in numbers]
+    profiles = [Profile(name=f"cpu-{n:02}", title="", cpus=n, memory=1, walltime=1) for n in numbers]
     seen: list[int] = []
     after = None
     while True:
