@@ -38,11 +38,11 @@ def unsent(agent: RunningAgent) -> dict[str, tuple[str, str]]:
 
 def test_a_pause_lets_what_is_on_its_way_finish_and_begins_nothing(agent: RunningAgent, sam: Client) -> None:
     agent.start()
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.bin")
     agent.until_halfway()
     sam.pause_uploads(agent.beamtime.instrument, "vacuum")
     (agent.data / "small").write_text("small")
-    agent.until_arrived("large.h5")
+    agent.until_arrived("large.bin")
     agent.until(
         lambda: (
             agent.status is not None
@@ -51,7 +51,7 @@ def test_a_pause_lets_what_is_on_its_way_finish_and_begins_nothing(agent: Runnin
             and agent.status.queued_files == 1
         )
     )
-    assert list(agent.files()) == ["large.h5"]
+    assert list(agent.files()) == ["large.bin"]
 
     sam.resume_uploads(agent.beamtime.instrument)
     agent.until_arrived("small")
@@ -64,14 +64,14 @@ def test_a_file_on_its_way_is_skipped_and_stays_so_until_it_is_wanted(
     instrument = agent.beamtime.instrument
     agent.upload["limit"] = '"1 MB/s"'  # minutes, if nobody stopped it
     agent.start()
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.bin")
     upload = agent.until_halfway()
-    sam.skip_uploads(instrument, ["large.h5"], reason="ice on the crystal")
+    sam.skip_uploads(instrument, ["large.bin"], reason="ice on the crystal")
     until_obeyed(agent)
 
     assert agent.service.client("ada").upload_status(upload.id).state is UploadState.FAILED
     skipped = ("skipped", "skipped by sam: ice on the crystal")
-    agent.until(lambda: unsent(agent) == {"large.h5": skipped})
+    agent.until(lambda: unsent(agent) == {"large.bin": skipped})
     agent.until(lambda: agent.status is not None and agent.status.skipped == 1)
     agent.kill()
     agent.upload["limit"] = '"900 MB/s"'
@@ -79,10 +79,10 @@ def test_a_file_on_its_way_is_skipped_and_stays_so_until_it_is_wanted(
     (agent.data / "small").write_text("small")
     agent.until_arrived("small")
     assert list(agent.files()) == ["small"]
-    assert unsent(agent) == {"large.h5": skipped}
+    assert unsent(agent) == {"large.bin": skipped}
 
-    sam.unskip_uploads(instrument, pattern="*.h5")
-    agent.until_arrived("large.h5")
+    sam.unskip_uploads(instrument, pattern="*.bin")
+    agent.until_arrived("large.bin")
     agent.assert_all_there_once()
     agent.until(lambda: not unsent(agent))
     agent.until(lambda: agent.status is not None and (agent.status.arrived, agent.status.skipped) == (2, 0))
@@ -109,20 +109,20 @@ def test_what_waits_is_skipped_by_a_pattern(agent: RunningAgent, sam: Client) ->
 def test_what_failed_is_listed_and_tried_again(agent: RunningAgent, sam: Client) -> None:
     instrument, experiment = agent.beamtime.instrument, agent.beamtime.experiment
     agent.start()
-    write_large(agent.data / "large.h5")
+    write_large(agent.data / "large.bin")
     upload = agent.until_halfway()
     agent.signal(signal.SIGSTOP)
     sam.activate(instrument, None)
     agent.service.agent(agent.beamtime).cancel_upload(upload.id)
     agent.signal(signal.SIGCONT)
-    agent.until(lambda: "large.h5" in unsent(agent))
-    state, reason = unsent(agent)["large.h5"]
+    agent.until(lambda: "large.bin" in unsent(agent))
+    state, reason = unsent(agent)["large.bin"]
     assert (state, bool(reason)) == ("failed", True)
     agent.until(lambda: agent.status is not None and agent.status.failed == 1)
 
     sam.activate(instrument, experiment)
     sam.retry_uploads(instrument)
-    agent.until_arrived("large.h5")
+    agent.until_arrived("large.bin")
     agent.assert_all_there_once()
     agent.until(lambda: not unsent(agent))
 
