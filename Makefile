@@ -15,7 +15,7 @@ help:
 	@echo 'make slurm-demo                                         the same, with jobs on a real Slurm of two nodes'
 	@echo 'make test  [TESTS="tests/unit …"]                       install what is missing and run all tests'
 	@echo 'make lint                                               ruff, mypy, import-linter, notebooks without outputs'
-	@echo 'make bench [ONLY=frames|jobs|processing|pages|api]             run the benchmarks'
+	@echo 'make bench [ONLY=frames|jobs|processing|pages|api|ingest] [FULL=1]   run the benchmarks'
 	@echo 'make lock | wheel | clean                               renew the lock files | build the wheel | start over'
 
 demo: $(VENV)/.runtime
@@ -37,7 +37,7 @@ lint: $(VENV)/.development
 
 bench: $(VENV)/.development
 	@bash tests/system-packages.sh
-	$(BIN)/python -m tests.benchmarks $(ONLY)
+	$(if $(FULL),BEAMHUB_BENCH_FULL=1 )$(BIN)/python -m tests.benchmarks $(ONLY)
 
 # for the lowest Python that is supported, valid on all later ones; what is installed is checked against these hashes
 lock: $(VENV)/.development

@@ -5,6 +5,7 @@ set -euo pipefail
 missing=()
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
     missing+=(chromium)
+command -v rsync >/dev/null || missing+=(rsync)
 command -v dials.import >/dev/null || missing+=(dials)
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)

@@ -25,7 +25,7 @@ from tornado.web import RequestHandler
 from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, default, validate
 
 from beamhub import api, bus
-from beamhub.api.handler import Handler
+from beamhub.api.handler import BLOCK, Handler
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
 from beamhub.engine import Engine
@@ -237,6 +237,8 @@ class BeamhubApp(ExtensionApp):
             return
         serverapp.http_server.conn_params.header_timeout = self.patience
         self._bus.start()
+        # each block costs a turn of the loop: Tornado's own 64 KiB are too many turns for a detector's data
+        serverapp.http_server.read_chunk_size = serverapp.http_server.conn_params.chunk_size = BLOCK
         self._run(self._keep_house(), "housekeeping")
         if self.ingest:
             host, _, port = self.ingest.rpartition(":")

@@ -121,7 +121,7 @@ class Experiments:
     async def instrument_by_token(self, token: str) -> Principal | None:
         """The agent that this token belongs to, if it is one's."""
         found = await self._store.read(lambda tx: tx.instruments.by_token(_digest(token)))
-        return Principal(f"instrument:{found.id}", "instrument", instrument=found.id) if found else None
+        return Principal(f"instrument:{found}", "instrument", instrument=found) if found else None
 
     async def instruments(
         self, principal: Principal, *, after: str | None = None, limit: int = 100

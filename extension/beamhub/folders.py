@@ -58,8 +58,8 @@ def parse(path: str, *, new: bool = False) -> PurePosixPath:
 def versioned(path: str, version: int) -> str:
     """Where a later version of a file goes: into a folder beside it, so that the files of one acquisition
     keep their names, and a master's links to its data files stay right."""
-    where = PurePosixPath(path)
-    return path if version == 1 else str(where.parent / f"version-{version}" / where.name)
+    folder, slash, name = path.rpartition("/")
+    return path if version == 1 else f"{folder}{slash}version-{version}/{name}"
 
 
 def _complaint(name: str) -> str:

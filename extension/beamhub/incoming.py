@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -31,9 +32,10 @@ RESERVE = 64 * 2**20  # bytes of disk that uploads leave to the rest of the serv
 USUAL: DigestAlgorithm = "sha256"  # of what is sent without a digest
 
 
-def versions(path: str) -> list[str]:
+@functools.lru_cache(maxsize=1024)
+def versions(path: str) -> tuple[str, ...]:
     """The names that a file of this path and its later versions can have."""
-    return [folders.versioned(path, number) for number in range(1, MAX_VERSIONS + 1)]
+    return tuple(folders.versioned(path, number) for number in range(1, MAX_VERSIONS + 1))
 
 
 class Incoming:
@@ -368,15 +370,16 @@ class Held:
             raise _over(self.upload)
         return status.st_size
 
-    def write(self, position: int, block: bytearray, hasher: Hasher | None) -> None:
-        """Writes all of a block, and adds it to the hash. Raises Gone if the upload is over."""
+    def write(self, position: int, block: Sequence[bytes], hasher: Hasher | None) -> None:
+        """Writes all chunks of a block, and adds them to the hash. Raises Gone if the upload is over."""
         self.size()
-        if hasher:
-            hasher.update(block)
-        view = memoryview(block)
-        while view:
-            count = os.pwrite(self._descriptor, view, position)
-            view, position = view[count:], position + count
+        for chunk in block:
+            if hasher:
+                hasher.update(chunk)
+            view = memoryview(chunk)
+            while view:
+                count = os.pwrite(self._descriptor, view, position)
+                view, position = view[count:], position + count
 
     def cut(self, size: int) -> None:
         """Forgets the bytes from `size` on."""

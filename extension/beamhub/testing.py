@@ -47,7 +47,7 @@ PEOPLE: Mapping[str, Mapping[str, Any]] = {
 }
 TEMPLATE = "echo"  # a template that every service of these tests has
 LISTENING = "beamhub: experiments in"  # what a process of the service logs when it takes requests
-START = 30.0  # seconds; a healthy service takes two
+START = 60.0  # seconds; a healthy service takes two, on a busy machine many more
 
 
 class _KnownUser(User):
@@ -209,6 +209,7 @@ class RunningService:
             "HOME": str(self.folder),
             "JUPYTER_NO_CONFIG": "1",
             "JUPYTER_RUNTIME_DIR": str(self.folder / "runtime"),
+            **({"MALLOC_ARENA_MAX": "2"} if "ingest" in settings else {}),
         }
         for variable in (
             "BEAMHUB_DATA_DIR",

@@ -50,6 +50,7 @@ def _ingest(site: Site, secrets: Secrets, number: int) -> dict[str, Any]:
         **_settings(site),
         "BEAMHUB_INGEST": f"{site.ingest_host}:{site.ingest_port}",
         "BEAMHUB_SERVICE_TOKEN": secrets.service,
+        "MALLOC_ARENA_MAX": "2",  # what many threads receive would else take up a pool for each of them
     }
     name = f"beamhub-ingest-{number}"
     return {

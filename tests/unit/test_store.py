@@ -107,6 +107,19 @@ def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
         store.close()
 
 
+def test_whether_the_tables_are_there(store: Store, postgresql_url: str, tmp_path: Path) -> None:
+    assert store.migrated()
+    for url in (f"sqlite:///{tmp_path / 'new.db'}", postgresql_url):
+        empty = Store(url)
+        assert not empty.migrated()
+        empty.migrate()
+        assert empty.migrated()
+        empty.close()
+    with store._write_engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    assert not store.migrated()
+
+
 def test_a_newer_database_is_refused_in_plain_words(store: Store) -> None:
     with store._write_engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

@@ -12,14 +12,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.resources import files
 from typing import Any, TypeVar
 
-import alembic.command
-import alembic.config
-import alembic.util
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from beamhub.bus import Bus
 from beamhub.errors import BeamhubError
@@ -96,7 +92,13 @@ class Store:
 
         Raises BeamhubError when the database has been used by a newer version.
         """
-        config = _migrations()
+        import alembic.command  # 12 MB, which processes that find the tables there can do without
+        import alembic.config
+        import alembic.util
+
+        config = alembic.config.Config()
+        config.set_main_option("script_location", "beamhub.store:migrations")
+        config.set_main_option("path_separator", "os")
         with self._write_engine.begin() as connection:
             config.attributes["connection"] = connection
             try:
@@ -109,9 +111,13 @@ class Store:
 
     def migrated(self) -> bool:
         """Whether the database's tables are those of this version of beamhub."""
-        head = ScriptDirectory.from_config(_migrations()).get_current_head()
+        versions = files("beamhub.store.migrations") / "versions"
+        newest = max(file.name[:4] for file in versions.iterdir() if file.name.endswith(".py"))
         with self._read_engine.begin() as connection:
-            return MigrationContext.configure(connection).get_current_revision() == head
+            if not inspect(connection).has_table("alembic_version"):
+                return False
+            found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return found == newest
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Has `callback` called after each committed write, on any thread; with a bus, after those of other
@@ -195,13 +201,6 @@ def _apart(connection: Connection, work: Callable[[Transaction], T]) -> tuple[T 
         return None, error
     savepoint.commit()
     return result, None
-
-
-def _migrations() -> alembic.config.Config:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", "beamhub.store:migrations")
-    config.set_main_option("path_separator", "os")
-    return config
 
 
 def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:

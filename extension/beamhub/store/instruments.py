@@ -24,12 +24,9 @@ class Instruments:
         row = self._connection.execute(select(instruments).where(instruments.c.id == instrument)).first()
         return _instrument(row) if row else None
 
-    def by_token(self, digest: str) -> Instrument | None:
-        """The instrument whose agent's token has this sha256."""
-        row = self._connection.execute(
-            select(instruments).where(instruments.c.token_digest == digest)
-        ).first()
-        return _instrument(row) if row else None
+    def by_token(self, digest: str) -> str | None:
+        """The id of the instrument whose agent's token has this sha256."""
+        return self._connection.scalar(select(instruments.c.id).where(instruments.c.token_digest == digest))
 
     def list(self, *, only: frozenset[str] | None, after: str | None, limit: int) -> Page[Instrument]:
         """By id; `only` restricts to these ids (None: all)."""

@@ -1,0 +1,360 @@
+"""From a file at the detector to one published in the experiment: speed, latency, and what it costs others.
+
+Each number and its peer's come from the same run, in turns. BEAMHUB_BENCH_FULL=1 takes the sizes of the
+promise: 20,000 small files, and 50 GB of sparse data, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+from beamhub.digests import of_file
+from beamhub.schemas import UploadState
+from beamhub.testing import Beamtime, Ingest, RunningService, free_port, running_service
+from beamhub_hub import proxy
+
+from tests.benchmarks.result import Result, latencies, percentile
+from tests.integration.test_agent import RunningAgent
+
+FULL = os.environ.get("BEAMHUB_BENCH_FULL") == "1"
+LARGE = 2**30  # bytes
+TURNS = 3
+SMALL, SMALL_SIZE = (20_000 if FULL else 3_000), 10 * 2**10
+ARRIVING, RATE = 500, 100.0  # files, and how many of them a second
+SPARSE = 50 * 10**9 if FULL else 2 * 10**9
+REQUESTS = 300
+PATIENCE = 3600.0
+
+
+class Site:
+    """A service with one ingest process, and an agent that sends to it."""
+
+    def __init__(self, folder: Path, service: RunningService) -> None:
+        self.folder = folder
+        self.service = service
+        self.ingest: Ingest = service.ingest()
+        self.beamtime: Beamtime = service.beamtime()
+        self._agents = 0
+
+    @property
+    def raw(self) -> Path:
+        return self.service.data_dir / self.beamtime.experiment / "raw"
+
+    @contextmanager
+    def agent(self, url: str = "", *, settle: float = 0.2, parallel: int = 1) -> Iterator[RunningAgent]:
+        """A running agent with an empty directory."""
+        self._agents += 1
+        agent = RunningAgent(self.folder / f"agent-{self._agents}", self.service, self.beamtime)
+        agent.url = url or self.ingest.url
+        agent.settings = {"settle": str(settle), "prefix": f'"{self._agents}"'}
+        agent.upload = {"parallel": str(parallel)}
+        agent.start()
+        try:
+            agent.until(lambda: agent.status is not None and agent.status.state == "idle")
+            yield agent
+        finally:
+            agent.kill()
+
+    def send(self, agent: RunningAgent, source: Path, name: str) -> float:
+        """Seconds from the moment at which a file gets its name until it is published."""
+        goal = self.raw / agent.settings["prefix"].strip('"') / name
+        source.rename(agent.data / name)
+        began = time.perf_counter()
+        self._wait(lambda: goal.exists())
+        self._wait(lambda: self._complete(name))
+        return time.perf_counter() - began
+
+    def _complete(self, name: str) -> bool:
+        uploads = self.service.client("ada").uploads(self.beamtime.experiment, limit=5)
+        return any(u.path.endswith(f"/{name}") and u.state is UploadState.COMPLETE for u in uploads)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not done():
+            if time.monotonic() > end:
+                raise SystemExit(f"not published in time; see {self.folder}")
+            time.sleep(0.005)
+
+
+def rows() -> Iterator[Result]:
+    with tempfile.TemporaryDirectory(prefix="beamhub-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        lying = folder / "lying"
+        lying.mkdir()
+        service = stack.enter_context(running_service(folder / "service", in_place={"mx-1": [str(lying)]}))
+        site = Site(folder, service)
+        yield from _large(site, stack)
+        yield from _in_place(site, lying)
+        yield from _small(site, stack)
+        yield from _latency(site)
+        yield from _neighbours(site)
+        yield from _memory(site)
+
+
+# --- one large file ---
+
+
+def _large(site: Site, stack: ExitStack) -> Iterator[Result]:
+    source = site.folder / "large.bin"
+    _fill(source, LARGE)
+    rsync, through = _rsync(site.folder, stack), _proxy(site.ingest.url, stack)
+    direct = stack.enter_context(site.agent())
+    behind = stack.enter_context(site.agent(through))
+    ingest = psutil.Process(site.ingest.process.pid if site.ingest.process else 0)
+    seconds: dict[str, list[float]] = {"cp": [], "rsync": [], "direct": [], "proxy": []}
+    cpu: list[float] = []
+    for turn in range(TURNS):
+        target = site.folder / "copy.bin"
+        seconds["cp"].append(_timed("cp", "--reflink=never", source, target))
+        target.unlink()
+        if rsync:
+            seconds["rsync"].append(_timed("rsync", "-W", source, f"{rsync}/copy.bin"))
+            (site.folder / "rsync" / "copy.bin").unlink()
+        for way, agent in (("direct", direct), ("proxy", behind)):
+            ready = agent.folder / "ready.bin"
+            shutil.copyfile(source, ready)
+            with ready.open("r+b") as file:
+                file.write(os.urandom(64))  # another content, or there would be nothing to send
+            before = ingest.cpu_times()
+            seconds[way].append(site.send(agent, ready, f"large-{turn}.bin"))
+            after = ingest.cpu_times()
+            if way == "direct":
+                cpu.append(sum(after[:2]) - sum(before[:2]))
+            for path in (*agent.data.iterdir(), *site.raw.glob("*/large-*")):
+                path.unlink()
+    source.unlink()
+    speed = {way: LARGE / 1e9 / statistics.median(taken) for way, taken in seconds.items() if taken}
+    what = f"agent → published, one stream of {LARGE / 2**30:g} GiB, HTTP, digest verified, fsynced"
+    yield Result("ingest", what, speed["direct"], "GB/s", 0.35, "higher", "cp", speed["cp"])
+    if rsync:
+        yield Result("ingest", what, speed["direct"], "GB/s", 1.0, "higher", "rsync daemon", speed["rsync"])
+    yield Result(
+        "ingest",
+        "the same through the hub's proxy",
+        speed["proxy"],
+        "GB/s",
+        None,
+        "higher",
+        "direct",
+        speed["direct"],
+    )
+    used = statistics.median(cpu) / (LARGE / 1e9)
+    yield Result("ingest", "CPU of the ingest process", used, "s/GB", 0.7)
+
+
+def _in_place(site: Site, lying: Path) -> Iterator[Result]:
+    with httpx.Client(
+        base_url=site.ingest.api,
+        headers={"Authorization": f"Bearer {site.beamtime.agent_token}", "Tus-Resumable": "1.0.0"},
+        timeout=PATIENCE,
+    ) as client:
+        hashed, registered = [], []
+        for turn in range(TURNS):
+            source = lying / f"lying-{turn}.bin"
+            _fill(source, LARGE)
+            with source.open("rb") as file:
+                began = time.perf_counter()
+                digest = of_file(file, "xxh128")
+                hashed.append(time.perf_counter() - began)
+            body = {"source": str(source), "filename": source.name, "size": LARGE, "digest": digest}
+            began = time.perf_counter()
+            answer = client.post("uploads/in-place", json=body)
+            registered.append(time.perf_counter() - began)
+            if answer.is_error:
+                raise SystemExit(answer.text)
+            source.unlink()
+    speed, peer = (LARGE / 1e9 / statistics.median(taken) for taken in (registered, hashed))
+    what = f"file of {LARGE / 2**30:g} GiB registered in place, verified"
+    yield Result("ingest", what, speed, "GB/s", 0.9, "higher", "its digest alone", peer)
+
+
+# --- many small ones ---
+
+
+def _small(site: Site, stack: ExitStack) -> Iterator[Result]:
+    rsync = _rsync(site.folder, stack)
+    folder = site.folder / "small"
+    folder.mkdir()
+    for number in range(SMALL):
+        (folder / f"{number:06}.cbf").write_bytes(os.urandom(SMALL_SIZE))
+    peer = SMALL / _timed("rsync", "-rW", f"{folder}/", f"{rsync}/small/") if rsync else None
+    with site.agent(parallel=16) as agent:
+        there = len(list(site.raw.rglob("*.cbf")))
+        began = time.perf_counter()
+        folder.rename(agent.data / "small")
+        goal = site.raw / agent.settings["prefix"].strip('"') / "small"
+        site._wait(lambda: goal.is_dir() and len(os.listdir(goal)) == SMALL)  # noqa: PTH208
+        site._wait(lambda: agent.status is not None and agent.status.queued_files == 0)
+        taken = time.perf_counter() - began
+        if len(list(site.raw.rglob("*.cbf"))) != there + SMALL:
+            raise SystemExit("there are other files than were sent")
+    what = f"{SMALL} files of {SMALL_SIZE // 1024} KiB, end to end, each durable"
+    yield Result("ingest", what, SMALL / taken, "files/s", 800.0, "higher")
+    if peer:
+        yield Result(
+            "ingest", "the same", SMALL / taken, "files/s", None, "higher", "rsync daemon, not durable", peer
+        )
+
+
+def _latency(site: Site) -> Iterator[Result]:
+    """From the rename at the detector to the event, as whoever watches the service hears it."""
+    named: dict[str, float] = {}
+    heard: dict[str, float] = {}
+    client = site.service.client("ada")
+    complete, ready = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        for message in client.events(site.beamtime.experiment):
+            ready.set()
+            if message.kind == "file.complete":
+                heard[str(message.data["path"]).rsplit("/", 1)[-1]] = time.perf_counter()
+                if named.keys() <= heard.keys() and len(named) == ARRIVING:
+                    complete.set()
+                    return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    with site.agent(parallel=8) as agent:
+        # the feed is open once it tells of the first file
+        (agent.data / "first.tmp").write_bytes(b"first")
+        (agent.data / "first.tmp").rename(agent.data / "first.cbf")
+        ready.wait(PATIENCE)
+        begin = time.perf_counter()
+        for number in range(ARRIVING):
+            part = agent.data / f"{number}.tmp"
+            part.write_bytes(os.urandom(SMALL_SIZE))
+            time.sleep(max(0.0, begin + number / RATE - time.perf_counter()))
+            named[f"late-{number}.cbf"] = time.perf_counter()
+            part.rename(agent.data / f"late-{number}.cbf")
+        if not complete.wait(PATIENCE):
+            raise SystemExit("not all files were heard of")
+    taken = [1e3 * (heard[name] - moment) for name, moment in named.items()]
+    what = f"renamed at the detector → event, p95 of {ARRIVING} files at {RATE:g}/s"
+    yield Result("ingest", what, percentile(taken, 95), "ms", 250.0)
+
+
+# --- what it costs ---
+
+
+def _neighbours(site: Site) -> Iterator[Result]:
+    """The service's own answers while the ingest process has as much to do as it can."""
+    client = site.service.client("ada")
+    source = site.folder / "busy.bin"
+    stop = threading.Event()
+
+    def send() -> None:
+        with site.agent(parallel=2) as agent:
+            number = 0
+            while not stop.is_set():
+                _fill(source, LARGE // 4)
+                site.send(agent, source, f"busy-{number}.bin")
+                (agent.data / f"busy-{number}.bin").unlink()
+                number += 1
+
+    idle = latencies(client, site.beamtime.experiment, REQUESTS)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        site._wait(lambda: any(site.raw.rglob("busy-*")))
+        busy = latencies(client, site.beamtime.experiment, REQUESTS)
+    finally:
+        stop.set()
+        sender.join()
+    what = f"p95 of {REQUESTS} requests to the service during a saturating upload"
+    yield Result(
+        "ingest", what, 1e3 * percentile(busy, 95), "ms", 1.5, "lower", "idle", 1e3 * percentile(idle, 95)
+    )
+
+
+def _memory(site: Site) -> Iterator[Result]:
+    with site.agent(parallel=2) as agent:
+        part = agent.folder / "sparse.bin"
+        with part.open("wb") as file:
+            file.truncate(SPARSE)
+        site.send(agent, part, "sparse.bin")
+        assert agent.process is not None
+        assert site.ingest.process is not None
+        for who, process in (("agent", agent.process), ("ingest process", site.ingest.process)):
+            what = f"most memory of the {who}, over {SPARSE / 1e9:g} GB"
+            yield Result("ingest", what, _most_memory(process.pid), "MB", 150.0)
+
+
+def _most_memory(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+# --- peers ---
+
+
+def _rsync(folder: Path, stack: ExitStack) -> str | None:
+    """The address of an rsync daemon that takes everything; None where there is no rsync."""
+    if shutil.which("rsync") is None:
+        sys.stderr.write("rsync is not installed, so nothing is compared with it\n")
+        return None
+    (folder / "rsync").mkdir(exist_ok=True)
+    port = free_port()
+    config = folder / f"rsyncd-{port}.conf"
+    config.write_text(
+        f"use chroot = no\n[all]\npath = {folder / 'rsync'}\nread only = no\nuid = {os.getuid()}\n"
+    )
+    command = [
+        "rsync",
+        "--daemon",
+        "--no-detach",
+        "--address=127.0.0.1",
+        f"--port={port}",
+        f"--config={config}",
+    ]
+    _background(command, port, stack)
+    return f"rsync://127.0.0.1:{port}/all"
+
+
+def _proxy(target: str, stack: ExitStack) -> str:
+    """The address of the hub's proxy in front of `target`."""
+    port, control = free_port(), free_port()
+    options = ["--ip=127.0.0.1", f"--port={port}", "--api-ip=127.0.0.1", f"--api-port={control}"]
+    _background([*proxy.install(), *options, f"--default-target={target}"], port, stack)
+    return f"http://127.0.0.1:{port}"
+
+
+def _background(command: Sequence[str], port: int, stack: ExitStack) -> None:
+    """A program that ends with the benchmark; it listens when this returns."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    connections = psutil.Process(process.pid).net_connections
+    while not any(c.status == psutil.CONN_LISTEN and c.laddr[1] == port for c in connections("tcp")):
+        if process.poll() is not None:
+            raise SystemExit(f"{command[0]} ended with {process.returncode}")
+        time.sleep(0.01)
+
+
+def _timed(*command: str | Path) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - began
+
+
+def _fill(path: Path, size: int) -> None:
+    """Writes bytes that nobody compresses, and leaves them in the page cache."""
+    block = os.urandom(2**22)
+    with path.open("wb") as file:
+        for start in range(0, size, len(block)):
+            file.write(start.to_bytes(8, "little"))
+            file.write(block[8 : min(len(block), size - start)])
+        file.truncate(size)
