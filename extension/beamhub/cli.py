@@ -357,6 +357,19 @@ def experiment_state(client: Client, experiment: str, state: str) -> Any:
     return client.change_experiment(experiment, ExperimentChange(state=ExperimentState(state)))
 
 
+@experiment.command("quota")
+@click.argument("experiment")
+@click.argument("gigabytes", type=click.FloatRange(0), required=False)
+@_connected
+def experiment_quota(client: Client, experiment: str, gigabytes: float | None) -> Any:
+    """Let an experiment take up to GIGABYTES (10^9 bytes) of data; without them, as many as the disk holds
+    (staff of the instrument)."""
+    from beamhub.schemas import ExperimentChange
+
+    quota = None if gigabytes is None else round(gigabytes * 1e9)
+    return client.change_experiment(experiment, ExperimentChange(quota=quota))
+
+
 @experiment.command("members")
 @click.argument("experiment")
 @_connected

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from beamhub import sandbox
 from beamhub.client import ApiError, Client, Unreachable
+from beamhub.folders import INCOMING
 from beamhub.schemas import Experiment
 from jupyterhub.spawner import LocalProcessSpawner
 from tornado.web import HTTPError
@@ -119,6 +120,7 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
                 argv,
                 read_only=[folder],
                 read_write=[folder / "shared", self.home],
+                hide=[folder / INCOMING],  # what has not been verified is nobody's data yet
                 network=True,  # the session answers the hub's proxy, and asks the hub who its visitor is
                 cwd=folder / "shared",
             )

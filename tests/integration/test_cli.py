@@ -27,7 +27,7 @@ def beamtime(service: RunningService) -> Beamtime:
 def shell(service: RunningService) -> Shell:
     """`shell("ada", "job", "list")`"""
 
-    def run(who: str, *arguments: str | int) -> Result:
+    def run(who: str, *arguments: str | float) -> Result:
         environment = {"BEAMHUB_URL": service.url, "BEAMHUB_TOKEN": service.tokens[who]}
         return CliRunner(env=environment).invoke(main, [str(a) for a in arguments], catch_exceptions=False)
 
@@ -57,6 +57,9 @@ def test_an_operator_and_the_staff_set_a_beamtime_up(shell: Shell, service: Runn
     assert added["role"] == "viewer"
     assert "ben" in shell("ada", "experiment", "members", experiment["id"]).stdout
     assert shell("ada", "experiment", "remove", experiment["id"], "ben").exit_code == 0
+    for given, kept in (([1.5], 1_500_000_000), ([], None)):
+        limited = told(shell("sam", "experiment", "quota", experiment["id"], *given, "--json"))
+        assert limited["quota"] == kept
     state = told(shell("sam", "experiment", "state", experiment["id"], "processing", "--json"))
     assert state["state"] == "processing"
     assert told(shell("sam", "instrument", "activate", "id-29", "--json"))["active_experiment"] is None

@@ -276,6 +276,7 @@ with Client.from_environment() as client:
         "write processed": attempt(lambda: (experiment / "processed" / "forged").mkdir()),
         "write beside": attempt(lambda: (experiment / "forged").mkdir()),
         "write shared": attempt(lambda: (experiment / "shared" / "mine.txt").write_text("from the session")),
+        "incoming": os.listdir(experiment / ".incoming"),
         "experiments": os.listdir(experiment.parent),
         "state": sorted(os.listdir(state)),
         "homes": sorted(os.listdir(state / "homes")),
@@ -293,12 +294,15 @@ def test_a_session_sees_its_experiment_and_nothing_else(demo: RunningDemo, sessi
         other = operator.create_experiment("sim-mx", "Somebody else's", "eve")
     assert (demo.state / "data" / other.id).is_dir()
     (demo.experiment / "raw" / "note.txt").write_text("from the instrument")
+    (demo.experiment / ".incoming" / "unverified").write_text("not whole yet")
 
     seen = run(
         session, f"/user/ben/{name}", LOOK.format(state=str(demo.state), experiment=str(demo.experiment))
     )
 
+    (demo.experiment / ".incoming" / "unverified").unlink(missing_ok=True)  # housekeeping removes it as well
     assert seen["raw"] == "from the instrument"
+    assert seen["incoming"] == []
     assert {seen["write raw"], seen["write processed"], seen["write beside"]} == {"OSError"}
     assert seen["write shared"] == len("from the session")
     assert (demo.experiment / "shared" / "mine.txt").read_text() == "from the session"
