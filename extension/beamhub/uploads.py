@@ -238,24 +238,26 @@ class Uploads:
         parts: Sequence[Upload],
     ) -> Upload | None:
         """As `_announce`; None while another request announces the same with the same key."""
-        begun = await self._store.read(lambda tx: _begun(tx, principal, id_))
+
+        def look(tx: Transaction) -> tuple[Upload, bool, _Kin | None]:
+            if begun := _begun(tx, principal, id_):
+                return begun, True, None
+            proposed = _proposed(tx, principal, file, id_)
+            return proposed, False, _kin(tx, proposed) if file.concat != PARTIAL else None
+
+        upload, begun, kin = await self._store.read(look)
         if begun:
-            if not file.is_of(begun):
+            if not file.is_of(upload):
                 raise Invalid(
                     "The Idempotency-Key has announced another file before.", "Use a new key for each file."
                 )
-            if begun.state is not UploadState.RECEIVING or (begun.size and not begun.source):
-                return await self._run(self._incoming.measured, begun)
-            upload, hold = begun, self._incoming.hold
-        else:
-            upload, hold = (
-                await self._store.read(lambda tx: _proposed(tx, principal, file, id_)),
-                self._incoming.make_room,
-            )
-            if file.concat != PARTIAL:
-                _, _, twin = await self._versions(upload)
-                if twin:
-                    return twin
+            if upload.state is not UploadState.RECEIVING or (upload.size and not upload.source):
+                return await self._run(self._incoming.measured, upload)
+        elif kin:
+            _, _, twin = await self._versions(upload, kin)
+            if twin:
+                return twin
+        hold = self._incoming.hold if begun else self._incoming.make_room
         try:
             empty = await self._held(hold, upload)
         except Conflict:
@@ -502,10 +504,10 @@ class Uploads:
             return await self._publish(upload.model_copy(update={"digest": digest}), file)
 
     async def _publish(self, upload: Upload, file: Held) -> Upload:
-        current = await self._store.read(lambda tx: tx.uploads.get(upload.id))
+        current, kin = await self._store.read(lambda tx: (tx.uploads.get(upload.id), _kin(tx, upload)))
         if current is None or current.state is not UploadState.RECEIVING:
             return current or upload
-        published, awaited, twin = await self._versions(upload)
+        published, awaited, twin = await self._versions(upload, kin)
         if twin:
             return await self._merge(upload, twin)
         paths = versions(upload.path)
@@ -557,34 +559,23 @@ class Uploads:
         await self._run(self._incoming.discard, upload)
         return quarantined or upload
 
-    async def _versions(self, upload: Upload) -> tuple[set[str], str | None, Upload | None]:
+    async def _versions(self, upload: Upload, kin: _Kin) -> tuple[set[str], str | None, Upload | None]:
         """Of an upload that is not published yet: where other versions of it are, where a dataset waits for
         it, and the published file that it equals."""
-        paths = versions(upload.path)
-        part = formats.part(PurePosixPath(upload.path))
-        # of a series, the file's dataset under each version
-        member = part is not None and part.is_member and part.dataset
-        series = dict(zip(versions(member), paths, strict=True)) if member else {}
-        published, quarantined, awaited, growing = await self._store.read(
-            lambda tx: (
-                tx.uploads.published(upload.experiment, paths),
-                tx.uploads.quarantined(upload.experiment, paths),
-                tx.datasets.awaited(upload.experiment, paths),
-                tx.datasets.growing(upload.experiment, series) if series else None,
-            )
-        )
-        for twin in quarantined:
+        published = set(kin.published)
+        for twin in kin.quarantined:
             if twin.digest == upload.digest:
-                return set(published), None, twin
+                return published, None, twin
+        awaited = kin.awaited
         if awaited in published:  # something else came there, and can't be replaced
             awaited = None
         if awaited is None and upload.digest is not None:
-            for twin in published.values():
+            for twin in kin.published.values():
                 if await self._run(self._incoming.holds, twin, upload.size, upload.digest):
-                    return set(published), None, twin
-        if awaited is None and growing is not None and series[growing] not in published:
-            awaited = series[growing]
-        return set(published), awaited, None
+                    return published, None, twin
+        if awaited is None and kin.growing not in published:
+            awaited = kin.growing
+        return published, awaited, None
 
     async def _merge(self, upload: Upload, twin: Upload) -> Upload:
         """The same file has been published while this one was on its way: nothing new has come."""
@@ -712,6 +703,31 @@ class _File:
             upload.concat,
             upload.source,
         ) and self.experiment in (None, upload.experiment)
+
+
+@dataclass(frozen=True)
+class _Kin:
+    """What bears on the name of a file that is to be published."""
+
+    published: Mapping[str, Upload]  # other versions of it, by path
+    quarantined: Sequence[Upload]
+    awaited: str | None  # the one of its names that a dataset waits for
+    growing: str | None  # and the one at which a series of such files grows
+
+
+def _kin(tx: Transaction, upload: Upload) -> _Kin:
+    paths = versions(upload.path)
+    part = formats.part(PurePosixPath(upload.path))
+    # of a series, the file's dataset under each version
+    member = part is not None and part.is_member and part.dataset
+    series = dict(zip(versions(member), paths, strict=True)) if member else {}
+    growing = tx.datasets.growing(upload.experiment, series) if series else None
+    return _Kin(
+        published=tx.uploads.published(upload.experiment, paths),
+        quarantined=tx.uploads.quarantined(upload.experiment, paths),
+        awaited=tx.datasets.awaited(upload.experiment, paths),
+        growing=series[growing] if growing is not None else None,
+    )
 
 
 def _begun(tx: Transaction, principal: Principal, id_: str) -> Upload | None:
