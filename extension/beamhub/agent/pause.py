@@ -43,6 +43,8 @@ class Pause:
         """The staff want no file to begin; "": they don't mind any longer."""
         if reason != self._held:
             log.info("%s", reason or "the pause is over")
+            if not reason:
+                self.end()  # what the service has refused for is over too
         self._held = reason
         if reason:
             self._free.clear()
