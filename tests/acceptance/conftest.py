@@ -8,21 +8,13 @@ from pathlib import Path
 
 import pytest
 from beamhub_hub.testing import RunningDemo
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from tests.acceptance.people import People
+from tests.chromium import chromium
 from tests.conftest import StartDemo
 
 PICTURES = Path(__file__).parents[2] / ".test" / "pictures"
-QUIET = (  # nothing that Chromium wants from elsewhere
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-sandbox",  # tests may run as root, where Chromium's own sandbox does not start
-)
 
 
 @pytest.fixture(scope="session")
@@ -35,13 +27,8 @@ def facility(start_demo: StartDemo) -> RunningDemo:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

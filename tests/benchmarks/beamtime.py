@@ -13,8 +13,8 @@ from beamhub.schemas import JobState
 from beamhub_hub.testing import RunningDemo
 from playwright.sync_api import Page, sync_playwright
 
-from tests.acceptance.conftest import QUIET
 from tests.benchmarks.result import Result, latencies, percentile
+from tests.chromium import QUIET
 
 FRAMES, RATE = 60, 5
 REQUESTS = 300
