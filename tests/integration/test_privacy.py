@@ -23,6 +23,7 @@ from beamhub.testing import TEMPLATE, RunningService, write_dataset
 OPEN = {
     "get_openapi": 200,
     "health": 200,
+    "signed_in": 200,
     "me": 200,
     "list_templates": 200,
     "get_template": 200,

@@ -21,6 +21,7 @@ from beamhub.api import (
     instruments,
     jobs,
     licences,
+    signin,
     templates,
     uploads,
 )
@@ -33,7 +34,19 @@ __all__ = ["ROUTES", "Service", "handlers"]
 
 PREFIX = "api/v1/"
 # importing these modules has declared their routes
-_NOUNS = (instruments, agents, experiments, uploads, datasets, templates, jobs, licences, events, health)
+_NOUNS = (
+    instruments,
+    agents,
+    experiments,
+    uploads,
+    datasets,
+    templates,
+    jobs,
+    licences,
+    events,
+    health,
+    signin,
+)
 
 
 @route("GET", "openapi.json", media=("application/json",), public=True)

@@ -143,6 +143,8 @@ class Handler(JupyterHandler):
             return principal
         await super().prepare()
         if self.current_user is not None:
+            if self._navigates():
+                self.xsrf_token  # noqa: B018 (sets the cookie that the browser's scripts repeat)
             return principal_of(self.current_user)
         if self._navigates():
             self.redirect(self.get_login_url())
