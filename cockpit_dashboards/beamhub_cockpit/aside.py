@@ -31,7 +31,9 @@ def agent_state(agent: AgentStatus | None) -> Element:
     return state(word, "bh-agent-state")
 
 
-def instrument(seen: Instrument, experiment: Experiment, transfers: list[Transfer]) -> Element:
+def instrument(
+    seen: Instrument, experiment: Experiment, transfers: list[Transfer], quarantined: int
+) -> Element:
     """The instrument, its agent, and what is being uploaded just now; for staff, the way to control it."""
     operate = can(experiment, "instrument.operate")
     agent = seen.agent
@@ -72,21 +74,23 @@ def instrument(seen: Instrument, experiment: Experiment, transfers: list[Transfe
                 )
             )
         lines.append(_uploads(agent, transfers, experiment.id))
-        lines += [el("p.bh-error.bh-agent-error", error) for error in agent.errors[:3]]
+        # that uploads are paused is said above, as long as they are
+        errors = [error for error in agent.errors if "paused by " not in error]
+        lines += [el("p.bh-error.bh-agent-error", error) for error in errors[:3]]
     return card(
         seen.title,
         el("p.bh-hint.bh-warn", elsewhere) if elsewhere else None,
         el("p.bh-hint.bh-warn", "Automation is paused: data start no jobs.") if not seen.automation else None,
         control.paused(seen.uploads_paused, may_resume=operate) if seen.uploads_paused else None,
         *lines,
-        control.tools(seen) if operate else None,
+        control.tools(seen, quarantined) if operate else None,
         aside=agent_state(agent),
         css="bh-instrument",
     )
 
 
 def _uploads(agent: AgentStatus, transfers: list[Transfer], here: str) -> Element:
-    waiting = f"{plural(agent.queued_files, 'file')} ({size(agent.queued_bytes)}) waiting"
+    waiting = f"{plural(agent.queued_files, 'file')} ({size(agent.queued_bytes)}) still to send"
     if not transfers:
         return el(
             "p.bh-uploads-idle.bh-hint", waiting if agent.queued_files else "Nothing is being uploaded."
@@ -186,7 +190,13 @@ def team(experiment: Experiment, members: list[Member], me: str, problem: str = 
 
 
 def datasets(
-    found: Iterable[Dataset], seen: int | None, links: Links, *, may_run: bool, shown: int | None = None
+    found: Iterable[Dataset],
+    seen: int | None,
+    links: Links,
+    *,
+    may_run: bool,
+    may_move: bool = False,
+    shown: int | None = None,
 ) -> Element:
     """Datasets, newest first: `shown` of them (None: all). `seen` is the one in view."""
     ordered = sorted(found, key=lambda d: d.id, reverse=True)
@@ -221,6 +231,15 @@ def datasets(
                             on={"click": ["launch.new", d.id]},
                         )
                         if may_run
+                        else None,
+                        el(
+                            "button.bh-text-button.bh-dataset-move",
+                            "Move …",
+                            type="button",
+                            title="To another experiment of this instrument",
+                            on={"click": ["dataset.move", d.id]},
+                        )
+                        if may_move
                         else None,
                     ),
                     key=d.id,

@@ -7,19 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from beamhub.client import ApiError, Message
-from beamhub.schemas import Dataset, ExperimentState, Instrument, InstrumentChange, MemberCreate
+from beamhub.schemas import Dataset, Experiment, ExperimentState, Instrument, InstrumentChange, MemberCreate
 from pydantic import ValidationError
 
-from beamhub_cockpit import acquisition, aside, control, jobs
+from beamhub_cockpit import acquisition, aside, control, finalise, jobs, shared
 from beamhub_cockpit.acquisition import Acquisition
 from beamhub_cockpit.control import Unsent
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.jobpage import JobPage
 from beamhub_cockpit.parts import ROLES, can, state
-from beamhub_cockpit.question import Question
+from beamhub_cockpit.question import Question, ask_reason
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.rerun import Launch
 from beamhub_cockpit.scene import Scene
+from beamhub_cockpit.shared import Uploads
 
 RECENT: Final = 25  # jobs and datasets that a page shows at first
 
@@ -37,7 +38,11 @@ class Cockpit(JobPage):
         self.older = False  # show all jobs and datasets
         self.invite_problem = ""
         self.unsent: Unsent | None = None  # the list, while it is open
+        self.finalising = False  # is its dialog open
+        self.finalise_problem = ""
         self.hidden = ""  # why there is no experiment to show
+        self.shares = ("", False)  # the experiment that the widget knows, and whether it takes files for it
+        self.uploads = Uploads(service=self.links.api(), user=self.viewer.name)
 
     # --- knowing ---
 
@@ -93,6 +98,9 @@ class Cockpit(JobPage):
         self.refresh_details()
         if self.unsent is not None:
             self.unsent.refresh(self.client, time.monotonic())
+        seen = self.scene.finalisation if self.scene else None
+        if self.scene is not None and self.finalising and seen is not None and seen.state in finalise.GOING:
+            self.scene.look_at_finalisation()
 
     def _follow(self) -> None:
         if self.scene is None or self.scene.experiment is None:
@@ -172,9 +180,12 @@ class Cockpit(JobPage):
                 dataset.id if dataset else None,
                 self.links,
                 may_run=around.may_run,
+                may_move=can(experiment, "instrument.operate"),
                 shown=shown,
             ),
         ]
+        self._share(experiment)
+        beside.append(shared.panel(experiment.id, scene.files, self.uploads, self.links))
         if scene.staff:
             beside.append(aside.licences(scene.licences))
             if scene.instrument:
@@ -191,11 +202,20 @@ class Cockpit(JobPage):
             "acquisition": (acquisition.panel(dataset, feedback, self.seen, self.links, _idle(scene)),),
             "jobs": (jobs.panel(scene.jobs.values(), self.opened, around, shown),),
             "instrument": tuple(
-                aside.instrument(i, experiment, scene.uploads) for i in [scene.instrument] if i is not None
+                aside.instrument(i, experiment, scene.uploads, len(scene.quarantine))
+                for i in [scene.instrument]
+                if i is not None
             ),
             "aside": tuple(beside),
             "dialog": self.dialog(),
         }
+
+    def _share(self, experiment: Experiment) -> None:
+        """Files that are put into the page go to this experiment, where the viewer may."""
+        said = (experiment.id, can(experiment, "files.upload"))
+        if said != self.shares:
+            self.shares = said
+            self.live.show(lambda: self.uploads.welcome(*said))
 
     def images(self, name: str) -> dict[str, bytes] | None:
         if name == "acquisition":
@@ -223,6 +243,7 @@ class Cockpit(JobPage):
                 el("span", "PI ", el("strong.bh-pi", experiment.pi)),
                 el("span", "Instrument ", el("strong", experiment.instrument)),
                 el("span", f"You are {ROLES[experiment.role]}") if experiment.role else None,
+                finalise.manifest(experiment, scene.finalisation, self.links),
             ),
             el(
                 "div.bh-experiment-tools",
@@ -234,6 +255,15 @@ class Cockpit(JobPage):
                     on={"click": ["experiment.activate"]},
                 )
                 if operate and not experiment.active
+                else None,
+                el(
+                    "button.bh-button.bh-finalise-open",
+                    "Finalise …",
+                    type="button",
+                    title="Check that everything has arrived, and write the manifest",
+                    on={"click": ["finalise.open"]},
+                )
+                if can(experiment, "instrument.operate")
                 else None,
                 el(
                     "a.bh-button.bh-open-lab",
@@ -310,12 +340,25 @@ class Cockpit(JobPage):
             "unsent.close": self._close_unsent,
             "unsent.all": self._all_unsent,
             "unsent.group": self._group_unsent,
+            "quarantine.ask": self._decide,
+            "dataset.move": self._move,
+            "finalise.open": self._open_finalise,
+            "finalise.close": self._close_finalise,
+            "finalise.begin": self._finalise,
+            "finalise.force": self._finalise,
         }
 
     def dialog(self) -> tuple[Element, ...]:
-        unsent = self.unsent
-        agent = self.scene.instrument.agent if self.scene and self.scene.instrument else None
-        return ((control.dialog(unsent, agent),) if unsent else ()) + super().dialog()
+        scene, found = self.scene, []
+        if scene is not None and scene.experiment is not None:
+            if self.unsent is not None:
+                agent = scene.instrument.agent if scene.instrument else None
+                found.append(control.dialog(self.unsent, agent, scene.quarantine))
+            if self.finalising:
+                found.append(
+                    finalise.dialog(scene.experiment, scene.finalisation, self.finalise_problem, self.links)
+                )
+        return (*found, *super().dialog())
 
     def _switch(self, action: Action) -> None:
         if not action.value:
@@ -323,6 +366,7 @@ class Cockpit(JobPage):
         self.wanted = str(action.value)
         self.chosen, self.opened, self.invite_problem = None, {}, ""
         self.launch = self.question = self.unsent = None
+        self.finalising = False
         self.seen = Acquisition()
         self._load()
 
@@ -469,8 +513,9 @@ class Cockpit(JobPage):
 
     def _group_unsent(self, action: Action) -> None:
         unsent = self.unsent
-        what, state, reason = (str(arg) for arg in action.args)
-        files = unsent.group(state, reason) if unsent else []
+        what, state, reason, *name = (str(arg) for arg in action.args)
+        group = unsent.group(state, reason) if unsent else []
+        files = [file for file in group if not name or file.name == name[0]]
         if unsent is None or not files:
             return
         if what == "skip":
@@ -487,6 +532,86 @@ class Cockpit(JobPage):
     def _ordered(self, unsent: Unsent) -> None:
         unsent.read = 0.0
         unsent.refresh(self.client, time.monotonic())
+
+    def _decide(self, action: Action) -> None:
+        what, id_ = (str(arg) for arg in action.args)
+        scene = self.scene
+        upload = next((u for u in scene.quarantine if u.id == id_), None) if scene else None
+        if scene is None or upload is None:
+            return
+
+        def decide(fields: Mapping[str, str]) -> None:
+            act = self.client.release_upload if what == "release" else self.client.discard_upload
+            act(id_, fields.get("reason", ""))
+            scene.quarantine = [u for u in scene.quarantine if u.id != id_]
+
+        self.question = control.decide(decide, what, upload)
+
+    # --- putting right and finalising ---
+
+    def _move(self, action: Action) -> None:
+        scene = self.scene
+        dataset = scene.datasets.get(int(action.args[0])) if scene else None
+        if scene is None or scene.experiment is None or dataset is None:
+            return
+        here = scene.experiment
+        others = [e for e in scene.experiments if e.instrument == here.instrument and e.id != here.id]
+
+        def move(fields: Mapping[str, str]) -> None:
+            moved = self.client.move_dataset(
+                dataset.id, fields.get("experiment", ""), fields.get("reason", "")
+            )
+            scene.datasets.pop(dataset.id, None)
+            self.chosen = None
+            self._follow()
+            self.notify(f"{dataset.name} is in {moved.experiment} now", "Its jobs stay here, with a note.")
+
+        self.question = Question(
+            f"Move {dataset.name} to another experiment?",
+            "Move",
+            move,
+            (
+                el(
+                    "p",
+                    "Its files go with it: the people of this experiment do not see them any more, those of "
+                    "the other one do. Jobs on it stay here.",
+                ),
+                el(
+                    "div.bh-field",
+                    el("label", "To", for_="move-to"),
+                    el(
+                        "select",
+                        [el("option", f"{e.id} · {e.title}", value=e.id) for e in others],
+                        id="move-to",
+                        name="experiment",
+                        required=True,
+                    ),
+                )
+                if others
+                else el("p.bh-warn", f"There is no other experiment on {here.instrument}."),
+                ask_reason("Why?", "It goes into the audit log."),
+            ),
+            name="bh-move",
+        )
+
+    def _open_finalise(self, _action: Action) -> None:
+        self.finalising, self.finalise_problem = True, ""
+
+    def _close_finalise(self, _action: Action) -> None:
+        self.finalising = False
+
+    def _finalise(self, action: Action) -> None:
+        scene = self.scene
+        if scene is None or scene.experiment is None:
+            return
+        force = action.action == "finalise.force"
+        try:
+            scene.finalisation = self.client.finalise(
+                scene.experiment.id, force=force, reason=action.fields.get("reason", "") if force else ""
+            )
+            self.finalise_problem = ""
+        except ApiError as error:
+            self.finalise_problem = str(error)
 
 
 def _idle(scene: Scene) -> str:

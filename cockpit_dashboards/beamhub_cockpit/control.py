@@ -8,7 +8,15 @@ from itertools import groupby
 from typing import Final
 
 from beamhub.client import Client
-from beamhub.schemas import AgentCommand, AgentFile, AgentStatus, CommandKind, Instrument, UploadsPaused
+from beamhub.schemas import (
+    AgentCommand,
+    AgentFile,
+    AgentStatus,
+    CommandKind,
+    Instrument,
+    Upload,
+    UploadsPaused,
+)
 
 from beamhub_cockpit.format import number, plural, size
 from beamhub_cockpit.html import Child, Element, el
@@ -18,7 +26,11 @@ from beamhub_cockpit.question import Question, ask_reason
 KNOWN: Final = 1000  # files that the list knows by name; what is done to all reaches the others too
 SHOWN: Final = 50  # of one group
 AT_ONCE: Final = 100  # files that one command may name
-WORDS: Final = {"failed": "failed", "skipped": "left out"}
+WORDS: Final = {"failed": "failed", "skipped": "left out", "quarantined": "in quarantine"}
+WAYS: Final = {
+    "failed": [("Retry", "retry"), ("Skip …", "skip")],
+    "skipped": [("Send", "unskip")],
+}
 TOLD: Final = {
     CommandKind.RETRY: "send again",
     CommandKind.SKIP: "leave out",
@@ -74,25 +86,26 @@ def paused(why: UploadsPaused, *, may_resume: bool) -> Element:
     )
 
 
-def tools(seen: Instrument) -> Element:
+def tools(seen: Instrument, quarantined: int) -> Element:
     """For those who operate the instrument: what has not arrived, and the way to pause."""
     return el(
         "div.bh-control",
-        _unsent_line(seen.agent),
+        _unsent_line(seen.agent, quarantined),
         None if seen.uploads_paused else button("Pause uploads …", ["uploads.pause"], css="bh-uploads-pause"),
     )
 
 
-def _unsent_line(agent: AgentStatus | None) -> Child:
+def _unsent_line(agent: AgentStatus | None, quarantined: int) -> Child:
     failed, skipped = (agent.failed, agent.skipped) if agent else (0, 0)
-    if not failed and not skipped:
+    counts = {"failed": failed, "quarantined": quarantined, "skipped": skipped}
+    said = [f"{number(count)} {WORDS[kind]}" for kind, count in counts.items() if count]
+    if not said:
         return None
-    said = [f"{number(count)} {word}" for count, word in ((failed, "failed"), (skipped, "left out")) if count]
     return button(
         " · ".join(said) + " …",
         ["unsent.open"],
-        css="bh-unsent-open" + (" bh-button-danger" if failed else ""),
-        title="Files that have not arrived, why, and what to do about them",
+        css="bh-unsent-open" + (" bh-button-danger" if failed or quarantined else ""),
+        title="Files that did not get through, why, and what to do about them",
     )
 
 
@@ -116,8 +129,8 @@ def pause(do: Callable[[Mapping[str, str]], None], seen: Instrument) -> Question
 # --- the list ---
 
 
-def dialog(unsent: Unsent, agent: AgentStatus | None) -> Element:
-    """The files that have not arrived, by their reasons."""
+def dialog(unsent: Unsent, agent: AgentStatus | None, quarantined: Sequence[Upload]) -> Element:
+    """The files that did not get through, by their reasons; those in quarantine first."""
     groups = list(unsent.groups())
     failed, skipped = (agent.failed, agent.skipped) if agent else (0, 0)
     beyond = failed + skipped - len(unsent.files)
@@ -129,8 +142,8 @@ def dialog(unsent: Unsent, agent: AgentStatus | None) -> Element:
                 "header.bh-dialog-head",
                 el(
                     "div",
-                    el("h2", "Files that have not arrived"),
-                    el("p.bh-hint", "They are all still at the instrument; nothing is deleted there."),
+                    el("h2", "Files that did not get through"),
+                    el("p.bh-hint", "Nothing is ever deleted at the instrument."),
                 ),
                 el(
                     "button.bh-icon-button",
@@ -146,9 +159,10 @@ def dialog(unsent: Unsent, agent: AgentStatus | None) -> Element:
                 el("p.bh-hint", f"and {plural(len(unsent.orders) - 3, 'more order')}")
                 if len(unsent.orders) > 3
                 else None,
+                [_quarantined(upload) for upload in quarantined],
                 [_group(*group, opened=len(groups) <= 2) for group in groups],
                 el("p.bh-empty", "None: everything has arrived, or waits for its turn.")
-                if not groups
+                if not groups and not quarantined
                 else None,
                 el("p.bh-hint", f"{plural(beyond, 'more file is', 'more files are')} not listed.")
                 if beyond > 0 and len(unsent.files) >= KNOWN
@@ -167,7 +181,7 @@ def dialog(unsent: Unsent, agent: AgentStatus | None) -> Element:
             ),
         ),
         modal=True,
-        aria_label="Files that have not arrived",
+        aria_label="Files that did not get through",
         on={"cancel": ["unsent.close"]},
         key="unsent",
     )
@@ -185,10 +199,7 @@ def _order(order: AgentCommand) -> Element:
 
 def _group(kind: str, reason: str, files: list[AgentFile], *, opened: bool) -> Element:
     several = f" all {number(len(files))}" if len(files) > 1 else ""
-    ways = {
-        "failed": [(f"Retry{several}", "retry"), (f"Skip{several} …", "skip")],
-        "skipped": [("Send after all", "unskip")],
-    }
+    alone = WAYS[kind]
     return el(
         "details.bh-unsent-group",
         el(
@@ -202,8 +213,19 @@ def _group(kind: str, reason: str, files: list[AgentFile], *, opened: bool) -> E
             [
                 el(
                     "li",
-                    el("span.bh-unsent-name", file.name, title=file.name),
+                    el("span.bh-unsent-name", file.name),
                     el("span.bh-sub", size(file.size)),
+                    [
+                        el(
+                            "button.bh-text-button",
+                            label,
+                            type="button",
+                            on={"click": ["unsent.group", what, kind, reason, file.name]},
+                        )
+                        for label, what in alone
+                    ]
+                    if several
+                    else None,
                     key=file.name,
                 )
                 for file in files[:SHOWN]
@@ -213,13 +235,68 @@ def _group(kind: str, reason: str, files: list[AgentFile], *, opened: bool) -> E
         el(
             "div.bh-unsent-tools",
             [
-                button(label, ["unsent.group", what, kind, reason], css=f"bh-unsent-{what}")
-                for label, what in ways[kind]
+                button(
+                    label.replace(" …", f"{several} …") if "…" in label else label + several,
+                    ["unsent.group", what, kind, reason],
+                    css=f"bh-unsent-{what}",
+                )
+                for label, what in alone
             ],
         ),
         open=opened or None,
         key=f"{kind}-{reason}",
         data_state=kind,
+    )
+
+
+def _quarantined(upload: Upload) -> Element:
+    return el(
+        "details.bh-unsent-group",
+        el(
+            "summary",
+            state(WORDS["quarantined"], "bh-unsent-state"),
+            el("strong.bh-unsent-count", upload.path.rsplit("/", 1)[-1]),
+            el("span.bh-unsent-reason", upload.error or "no reason is known"),
+        ),
+        el(
+            "p.bh-hint",
+            f"{size(upload.size)} · for {upload.experiment} · ",
+            ago(upload.ended or upload.created),
+            " · It has arrived, and nobody can read it: no member, no job, no session.",
+        ),
+        el(
+            "div.bh-unsent-tools",
+            button("Release …", ["quarantine.ask", "release", upload.id], css="bh-unsent-release"),
+            button(
+                "Delete …", ["quarantine.ask", "discard", upload.id], css="bh-button-danger bh-unsent-discard"
+            ),
+        ),
+        open=True,
+        key=f"quarantined-{upload.id}",
+        data_state="quarantined",
+    )
+
+
+def decide(do: Callable[[Mapping[str, str]], None], what: str, upload: Upload) -> Question:
+    """Asks why a quarantined file is to be released, or deleted."""
+    release = what == "release"
+    return Question(
+        f"{'Release' if release else 'Delete'} {upload.path.rsplit('/', 1)[-1]}?",
+        "Release" if release else "Delete",
+        do,
+        (
+            el("p", "It is in quarantine because ", el("strong", upload.error), "."),
+            el(
+                "p",
+                f"Everybody in {upload.experiment} can then read it, and programs that open it may follow "
+                "where it leads. No dataset is made of it."
+                if release
+                else "The copy that has arrived is deleted. The one at the instrument stays.",
+            ),
+            ask_reason("Why?", "It goes into the audit log."),
+        ),
+        danger=not release,
+        name="bh-quarantine",
     )
 
 
@@ -231,7 +308,7 @@ def skip(do: Callable[[Mapping[str, str]], None], files: Sequence[AgentFile]) ->
         "Leave out",
         do,
         (
-            el("p", "The agent does not send them any more. “Send after all” takes this back."),
+            el("p", "The agent does not send them any more. “Send” takes this back."),
             ask_reason("Why?", placeholder="test shot, wrong sample …"),
         ),
         name="bh-skip",

@@ -16,7 +16,7 @@ from beamhub_cockpit.format import NARROW, mark, metric, number, profile, size, 
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
-from beamhub_cockpit.parts import ago, bar, cost, facts, runtime, starter, state
+from beamhub_cockpit.parts import ago, bar, cost, facts, file_link, runtime, starter, state
 from beamhub_cockpit.series import Follower, names
 
 LOG_SHOWN: Final = 200_000  # characters
@@ -445,12 +445,7 @@ def _files(job: Job, detail: Detail, links: Links) -> list[Child]:
                         "tr.bh-file",
                         el(
                             "td",
-                            el(
-                                "a.bh-link",
-                                f.path,
-                                href=links.job_file(job.id, f.path),
-                                download=f.path.rsplit("/", 1)[-1],
-                            ),
+                            file_link(f.path, links.job_file(job.id, f.path)),
                         ),
                         el("td", titles.get(f.path, "")),
                         el("td.bh-right", size(f.size)),

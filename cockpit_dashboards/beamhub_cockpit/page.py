@@ -55,7 +55,7 @@ class Page:
         self.client = Client(seen_by.hub_url, seen_by.token)
         self.me: Me | None = None
         self.links = Links(seen_by.base_url, seen_by.name)
-        self.root = Region(self._act, pulse=True)
+        self.root = Region(self._act, pulse=True, service=self.links.api())
         self.parts = {name: Region(self._act) for name in self.names}
         self.live = Live(loop, draw=self._draw, failed=self._failed, tick=self._tick)
         self._notices: list[Notice] = []

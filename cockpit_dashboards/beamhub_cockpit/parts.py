@@ -18,6 +18,7 @@ TONES: Final = {
     "receiving": "live", "complete": "good", "incomplete": "warn",
     "planned": "off", "processing": "good", "closed": "off",
     "connected": "good", "not connected": "bad", "no agent yet": "off",
+    "left out": "off", "in quarantine": "warn",
     "on": "good", "paused": "warn", "active": "live",
 }  # fmt: skip
 ROLES: Final = {Role.PI: "PI", Role.COLLABORATOR: "collaborator", Role.VIEWER: "viewer", Role.STAFF: "staff"}
@@ -90,6 +91,11 @@ def more_button(count: int, shown: int | None) -> Element | None:
     if shown is None or count <= shown:
         return None
     return el("button.bh-text-button.bh-more", f"Show all {count}", type="button", on={"click": ["list.all"]})
+
+
+def file_link(text: str, href: str, css: str = "") -> Element:
+    """A link that downloads a file from the service; without leaving the page, which would end its kernel."""
+    return el("a.bh-link", text, href=href, class_=css or None, title=text, download=text.rsplit("/", 1)[-1])
 
 
 def person(name: str, me: str) -> Element:

@@ -40,9 +40,12 @@ class Region(anywidget.AnyWidget):
     _esm = (FRONT / "region.js").read_text()
     blobs = traitlets.Dict().tag(sync=True)
     pulse = traitlets.Bool(False).tag(sync=True)
+    service = traitlets.Unicode("").tag(sync=True)  # with pulse: the API's address, as the browser sees it
 
-    def __init__(self, on_action: Callable[[Action], None] | None = None, *, pulse: bool = False) -> None:
-        super().__init__(pulse=pulse)
+    def __init__(
+        self, on_action: Callable[[Action], None] | None = None, *, pulse: bool = False, service: str = ""
+    ) -> None:
+        super().__init__(pulse=pulse, service=service)
         self._on_action = on_action
         self._tree: list[Any] = []
         self._version = 0

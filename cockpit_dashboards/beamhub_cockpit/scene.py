@@ -12,6 +12,8 @@ from beamhub.schemas import (
     AgentStatus,
     Dataset,
     Experiment,
+    File,
+    Finalisation,
     Instrument,
     Job,
     JobProgress,
@@ -22,10 +24,13 @@ from beamhub.schemas import (
     Quantity,
     Template,
     Trigger,
+    Upload,
 )
 from pydantic import ValidationError
 
 RECENT = 200  # datasets and jobs that a page knows
+SHARED = "shared"  # the folder that members put files into
+FILES = 500  # of it that a page knows
 LINGER = 6.0  # seconds that a file is shown after the last that was heard of it
 
 
@@ -52,6 +57,9 @@ class Scene:
     members: list[Member] = field(default_factory=list)
     datasets: dict[int, Dataset] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
+    files: list[File] = field(default_factory=list)  # of shared/
+    quarantine: list[Upload] = field(default_factory=list)  # of the instrument, for its staff
+    finalisation: Finalisation | None = None
     sponsors: list[Licence] = field(default_factory=list)
     licences: list[Licence] = field(default_factory=list)
     triggers: dict[int, Trigger] = field(default_factory=dict)
@@ -80,6 +88,7 @@ class Scene:
         self.members = client.members(chosen)
         self.datasets = {d.id: d for d in client.datasets(chosen, limit=RECENT)}
         self.jobs = {j.id: j for j in client.jobs(chosen, limit=RECENT)}
+        self.files = client.files(chosen, SHARED, limit=FILES)
         self.sponsors = client.sponsors(chosen)
         self.templates = {t.name: t for t in client.templates()}
         self.profiles = client.profiles()
@@ -88,6 +97,21 @@ class Scene:
         with contextlib.suppress(ApiError):  # automation is for staff to see where the service says so
             self.triggers = {t.id: t for t in client.triggers(self.experiment.instrument)}
         self.licences = client.licences() if self.staff else []
+        self._look_into_quarantine()
+        self.look_at_finalisation()
+
+    def _look_into_quarantine(self) -> None:
+        operate = self.experiment is not None and "instrument.operate" in self.experiment.actions
+        self.quarantine = (
+            self.client.quarantine(self.experiment.instrument) if operate and self.experiment else []
+        )
+
+    def look_at_finalisation(self) -> None:
+        """Has the experiment been signed off?"""
+        self.finalisation = None
+        with contextlib.suppress(ApiError):  # nobody has begun
+            if self.experiment is not None:
+                self.finalisation = self.client.finalisation(self.experiment.id)
 
     def heard(self, message: Message) -> bool:
         """Take in a message of the live feed; True where it was about this experiment or its instrument."""
@@ -99,10 +123,14 @@ class Scene:
         match noun:
             case "agent" if instrument or here:
                 self._agent(message.data)
+            case "file" if instrument and what in ("quarantined", "released", "deleted"):
+                self._transfer(message)
+                self._look_into_quarantine()
             case "upload" | "file" if instrument:
                 self._transfer(message)  # of staff's instruments also what goes to other experiments
             case "upload" | "file" if here:
-                pass  # what somebody puts into shared/
+                if what == "complete":  # what somebody puts into shared/
+                    self.files = self.client.files(self.experiment.id, SHARED, limit=FILES)
             case "dataset" if here:
                 self._dataset(message, what)
             case "job" if here:
@@ -113,16 +141,24 @@ class Scene:
             case "licence" if self.staff or here:
                 self.sponsors = self.client.sponsors(self.experiment.id)
                 self.licences = self.client.licences() if self.staff else []
+            case "experiment" if here and what == "progress":
+                self._progress(message.data)
             case "instrument" | "experiment" | "uploads" if here or instrument:
                 self.experiments = self.client.experiments(limit=RECENT)
                 self.experiment = self.client.experiment(self.experiment.id)
                 self.instrument = self.client.instrument(self.experiment.instrument)
+                self.look_at_finalisation()
             case "trigger" if instrument:
                 with contextlib.suppress(ApiError):
                     self.triggers = {t.id: t for t in self.client.triggers(self.experiment.instrument)}
             case _:
                 return False
         return True
+
+    def _progress(self, data: dict[str, Any]) -> None:
+        done = data.get("finalised")
+        if self.finalisation is not None and isinstance(done, int | float):
+            self.finalisation = self.finalisation.model_copy(update={"progress": float(done)})
 
     def _agent(self, data: dict[str, Any]) -> None:
         if self.instrument is None:
@@ -153,7 +189,11 @@ class Scene:
             if readable > known.frames_readable:
                 self.datasets[number] = known.model_copy(update={"frames_readable": readable})
         else:
-            self.datasets[number] = self.client.dataset(number)
+            found = self.client.dataset(number)
+            if self.experiment is not None and found.experiment == self.experiment.id:
+                self.datasets[number] = found
+            else:  # it has been moved
+                self.datasets.pop(number, None)
 
     def _job(self, message: Message, what: str) -> None:
         if not message.subject.isdigit():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,9 @@ import httpx
 import pytest
 from beamhub.schemas import CommandKind, ExperimentChange, FileProgress, Heartbeat, LicenceCreate, Role
 from beamhub.testing import TEMPLATE, Beamtime, RunningService, free_port
-from playwright.sync_api import Browser, Page, Position, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Position, Request, expect
+
+from tests.chromium import chromium
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 WAIT = 90_000  # ms; a good run needs a fiftieth of it
@@ -43,15 +44,8 @@ class RunningCockpit:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    quiet = ("background-networking", "component-update", "gpu", "quic", "sync")
-    arguments = [f"--disable-{what}" for what in quiet] + ["--no-first-run", "--no-sandbox"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=arguments)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

@@ -262,6 +262,17 @@ export default {
   },
 };
 
+// A download can't pass the hub's authorisation, a frame can: once a page shows something, its links to the service's
+// files are made to work by opening the service in a hidden one.
+function signIn(service) {
+  const frame = document.createElement("iframe");
+  frame.hidden = true;
+  frame.title = "Sign-in of downloads";
+  frame.addEventListener("load", () => frame.remove());
+  frame.src = `${service}signed-in`;
+  document.body.append(frame);
+}
+
 // The outermost region watches the way to its kernel: without an answer for a while a banner says so; when the server
 // answers again but this kernel does not, the page is loaded anew (what it shows is all in its address).
 function watch(model) {
@@ -299,9 +310,10 @@ function watch(model) {
       const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" }).catch(() => null);
       // HEAD is refused (405) by a living server; 5xx comes from the proxy when the service behind it is down
       if (answer && answer.status < 500) {
-        const typing = document.querySelector("dialog[open]");
-        if (!typing) location.reload();
-        else banner.textContent = "The connection was lost. Reload the page to go on; what is typed in the open form will be lost.";
+        const typing = document.querySelector("dialog[open]"), busy = document.querySelector("[data-busy]");
+        if (!typing && !busy) location.reload();
+        else if (typing) banner.textContent = "The connection was lost. Reload the page to go on; what is typed in the open form will be lost.";
+        else banner.textContent = "What you see may be out of date. Your files are still being sent: reload the page when they have arrived.";
       }
     } finally {
       asking = false;
@@ -309,12 +321,14 @@ function watch(model) {
   };
   const timer = setInterval(beat, EVERY);
   beat();
+  const signing = setTimeout(signIn, EVERY / 2, model.get("service"));
   const comeBack = () => document.visibilityState === "visible" && beat();
   document.addEventListener("visibilitychange", comeBack);
   const restored = (e) => e.persisted && location.reload();
   window.addEventListener("pageshow", restored);
   return () => {
     clearInterval(timer);
+    clearTimeout(signing);
     document.removeEventListener("visibilitychange", comeBack);
     window.removeEventListener("pageshow", restored);
     banner.remove();
