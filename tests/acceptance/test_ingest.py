@@ -202,6 +202,7 @@ def test_sam_signs_the_experiment_off(
     )
     assert "raw/good.h5: OK" in checked.stdout
     dialog.locator(".bh-icon-button").click()
+    expect(dialog).to_have_count(0)
     people.picture(sam, "ingest-signed-off")
 
 
@@ -226,15 +227,14 @@ def test_ada_puts_in_a_file_over_a_network_that_breaks(
     line = ada.locator(".bh-send")
     while not held:
         ada.evaluate("() => new Promise(requestAnimationFrame)")
-    line.scroll_into_view_if_needed()
-    people.picture(ada, "ingest-browser")
+    people.picture(ada, "ingest-browser", whole=True)
     ada.context.set_offline(True)
     held[0].abort("internetdisconnected")
     expect(line).to_have_attribute("data-state", "interrupted", timeout=LONG)
     expect(line).to_contain_text(re.compile("goes on by itself"))
-    people.picture(ada, "ingest-browser-offline")
+    people.picture(ada, "ingest-browser-offline", whole=True)
     ada.context.set_offline(False)
     arrived = ada.locator(f".bh-shared-file[data-path='shared/{file.name}']")
     expect(arrived).to_be_visible(timeout=LONG)
-    people.picture(ada, "ingest-browser-arrived")
+    people.picture(ada, "ingest-browser-arrived", whole=True)
     assert facility.client("ada").file(beamtimes.first, f"shared/{file.name}") == content
