@@ -264,12 +264,12 @@ class Uploads:
             return None
         with contextlib.ExitStack() as until_then:
             until_then.enter_context(empty)
-            if not begun and await self._store.read(lambda tx: tx.uploads.get(id_) is not None):
+            if fill and not begun and await self._store.read(lambda tx: tx.uploads.get(id_) is not None):
                 return None
             try:
                 content = until_then.enter_context(await fill(upload, empty)) if fill else empty
-                if not begun:
-                    await self._store.write(lambda tx: _begin(tx, upload, parts))
+                if not begun and not await self._store.write(lambda tx: _begin(tx, upload, parts)):
+                    return None
             except Exception:
                 if not begun:
                     await self._run(self._incoming.discard, upload)
@@ -755,11 +755,15 @@ def _proposed(tx: Transaction, principal: Principal, file: _File, id_: str) -> U
     )
 
 
-def _begin(tx: Transaction, upload: Upload, parts: Sequence[Upload]) -> None:
+def _begin(tx: Transaction, upload: Upload, parts: Sequence[Upload]) -> bool:
+    """False when another request has begun it since this one looked."""
+    if tx.uploads.get(upload.id) is not None:
+        return False
     if tx.uploads.forget([part.id for part in parts]) != len(parts):
         raise Conflict(f"A part of {upload.path} is no longer there.", "Send the file again.")
     tx.uploads.create(upload)
     _require_quota(tx, upload)
+    return True
 
 
 def _require_quota(tx: Transaction, upload: Upload) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from beamhub.schemas import Dataset, DatasetKind, DatasetState, Page, Quantity
-from beamhub.store.pages import paginate
+from beamhub.store.pages import among, paginate
 from beamhub.store.tables import dataset_files, datasets
 
 RUN = 1000  # files of a series that are looked at together
@@ -132,7 +132,7 @@ class Datasets:
             .where(
                 datasets.c.experiment == dataset.experiment,
                 datasets.c.id != dataset.id,
-                dataset_files.c.path.in_(paths),
+                among(self._connection, dataset_files.c.path, paths),
             )
         )
         return self._connection.scalars(query).first()
@@ -202,7 +202,7 @@ class Datasets:
                 datasets.c.experiment == experiment,
                 datasets.c.state == DatasetState.RECEIVING,
                 dataset_files.c.frames.is_(None),
-                dataset_files.c.path.in_(paths),
+                among(self._connection, dataset_files.c.path, paths),
             )
             .order_by(datasets.c.id.desc())
         )
@@ -214,7 +214,7 @@ class Datasets:
             datasets.c.experiment == experiment,
             datasets.c.state == DatasetState.RECEIVING,
             datasets.c.open_ended,
-            datasets.c.path.in_(paths),
+            among(self._connection, datasets.c.path, paths),
         )
         return self._connection.scalars(query.order_by(datasets.c.id.desc())).first()
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from beamhub.schemas import Page, Upload, UploadState
-from beamhub.store.pages import paginate
+from beamhub.store.pages import among, paginate
 from beamhub.store.tables import uploads
 
 PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
@@ -58,7 +58,9 @@ class Uploads:
     def published(self, experiment: str, paths: Collection[str]) -> dict[str, Upload]:
         """What was published at these paths last."""
         query = select(uploads).where(
-            uploads.c.experiment == experiment, uploads.c.path.in_(paths), uploads.c.state.in_(PUBLISHED)
+            uploads.c.experiment == experiment,
+            among(self._connection, uploads.c.path, paths),
+            uploads.c.state.in_(PUBLISHED),
         )
         query = query.order_by(uploads.c.ended)
         return {row.path: _upload(row) for row in self._connection.execute(query)}
@@ -80,7 +82,7 @@ class Uploads:
         """What was to come to these paths, and is in quarantine."""
         query = select(uploads).where(
             uploads.c.experiment == experiment,
-            uploads.c.path.in_(paths),
+            among(self._connection, uploads.c.path, paths),
             uploads.c.state == UploadState.QUARANTINED,
         )
         return [_upload(row) for row in self._connection.execute(query)]
@@ -89,7 +91,7 @@ class Uploads:
         """How many frames the detector files published at these paths have."""
         query = select(uploads.c.path, uploads.c.frames).where(
             uploads.c.experiment == experiment,
-            uploads.c.path.in_(paths),
+            among(self._connection, uploads.c.path, paths),
             uploads.c.state.in_(PUBLISHED),
             uploads.c.frames.is_not(None),
         )
@@ -132,7 +134,7 @@ class Uploads:
             update(uploads)
             .where(
                 uploads.c.experiment == experiment,
-                uploads.c.path.in_(paths),
+                among(self._connection, uploads.c.path, paths),
                 uploads.c.state == UploadState.COMPLETE,
             )
             .values(state=UploadState.SUPERSEDED)
