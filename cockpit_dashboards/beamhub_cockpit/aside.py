@@ -75,7 +75,7 @@ def instrument(
             )
         lines.append(_uploads(agent, transfers, experiment.id))
         # that uploads are paused is said above, as long as they are
-        errors = [error for error in agent.errors if "paused by " not in error]
+        errors = [error for error in (*agent.errors, *agent.file_errors) if "paused by " not in error]
         lines += [el("p.bh-error.bh-agent-error", error) for error in errors[:3]]
     return card(
         seen.title,

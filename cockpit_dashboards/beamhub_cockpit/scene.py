@@ -221,11 +221,13 @@ class Scene:
         seen = sorted(self.transfers.values(), key=lambda t: t.heard, reverse=True)
         names = {t.name for t in seen}
         agent = self.instrument.agent if self.instrument and self.experiment else None
-        # only the names: of a file that was begun before a switch the agent does not say where it goes
         told = (
             agent.current if agent and agent.connected and self.experiment and self.experiment.active else []
         )
-        others = [Transfer(file.name.rsplit("/", 1)[-1], file.size, file.sent, now) for file in told]
+        others = [
+            Transfer(file.name.rsplit("/", 1)[-1], file.size, file.sent, now, file.experiment)
+            for file in told
+        ]
         return [*seen, *(t for t in others if t.name not in names)]
 
     @property

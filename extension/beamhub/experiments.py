@@ -320,9 +320,11 @@ def _shown(tx: Transaction, principal: Principal, instrument: Instrument) -> Ins
         or principal.instrument == instrument.id
     ):
         return instrument
-    if instrument.active_experiment in visible:
-        return instrument
-    agent = instrument.agent.model_copy(update={"current": [], "errors": []}) if instrument.agent else None
+    agent, active = instrument.agent, instrument.active_experiment
+    if active is not None and active in visible:
+        return instrument.model_copy(update={"agent": agent.as_seen_in(active) if agent else None})
+    nothing: dict[str, list[str]] = {"current": [], "errors": [], "file_errors": []}
+    agent = agent.model_copy(update=nothing) if agent else None
     return instrument.model_copy(update={"active_experiment": None, "agent": agent, "uploads_paused": None})
 
 

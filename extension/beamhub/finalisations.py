@@ -303,6 +303,9 @@ def _differences(
         yield f"{path} is on the disk, and no upload has brought it."
     if command is None:
         return
+    for id_ in tx.events.subjects(experiment.id, "file.deleted"):  # by the staff, from quarantine
+        if deleted := tx.uploads.get(id_):
+            by_path[deleted.path].append(deleted)
     if not tx.commands.reported(command):
         yield f"The agent of {experiment.instrument} has not told what it knows: is it running?"
     for line in tx.commands.lines(command):

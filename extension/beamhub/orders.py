@@ -59,13 +59,16 @@ class Orders:
             )
 
         instrument, orders = await self._store.write(work)
-        self._live.publish(
-            "agent.heartbeat",
-            experiment=instrument.active_experiment,
-            instrument=id_,
-            subject=id_,
-            data=heartbeat.model_dump(mode="json"),
-        )
+        # staff of the instrument get both, the whole one last
+        seen = [(active, heartbeat.as_seen_in(active))] if (active := instrument.active_experiment) else []
+        for experiment, beat in (*seen, (None, heartbeat)):
+            self._live.publish(
+                "agent.heartbeat",
+                experiment=experiment,
+                instrument=id_,
+                subject=id_,
+                data=beat.model_dump(mode="json"),
+            )
         return orders
 
     async def tell_files(self, principal: Principal, id_: str, files: AgentFiles) -> None:

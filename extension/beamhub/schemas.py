@@ -122,6 +122,7 @@ class FileProgress(Model):
     name: str
     size: int
     sent: int
+    experiment: str | None = None  # that its upload was begun for; None: it has not been begun
 
 
 class Heartbeat(Request):
@@ -136,10 +137,18 @@ class Heartbeat(Request):
     free_disk: int | None = Field(None, ge=0)
     current: list[FileProgress] = Field(default=[], max_length=32)
     errors: list[Annotated[str, StringConstraints(max_length=500)]] = Field(default=[], max_length=20)
+    file_errors: list[Annotated[str, StringConstraints(max_length=500)]] = Field(
+        default=[], max_length=20, description="of single files, whosever they are: for staff"
+    )
     arrived: int = Field(0, ge=0, description="files that its journal knows to be published")
     failed: int = Field(0, ge=0, description="files that it could not send; `agent/files` says why")
     skipped: int = Field(0, ge=0, description="files that staff told it to leave out")
     acknowledged: int = Field(0, ge=0, description="the last of its commands that it has obeyed")
+
+    def as_seen_in(self, experiment: str) -> Self:
+        """What members of the active experiment may see of it: no names of others' files."""
+        current = [file for file in self.current if file.experiment in (None, experiment)]
+        return self.model_copy(update={"current": current, "file_errors": []})
 
 
 class AgentStatus(Heartbeat, Model):

@@ -181,10 +181,6 @@ def test_sam_signs_the_experiment_off(
 
     sam.locator(".bh-finalise-open").click()
     dialog.locator(".bh-finalise-begin").click()
-    # the agent has sent a file that is not there any more: that is for people to account for
-    expect(dialog.locator(".bh-differences")).to_contain_text("hostile.h5 has arrived, says", timeout=LONG)
-    dialog.locator("[name=reason]").fill("Deleted from quarantine: nobody here made it")
-    dialog.locator(".bh-finalise-force").click()
     expect(dialog).to_have_attribute("data-state", "done", timeout=LONG)
     people.picture(sam, "ingest-finalised")
     with sam.expect_download() as download:

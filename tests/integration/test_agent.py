@@ -272,11 +272,11 @@ def test_links_and_pipes_are_told_and_not_followed(agent: RunningAgent) -> None:
     (agent.data / "plain").write_text("plain")
     agent.start()
     agent.until_arrived("plain")
-    agent.until(lambda: agent.status is not None and len(agent.status.errors) == 3)
+    agent.until(lambda: agent.status is not None and len(agent.status.file_errors) == 3)
 
     status = agent.status
     assert status is not None
-    assert sorted(status.errors) == [
+    assert sorted(status.file_errors) == [
         f"{agent.data}/folder is a symbolic link: it is not followed and not sent",
         f"{agent.data}/link is a symbolic link: it is not followed and not sent",
         f"{agent.data}/pipe is a pipe: it is not followed and not sent",
@@ -396,10 +396,10 @@ def test_the_file_of_a_writer_that_was_killed_is_sent_in_the_end(agent: RunningA
     agent.until_arrived("scan.h5")
 
     agent.assert_all_there_once()
-    agent.until(lambda: agent.status is not None and bool(agent.status.errors))
+    agent.until(lambda: agent.status is not None and bool(agent.status.file_errors))
     status = agent.status
     assert status is not None
-    assert status.errors == [f"{path} was sent as it is: it has not been closed by its writer"]
+    assert status.file_errors == [f"{path} was sent as it is: it has not been closed by its writer"]
 
 
 # --- how fast -------------------------------------------------------------------------------------------

@@ -98,6 +98,21 @@ def test_what_the_agent_still_has_blocks_unless_it_is_forced(agent: RunningAgent
         agent.service.client("ada").finalise(experiment)
 
 
+def test_what_staff_have_deleted_from_quarantine_is_not_missing(agent: RunningAgent, sam: Client) -> None:
+    experiment = agent.beamtime.experiment
+    agent.start()
+    (agent.data / "evil_data_000001.h5.new").write_bytes(EVIL)
+    (agent.data / "evil_data_000001.h5.new").rename(agent.data / "evil_data_000001.h5")
+    agent.until(lambda: bool(sam.quarantine(agent.beamtime.instrument)))
+    [evil] = sam.quarantine(agent.beamtime.instrument)
+    sam.finalise(experiment)
+    [difference] = ended(sam, experiment).differences
+    assert difference.startswith("raw/evil_data_000001.h5 is in quarantine: ")
+    sam.discard_upload(evil.id, "nobody here made it")
+    sam.finalise(experiment)
+    assert ended(sam, experiment).state is State.DONE
+
+
 def test_an_agent_that_does_not_answer_blocks(agent: RunningAgent, sam: Client) -> None:
     agent.start()
     agent.until(lambda: agent.status is not None)

@@ -126,6 +126,22 @@ async def test_members_of_other_experiments_do_not_learn_who_measures(lab: Lab) 
     assert "secret" not in seen.model_dump_json()
     for somebody in (SAM, BEN, OPERATOR, agent):
         assert (await lab.experiments.instrument(somebody, "mx")).active_experiment == other.id
+
+    # of what was begun before the switch, the new experiment's members learn nothing either
+    files = [FileProgress(name=f"{id_}.h5", size=2, sent=1, experiment=id_) for id_ in (own.id, other.id)]
+    beat = Heartbeat(host="d", version="1", current=files, file_errors=[f"{own.id}.cbf is gone"])
+    with lab.live.subscribe() as queue:
+        await Orders(lab.store, lab.live).heartbeat(agent, "mx", beat)
+        messages = [await asyncio.wait_for(queue.get(), 30) for _ in range(2)]
+    told = {message.experiment: repr(message.data) for message in messages}
+    assert told.keys() == {other.id, None}
+    assert own.id not in told[other.id]
+    assert own.id in told[None]
+    ben = await lab.experiments.instrument(BEN, "mx")
+    assert ben.agent
+    assert [file.experiment for file in ben.agent.current] == [other.id]
+    assert own.id not in ben.model_dump_json()
+    assert own.id in (await lab.experiments.instrument(SAM, "mx")).model_dump_json()
     await lab.activate(own.id)
     assert (await lab.experiments.instrument(ADA, "mx")).active_experiment == own.id
     with pytest.raises(NotFound):

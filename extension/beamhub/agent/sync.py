@@ -536,7 +536,6 @@ class Agent:
     def heartbeat(self, free_disk: int | None = None) -> Heartbeat:
         """How it is doing just now."""
         sending = list(self._active.values())
-        errors = self._errors()
         if self._pause.held:
             state: Literal["idle", "uploading", "waiting", "error"] = "uploading" if sending else "waiting"
         elif self._pause.reason:
@@ -558,11 +557,15 @@ class Agent:
             free_disk=free_disk,
             current=[
                 FileProgress(
-                    name=printable(item.watch.destination(item.name)), size=item.stamp.size, sent=item.sent
+                    name=printable(item.watch.destination(item.name)),
+                    size=item.stamp.size,
+                    sent=item.sent,
+                    experiment=entry.experiment if (entry := self._journal.find(item.path)) else None,
                 )
                 for item in sending
             ],
-            errors=errors,
+            errors=self._errors(),
+            file_errors=self._file_errors(),
             arrived=self._arrived,
             failed=len(self._failed),
             skipped=self._journal.count_skipped(),
@@ -570,17 +573,19 @@ class Agent:
         )
 
     def _errors(self) -> list[str]:
-        """What people should know, the gravest first, at most as many as a heartbeat holds."""
+        """What all should know, the gravest first."""
         errors = [reason for reason in (self._pause.held, self._pause.reason) if reason]
         errors += self._lost.values()
         errors += [tree.problem for tree in self._trees.values() if tree.problem]
-        errors += [f"{printable(path)} {reason}" for path, reason in self._failed.items()]
+        return _few(errors)
+
+    def _file_errors(self) -> list[str]:
+        """What the staff should know of single files, the gravest first."""
+        errors = [f"{printable(path)} {reason}" for path, reason in self._failed.items()]
         errors += [f"{printable(path)} {reason}" for path, reason in self._holding.doubts.items()]
         for tree in self._trees.values():
             errors += [f"{printable(path)} {reason}" for path, reason in tree.odd.items()]
-        if len(errors) > SHOWN:
-            errors[SHOWN - 1 :] = [f"and {len(errors) - SHOWN + 1} more: see the agent's log"]
-        return [_shortened(error) for error in errors]
+        return _few(errors)
 
     async def _conclude(self) -> None:
         """After the first look: are files missing that had been ready? With `once`: stop when all is done."""
@@ -607,6 +612,12 @@ def _free_disk(folder: Path) -> int | None:
         return shutil.disk_usage(folder).free
     except OSError:  # the directory is gone, which is told elsewhere
         return None
+
+
+def _few(errors: list[str]) -> list[str]:
+    """As many of them as a heartbeat holds."""
+    more = [f"and {len(errors) - SHOWN + 1} more: see the agent's log"] if len(errors) > SHOWN else []
+    return [_shortened(error) for error in (errors[: SHOWN - 1] if more else errors)] + more
 
 
 def _shortened(text: str) -> str:

@@ -48,6 +48,11 @@ class Events:
         )
         return moment
 
+    def subjects(self, experiment: str, kind: str) -> frozenset[str]:
+        """What the events of a kind in an experiment are about."""
+        query = select(events.c.subject).where(events.c.experiment == experiment, events.c.kind == kind)
+        return frozenset(self._connection.scalars(query))
+
     def latest_of(self, instrument: str, kind: str, *, limit: int) -> Iterator[Event]:
         """The events of a kind on an instrument, newest first."""
         query = select(events).where(events.c.instrument == instrument, events.c.kind == kind)
