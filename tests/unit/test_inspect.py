@@ -533,6 +533,20 @@ async def test_frames_come_from_the_child_as_they_are(inspector: Inspector, reco
         await inspector.counts(place, 0, (10, 10))
 
 
+async def test_a_large_frame_may_be_a_childs_first(inspector: Inspector, tmp_path: Path) -> None:
+    large = Detector("large", (1, 1), 0.05, module=(600, 400))
+    detector = VirtualDetector(tmp_path, "x", Acquisition(large, 2, distance=0.05), 4, rate=1000)
+    detector.run()
+    master = detector.master
+    place = Place("nxmx", master, master.parent)
+    expected = open_dataset(master).counts(1)
+    for _ in range(2):
+        assert np.array_equal(await inspector.counts(place, 1, large.shape), expected)
+        for child in inspector._all:
+            if child.process is not None:
+                child.process.kill()
+
+
 def gzip_bomb() -> bytes:
     """600 MiB of zeros."""
     stream = zlib.compressobj(9)

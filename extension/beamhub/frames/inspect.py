@@ -135,8 +135,8 @@ class _Child:
         self._shared = -1
         self._room = 0
 
-    def ask(self, question: dict[str, Any], name: str) -> bytes:
-        """The child's answer about a file called `name`.
+    def ask(self, question: dict[str, Any], name: str, room: int = 0) -> bytes:
+        """The child's answer about a file called `name`, for which it needs `room` bytes of shared memory.
 
         Raises:
             HostileFile, UnreadableFile, FileNotFoundError, MissingFrameError: the child's verdict, or that
@@ -145,10 +145,10 @@ class _Child:
         line = json.dumps(question).encode() + b"\n"
         tried_before = self.process is not None
         try:
-            answer = self._exchange(line)
+            answer = self._exchange(line, room)
             if not answer and tried_before:  # it may have died of something else in the meantime
                 self.end()
-                answer = self._exchange(line)
+                answer = self._exchange(line, room)
         except TimeoutError as error:
             self.end()
             raise UnreadableFile(name, f"looking at it took more than {self._seconds:g} s") from error
@@ -176,8 +176,7 @@ class _Child:
         pixels = shape[0] * shape[1]
         if not 0 < pixels <= MAX_PIXELS:
             raise HostileFile(name, f"it claims frames of {shape[0]} × {shape[1]} pixels")
-        self._make_room(4 * pixels)
-        answer = self.ask({**question, "shape": shape}, name)
+        answer = self.ask({**question, "shape": shape}, name, 4 * pixels)
         try:
             told = _ARRAY.validate_json(answer)
             dtype = np.dtype(str(told["dtype"]))
@@ -200,10 +199,11 @@ class _Child:
             os.ftruncate(self._shared, size)
             self._room = size
 
-    def _exchange(self, question: bytes) -> bytes:
+    def _exchange(self, question: bytes, room: int) -> bytes:
         """The child's answer, b"" if it died over the question. Raises TimeoutError."""
         if self.process is None or self.process.poll() is not None:
             self._start()
+        self._make_room(room)  # not before: another child has other memory
         child = self.process
         if child is None or child.stdin is None or child.stdout is None:
             return b""
