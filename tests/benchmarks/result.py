@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -72,8 +71,9 @@ def publish(results: Sequence[Result]) -> None:
     for area in dict.fromkeys(result.area for result in results):
         lines = [HEAD, ["---"] * len(HEAD), *(result.cells() for result in results if result.area == area)]
         rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        place = rf"(?<=<!-- {area} -->\n).*?(?=<!-- end -->)"
-        text = re.sub(place, lambda _, rows=rows: f"{rows}\n", text, flags=re.DOTALL)  # type: ignore[misc]
+        before, mark, after = text.partition(f"<!-- {area} -->\n")
+        if mark:
+            text = f"{before}{mark}{rows}\n{after[after.index('<!-- end -->') :]}"
     DOCS.write_text(text)
 
 
