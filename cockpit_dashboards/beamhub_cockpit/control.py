@@ -89,7 +89,7 @@ def paused(why: UploadsPaused, *, may_resume: bool) -> Element:
 def tools(seen: Instrument, quarantined: int) -> Element:
     """For those who operate the instrument: what has not arrived, and the way to pause."""
     return el(
-        "div.bh-control",
+        "div.bh-upload-control",
         _unsent_line(seen.agent, quarantined),
         None if seen.uploads_paused else button("Pause uploads …", ["uploads.pause"], css="bh-uploads-pause"),
     )

@@ -93,7 +93,7 @@ def test_sam_pauses_uploads_and_says_why(facility: RunningDemo, people: People, 
     people.picture(sam, "ingest-paused")
     ada.reload()
     expect(ada.locator(".bh-paused-why")).to_be_visible(timeout=LONG)
-    expect(ada.locator(".bh-uploads-resume, .bh-control")).to_have_count(0)
+    expect(ada.locator(".bh-uploads-resume, .bh-upload-control")).to_have_count(0)
     assert facility.client("ada").uploads(beamtimes.first, state=UploadState.RECEIVING) == []
 
 
