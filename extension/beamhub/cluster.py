@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from beamhub.ports import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sacct")
 NODES = ("n1", "n2")
 MARK = "BEAMHUB_CLUSTER"  # in the environment of each daemon and what it starts, with folder and name
@@ -194,7 +196,7 @@ class Cluster:
     # --- how ----------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        ports = _free_ports(1 + len(NODES))
+        ports = free_ports(1 + len(NODES))
         host = socket.gethostname().split(".")[0]
         nodes = [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
@@ -265,18 +267,6 @@ def _find(program: str) -> str | None:
 
 def _processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody uses just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for trial in sockets:
-            trial.bind(("127.0.0.1", 0))
-        return [int(trial.getsockname()[1]) for trial in sockets]
-    finally:
-        for trial in sockets:
-            trial.close()
 
 
 def main(arguments: Sequence[str]) -> None:

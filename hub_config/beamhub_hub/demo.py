@@ -23,6 +23,7 @@ import click
 import httpx
 from beamhub import cluster
 from beamhub.client import ApiError, Client, Unreachable
+from beamhub.ports import free_ports
 from beamhub.schemas import Profile
 from rich.console import Console
 
@@ -133,7 +134,7 @@ def _check(*found: machine.Finding) -> None:
 def _run(
     console: Console, state: Path, port: int, cpus: int | None, acquisition: Acquisition, *, slurm: bool
 ) -> None:
-    hub_port, proxy_port, service_port, cockpit_port, ingest_port = machine.free_ports(5)
+    hub_port, proxy_port, service_port, cockpit_port, ingest_port = free_ports(5)
     site = Site(
         state=state,
         data=state / "data",

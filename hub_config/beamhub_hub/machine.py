@@ -122,15 +122,3 @@ def _program(name: str, found: str, missing: str) -> Finding:
     return Finding(
         name, fine=shutil.which(name) is not None, message=found if shutil.which(name) else missing
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for trial in sockets:
-            trial.bind(("127.0.0.1", 0))
-        return [int(trial.getsockname()[1]) for trial in sockets]
-    finally:
-        for trial in sockets:
-            trial.close()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 from beamhub.client import Client
+from beamhub.ports import free_ports
 
 from beamhub_hub.credentials import Credentials
 from beamhub_hub.demo import BEAMHUB
-from beamhub_hub.machine import free_ports
 
 READY = "Ctrl-C ends everything"
 PATIENCE = 240.0  # seconds; a busy machine with two CPUs

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from beamhub.ports import free_ports
 from beamhub_hub import machine, proxy
 from beamhub_hub.credentials import Credentials
 from beamhub_hub.demo import _clear
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 
 def test_nothing_stands_in_the_way_here(tmp_path: Path) -> None:
-    [port] = machine.free_ports(1)
+    [port] = free_ports(1)
     assert machine.obstacle(machine.python(), machine.folder(tmp_path / "state"), machine.port(port)) == ""
 
 
@@ -39,7 +40,7 @@ def test_a_state_folder_below_a_file(tmp_path: Path) -> None:
 
 
 def test_free_ports_differ() -> None:
-    assert len(set(machine.free_ports(20))) == 20
+    assert len(set(free_ports(20))) == 20
 
 
 def test_no_network_for_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +61,7 @@ def test_the_proxy_is_there_once_it_has_been_installed() -> None:
 
 
 def test_the_doctor_tells_people_and_programs(tmp_path: Path) -> None:
-    [port] = machine.free_ports(1)
+    [port] = free_ports(1)
     options = [f"--port={port}", f"--state={tmp_path}"]
     told = CliRunner().invoke(doctor, options)
     assert told.exit_code == 0, told.output
