@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 
 import click
 import pytest
-from beamhub import cli
+from beamhub.cli import output
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 @given(st.text())
 def test_no_name_can_steer_the_terminal(text: str) -> None:
-    assert all(c.isprintable() or c == "\n" for c in cli._text(text))
+    assert all(c.isprintable() or c == "\n" for c in output.cell(text))
 
 
 @pytest.mark.parametrize(
@@ -30,23 +30,23 @@ def test_no_name_can_steer_the_terminal(text: str) -> None:
     ],
 )
 def test_cells(value: object, shown: str) -> None:
-    assert cli._text(value) == shown
+    assert output.cell(value) == shown
 
 
 def test_times_are_shown_as_local_time() -> None:
     moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    assert cli._text(moment) == moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    assert output.cell(moment) == moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 @pytest.mark.parametrize(
     ("size", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (12_345_678, "12.3 MB")]
 )
 def test_sizes(size: int, shown: str) -> None:
-    assert cli._size(size) == shown
+    assert output.size(size) == shown
 
 
 def test_values_are_json_or_text() -> None:
-    assert cli._values(["a=1", "b=null", "c=P 1", "d=x=y", 'e="1"']) == {
+    assert output.values(["a=1", "b=null", "c=P 1", "d=x=y", 'e="1"']) == {
         "a": 1,
         "b": None,
         "c": "P 1",
@@ -55,4 +55,4 @@ def test_values_are_json_or_text() -> None:
     }
     for wrong in ("a", "=1"):
         with pytest.raises(click.UsageError):
-            cli._values([wrong])
+            output.values([wrong])

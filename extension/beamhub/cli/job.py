@@ -1,0 +1,154 @@
+"""`beamhub job`: jobs: start, watch, rerun, cancel, and what they made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from beamhub.cli.output import Columns, Table, cell, connected, files_table, values
+
+if TYPE_CHECKING:
+    from beamhub.client import Client
+
+
+@click.group()
+def job() -> None:
+    """Jobs: start, watch, rerun, cancel, and what they made."""
+
+
+@job.command("list")
+@click.option("--experiment", default=None)
+@click.option("--dataset", type=int, default=None)
+@click.option(
+    "--state",
+    type=click.Choice(["pending", "queued", "running", "finished", "failed", "cancelled"]),
+    default=None,
+)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@connected
+def job_list(
+    client: Client, experiment: str | None, dataset: int | None, state: str | None, limit: int
+) -> Table:
+    """Jobs that you may see, newest first."""
+    from beamhub.schemas import JobState
+
+    found = client.jobs(experiment, dataset=dataset, state=JobState(state) if state else None, limit=limit)
+    columns: Columns = {
+        "id": "id",
+        "experiment": "experiment",
+        "title": "title",
+        "input": lambda j: [i.name or f"{i.kind} {i.id}" for i in j.inputs],
+        "state": lambda j: f"{j.state}: {j.reason}" if j.reason else j.state,
+        "done": lambda j: None if j.progress.fraction is None else f"{j.progress.fraction:.0%}",
+        "launched by": "launched_by",
+        "created": "created",
+    }
+    return Table(found, columns, "No jobs.")
+
+
+@job.command("show")
+@click.argument("job", type=int)
+@connected
+def job_show(client: Client, job: int) -> Any:
+    """All about one job."""
+    return client.job(job)
+
+
+@job.command("submit")
+@click.argument("experiment")
+@click.argument("template_name", metavar="TEMPLATE")
+@click.argument("dataset", type=int)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
+@click.option("--profile", default=None, help="Default: the template's.")
+@click.option("--sponsor", required=True, help="The licence that pays.")
+@connected
+def job_submit(
+    client: Client,
+    experiment: str,
+    template_name: str,
+    dataset: int,
+    settings: tuple[str, ...],
+    profile: str | None,
+    sponsor: str,
+) -> Any:
+    """Run TEMPLATE on DATASET."""
+    return client.submit(
+        experiment, template_name, dataset, sponsor=sponsor, parameters=values(settings), profile=profile
+    )
+
+
+@job.command("rerun")
+@click.argument("job", type=int)
+@click.option("--template", "template_name", default=None)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter to change; may be repeated. The others stay as they were.",
+)
+@click.option("--profile", default=None)
+@click.option("--sponsor", default=None)
+@connected
+def job_rerun(
+    client: Client,
+    job: int,
+    template_name: str | None,
+    settings: tuple[str, ...],
+    profile: str | None,
+    sponsor: str | None,
+) -> Any:
+    """Run a job again: other parameters, template, CPUs or sponsor; what is left out is as it was."""
+    parameters: dict[str, Any] | None = None
+    if settings:
+        before = {} if template_name else client.job(job).parameters
+        parameters = {**before, **values(settings)}
+    return client.rerun(job, template=template_name, parameters=parameters, profile=profile, sponsor=sponsor)
+
+
+@job.command("cancel")
+@click.argument("job", type=int)
+@click.option("--reason", default="", help="Shown to everybody in the experiment.")
+@connected
+def job_cancel(client: Client, job: int, reason: str) -> Any:
+    """Stop a job."""
+    return client.cancel(job, reason)
+
+
+@job.command("log")
+@click.argument("job", type=int)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@connected
+def job_log(client: Client, job: int, follow: bool) -> str | None:
+    """A job's log."""
+    if not follow:
+        return client.job_log(job)[0]
+    after, watch = 0, client.events(client.job(job).experiment)
+    while True:
+        ended = client.job(job).state.ended  # asked first: whatever it wrote before it ended is read then
+        text, after = client.job_log(job, after)
+        click.echo(cell(text) if text else "", nl=False)
+        if ended:
+            return None
+        # news of this job are a sign that its log has grown
+        next(m for m in watch if m.subject == str(job) and m.kind.startswith("job."))
+
+
+@job.command("files")
+@click.argument("job", type=int)
+@connected
+def job_files(client: Client, job: int) -> Table:
+    """The files that a job made."""
+    return files_table(client.job_files(job))
+
+
+@job.command("get")
+@click.argument("job", type=int)
+@click.argument("path")
+@click.argument("to", type=click.Path(path_type=Path), required=False)
+@connected
+def job_get(client: Client, job: int, path: str, to: Path | None) -> str:
+    """Download the job's file PATH to TO (default: its own name, here)."""
+    return str(client.download_job_file(job, path, to or Path(Path(path).name)))
