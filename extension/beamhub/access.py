@@ -12,7 +12,7 @@ from typing import Literal
 
 from beamhub.errors import Forbidden, NotFound
 from beamhub.events import Scope
-from beamhub.schemas import Experiment, ExperimentState, Instrument, Role
+from beamhub.schemas import Experiment, ExperimentState, Instrument, Job, Role
 from beamhub.store import Transaction
 
 
@@ -132,6 +132,14 @@ def staff_of(tx: Transaction, principal: Principal) -> frozenset[str]:
 def scope(tx: Transaction, principal: Principal) -> Scope:
     """Which events this principal may see now."""
     return Scope(visible_experiments(tx, principal), staff_of(tx, principal))
+
+
+def may_rank(tx: Transaction, principal: Principal, job: Job, priority: int) -> bool:
+    """Whether the principal may give a job of an experiment that it works in this priority: whoever started
+    it may lower it, those who look after the instrument may do anything."""
+    if principal.operator or role_in(tx, principal, job.experiment) is Role.STAFF:
+        return True
+    return job.launched_by == principal.name and priority <= job.priority
 
 
 def require_instrument(

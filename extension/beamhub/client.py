@@ -33,6 +33,7 @@ from beamhub.schemas import (
     AgentCommand,
     AgentFile,
     AgentOrders,
+    Attempt,
     Because,
     Comparison,
     Dataset,
@@ -56,9 +57,11 @@ from beamhub.schemas import (
     InstrumentToken,
     Job,
     JobCancel,
+    JobChange,
     JobCreate,
     JobRerun,
     JobState,
+    JobStep,
     LedgerLine,
     Licence,
     LicenceCreate,
@@ -513,6 +516,18 @@ class Client:
 
     def job(self, job: int) -> Job:
         return self._get(Job, f"jobs/{job}")
+
+    def attempts(self, job: int) -> list[Attempt]:
+        """The times that a job was queued, one by one."""
+        return self._list(Attempt, f"jobs/{job}/attempts")
+
+    def history(self, job: int) -> list[JobStep]:
+        """Every change of a job's state, oldest first."""
+        return self._list(JobStep, f"jobs/{job}/history")
+
+    def set_priority(self, job: int, priority: int) -> Job:
+        """Jobs of higher priority go first. A member may lower that of own jobs; staff may set any."""
+        return self._send(Job, "PATCH", f"jobs/{job}", JobChange(priority=priority))
 
     def submit(
         self,

@@ -36,11 +36,13 @@ def cost(profile: Profile) -> int:
 
 
 def hold(tx: Transaction, job: Job, *, actor: str) -> bool:
-    """Puts what the job may use on hold; False, and nothing changed, if its sponsor cannot pay that now."""
+    """Puts what the job may use on hold, which begins an attempt; False, and nothing changed, if its sponsor
+    cannot pay that now."""
     amount = cost(job.profile)
     if not tx.licences.hold(job.sponsor, amount):
         return False
     tx.jobs.hold(job.id, amount)
+    tx.attempts.begin(job.id, job.profile.runner)
     tx.licences.record(job.sponsor, LedgerKind.HOLD, amount, job=job.id, actor=actor)
     return True
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -133,8 +133,7 @@ class Engine:
         await self._store.write(work)
 
     async def schedule(self, name: str = LOCAL) -> None:
-        """Queues what can be paid for, and starts what there is room for: automatic jobs first, because
-        somebody at the beamline waits for them, and the oldest first.
+        """Queues what can be paid for, and starts what there is room for, in the order of `in_turn`.
 
         Jobs that follow a growing dataset have the CPUs to themselves once more: they mostly wait for the
         detector, and what they show is of no use later. A runner with a queue of its own gets all at once."""
@@ -149,8 +148,8 @@ class Engine:
                 await self._store.write(
                     partial(change, job=job, state=JobState.FAILED, actor=SYSTEM, reason=reason)
                 )
-        queued = [job for job in queued if job.profile.runner == name]
-        queued.sort(key=lambda job: (not job.launched_by.startswith("trigger:"), job.id))
+        active = await self._store.read(lambda tx: tx.instruments.active_experiments())
+        queued = in_turn((job for job in queued if job.profile.runner == name), active)
         if runner.cpus is None:
             for job in sorted(queued, key=lambda job: not job.live)[:BATCH]:
                 if not await self._start(runner, job):
@@ -304,6 +303,11 @@ class Engine:
                 reason=reason,
                 at=ended,
                 used=status.cpu_seconds,
+                attempt={
+                    "host": one_line(result.host, 255) if result else "",
+                    "exit_code": status.exit_code,
+                    "cell": result.cell if result else None,
+                },
                 progress=progress.model_dump(),
                 metrics={name: value.model_dump() for name, value in metrics.items()},
                 artifacts=[artifact.model_dump() for artifact in artifacts],
@@ -344,6 +348,17 @@ class Engine:
             await self._store.write(work)
         for watch in due.values():
             watch.unwritten, watch.written = False, now
+
+
+def in_turn(jobs: Iterable[Job], active: Collection[str]) -> list[Job]:
+    """The order in which jobs are started: by priority; then what starts by itself in an `active` experiment,
+    because somebody at the beamline waits for it; then the oldest."""
+
+    def turn(job: Job) -> tuple[int, bool, int]:
+        watched = job.launched_by.startswith("trigger:") and job.experiment in active
+        return (-job.priority, not watched, job.id)
+
+    return sorted(jobs, key=turn)
 
 
 def outcome(task: Task, stopped: str, result: JobResult | None) -> tuple[str, JobState, str]:
@@ -388,7 +403,7 @@ def _waiting(tx: Transaction) -> tuple[list[Job], list[Job], list[Job]]:
 
 def _try_again(tx: Transaction, job: Job, status: Status) -> None:
     """Another attempt for a job that ended by no doing of its own. Each is paid for as it was used."""
-    attempts = tx.licences.holds(job.id)
+    attempts = tx.attempts.count(job.id)
     reason = f"{status.reason} It is started again."
     state = JobState.PENDING
     if attempts >= ATTEMPTS:

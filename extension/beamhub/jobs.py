@@ -20,11 +20,12 @@ from beamhub import access, templates
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
 from beamhub.credits import hold, require_usable, settle, shortage
-from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound
+from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.jobfolder import JobFolder
 from beamhub.occasions import occasion, past, require_rule, trial
 from beamhub.schemas import (
+    Attempt,
     Comparison,
     Dataset,
     Event,
@@ -33,9 +34,11 @@ from beamhub.schemas import (
     File,
     Job,
     JobCancel,
+    JobChange,
     JobCreate,
     JobRerun,
     JobState,
+    JobStep,
     Page,
     Profile,
     SeriesPage,
@@ -163,6 +166,25 @@ class Jobs:
 
         return await self._store.write(work)
 
+    async def change(self, principal: Principal, job_id: int, request: JobChange) -> Job:
+        """Sets the priority of a job that has not been started."""
+
+        def work(tx: Transaction) -> Job:
+            job = _require(tx, principal, job_id, Action.CANCEL_JOB)
+            if not access.may_rank(tx, principal, job, request.priority):
+                raise Forbidden(
+                    f"{principal.name} may only lower the priority of own jobs: job {job.id} is of "
+                    f"{job.launched_by} and has priority {job.priority}.",
+                    "Ask the instrument's staff.",
+                )
+            if job.state not in (JobState.PENDING, JobState.QUEUED):
+                raise Conflict(f"Job {job.id} is {job.state}.", "Only jobs that wait have a priority.")
+            changed = _sure(tx.jobs.change(job.id, job.state, priority=request.priority))
+            _tell(tx, "job.priority", changed, principal.name)
+            return changed
+
+        return await self._store.write(work)
+
     async def get(self, principal: Principal, job_id: int) -> Job:
         return await self._store.read(lambda tx: _require(tx, principal, job_id, Action.READ))
 
@@ -214,6 +236,24 @@ class Jobs:
             return compare(jobs, series)
 
         return await asyncio.to_thread(look)
+
+    async def attempts(self, principal: Principal, job_id: int) -> Sequence[Attempt]:
+        """One by one, in their order."""
+
+        def work(tx: Transaction) -> Sequence[Attempt]:
+            return tx.attempts.of_job(_require(tx, principal, job_id, Action.READ).id)
+
+        return await self._store.read(work)
+
+    async def history(self, principal: Principal, job_id: int) -> Sequence[JobStep]:
+        """Every change of the job's state, oldest first."""
+
+        def work(tx: Transaction) -> Sequence[JobStep]:
+            job = _require(tx, principal, job_id, Action.READ)
+            kinds = ["job.created", *(f"job.{state}" for state in JobState)]
+            return [_step(event) for event in tx.events.history(job.experiment, str(job.id), kinds)]
+
+        return await self._store.read(work)
 
     async def files(self, principal: Principal, job_id: int) -> Sequence[File]:
         """The files in the job's folder; paths are relative to it."""
@@ -437,9 +477,10 @@ def change(
     reason: str = "",
     at: datetime | None = None,
     used: int | None = None,
+    attempt: Mapping[str, Any] | None = None,
     **columns: Any,
 ) -> Job | None:
-    """The only place where a job's state changes: the state, the charge and the event are one.
+    """The only place where a job's state changes: the state, the attempt, the charge and the event are one.
 
     Returns the job as it is then, or None (and has changed nothing) if it is not in the state of `job` any
     more.
@@ -448,6 +489,7 @@ def change(
         at: when it happened; now by default.
         used: CPU-seconds of the attempt that is over with this, where its runner has counted them; by default
             its runtime x its CPUs.
+        attempt: what else is known of the attempt that is over with this: host, exit_code, cell.
         columns: others that change with the state.
     """
     if state not in STEPS.get(job.state, frozenset()):
@@ -463,11 +505,23 @@ def change(
     changed = tx.jobs.change(job.id, job.state, state=state, reason=reason, **columns)
     if changed is None:
         return None
-    if state.ended or state is JobState.PENDING:
+    if state is JobState.RUNNING:
+        tx.attempts.note(job.id, started=moment)
+    elif state is JobState.QUEUED and job.state is JobState.RUNNING:
+        tx.attempts.note(job.id, started=None, ref="")
+    elif state.ended or state is JobState.PENDING:
         if used is None:
             runtime = (moment - job.started).total_seconds() if job.started else 0.0
             used = math.ceil(runtime * job.profile.cpus)
         charged = settle(tx, job.id, used, actor=actor)
+        tx.attempts.note(
+            job.id,
+            ended=moment,
+            outcome=state.value if state.ended else "interrupted",
+            reason=reason,
+            cpu_seconds=charged,
+            **(attempt or {}),
+        )
         changed = changed.model_copy(update={"cpu_seconds": changed.cpu_seconds + charged})
     _tell(tx, f"job.{state}", changed, actor)
     return changed
@@ -479,9 +533,16 @@ def remember(tx: Transaction, job: Job, ref: Mapping[str, JsonValue], *, begins:
     Args:
         begins: whether it runs as soon as it is let go, or goes on waiting in the runner's own queue.
     """
+    tx.attempts.note(job.id, ref=_native(ref))
     if begins:
         return change(tx, job, JobState.RUNNING, actor=SYSTEM, runner_ref=dict(ref))
     return tx.jobs.change(job.id, JobState.QUEUED, runner_ref=dict(ref), reason="")
+
+
+def _native(ref: Mapping[str, JsonValue]) -> str:
+    """The runner's own name for a job: what comes first in its reference."""
+    name, value = next(iter(ref.items()), ("", ""))
+    return f"{name} {value}"[:200]
 
 
 def admit(tx: Transaction, job: Job) -> Job:
@@ -537,10 +598,15 @@ def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
             "dataset": _first(one.id for one in job.inputs),
             "dataset_name": _first(one.name for one in job.inputs),
             "launched_by": job.launched_by,
+            "priority": job.priority,
             "parent": job.parent,
             "cpu_seconds": job.cpu_seconds,
         },
     )
+
+
+def _step(event: Event) -> JobStep:
+    return JobStep(time=event.time, state=event.data["state"], reason=event.data["reason"], actor=event.actor)
 
 
 def _first(values: Iterable[T]) -> T | None:

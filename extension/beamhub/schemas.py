@@ -686,6 +686,7 @@ class Job(Model):
     live: bool  # follows a dataset that is still growing
     sponsor: str
     launched_by: str  # a user's name, or "trigger:<rule id>"
+    priority: int = 0  # higher goes first
     parent: int | None
     created: datetime
     started: datetime | None
@@ -695,6 +696,39 @@ class Job(Model):
     metrics: dict[str, Quantity]
     artifacts: list[Artifact]
     folder: str  # relative to the experiment's folder: processed/<id>
+
+
+class Attempt(Model):
+    """One of the times that a job was queued, and what became of it. Each is paid for as it was used."""
+
+    job: int
+    number: int  # from 1
+    runner: str
+    ref: str  # the runner's own name for it, such as "slurm 4711"; "" while none has it
+    host: str  # "" as long as it is not known
+    queued: datetime
+    started: datetime | None
+    ended: datetime | None
+    outcome: Literal["finished", "failed", "cancelled", "interrupted"] | None  # interrupted: another follows
+    reason: str
+    cpu_seconds: int  # charged
+    exit_code: int | None
+    cell: int | None  # index of the cell that failed
+
+
+class JobChange(Request):
+    """A member may lower the priority of own jobs; the instrument's staff may set any."""
+
+    priority: int = Field(ge=-100, le=100)
+
+
+class JobStep(Model):
+    """A change of a job's state."""
+
+    time: datetime
+    state: JobState
+    reason: str
+    actor: str  # whose doing it was
 
 
 class JobCreate(Request):

@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from beamhub.access import Principal
 from beamhub.credits import Licences
-from beamhub.engine import Engine
+from beamhub.engine import Engine, in_turn
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
 from beamhub.jobs import Jobs
@@ -36,6 +36,7 @@ from beamhub.schemas import (
     InstrumentCreate,
     Job,
     JobCancel,
+    JobChange,
     JobCreate,
     JobRerun,
     JobState,
@@ -120,6 +121,7 @@ class Lab:
         experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
         other = tx.experiments.create("sim-mx", "Secret", "eve")
         tx.experiments.change(experiment, state=ExperimentState.RUNNING)
+        tx.instruments.change("sim-mx", active_experiment=experiment)
         tx.members.add(experiment, "ada", Role.PI, "sam")
         tx.members.add(experiment, "ben", Role.VIEWER, "sam")
         tx.members.add(other, "eve", Role.PI, "sam")
@@ -424,6 +426,8 @@ async def test_a_job_that_fails_says_why_and_where(lab: Lab) -> None:
     assert log.startswith("before\n")
     assert "Traceback" in log
     lab.assert_settled(job, dead)
+    [attempt] = await lab.jobs.attempts(ADA, job.id)
+    assert (attempt.outcome, attempt.exit_code, attempt.cell) == ("failed", 1, result["cell"])
 
 
 SLEEP = """
@@ -451,6 +455,22 @@ async def test_cancelling_ends_all_processes_of_a_job(lab: Lab) -> None:
     assert (done.state, done.reason) == (JobState.CANCELLED, "Cancelled by ada: wrong sample.")
     assert done.cpu_seconds > 0
     lab.assert_settled(job)
+    [attempt] = await lab.jobs.attempts(ADA, job.id)
+    assert (attempt.outcome, attempt.reason) == ("cancelled", done.reason)
+    assert (attempt.number, attempt.cpu_seconds) == (1, done.cpu_seconds)
+    assert attempt.runner == "local"
+    assert attempt.ref.startswith("pid ")
+    steps = [(step.state, step.actor, step.reason) for step in await lab.jobs.history(ADA, job.id)]
+    assert steps == [
+        ("pending", "ada", ""),
+        ("queued", "ada", ""),
+        ("running", "beamhub", ""),
+        ("cancelled", "ada", done.reason),
+    ]
+    with pytest.raises(NotFound):
+        await lab.jobs.history(EVE, job.id)
+    with pytest.raises(NotFound):
+        await lab.jobs.attempts(EVE, job.id)
 
 
 HUNGRY = """
@@ -682,6 +702,41 @@ async def test_automatic_jobs_go_first_and_never_more_than_there_are_cpus(lab: L
             return status.phase is Phase.GONE
 
         await condition(gone)
+
+
+async def test_who_may_say_whose_turn_it_is(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await rule(lab, "try_it")
+    lab.store.write_sync(lambda tx: tx.datasets.change(lab.dataset, frames_readable=100))
+    mine = [await lab.submit("try_it") for _ in range(3)]
+    lab.told("dataset.complete")
+    await lab.engine().dispatch()
+    [automatic] = [job for job in made(lab) if job.launched_by.startswith("trigger:")]
+    assert (await lab.jobs.change(ADA, mine[0].id, JobChange(priority=-1))).priority == -1
+    for principal, job, priority in (
+        (ADA, mine[1], 1),
+        (ADA, mine[0], 0),  # once lowered, it stays so
+        (ADA, automatic, -1),  # not hers
+        (BEN, mine[1], -1),  # a viewer
+    ):
+        with pytest.raises(Forbidden):
+            await lab.jobs.change(principal, job.id, JobChange(priority=priority))
+    with pytest.raises(NotFound):
+        await lab.jobs.change(EVE, mine[1].id, JobChange(priority=-1))
+    await lab.jobs.change(SAM, mine[2].id, JobChange(priority=5))
+    waiting = lab.store.read_sync(lambda tx: [task.job for task in tx.jobs.tasks([JobState.QUEUED])])
+    order = [mine[2].id, automatic.id, mine[1].id, mine[0].id]
+    assert [job.id for job in in_turn(waiting, {lab.experiment})] == order
+    over = in_turn(waiting, set())  # beamtime is over: nobody waits at the beamline
+    assert [job.id for job in over] == [mine[2].id, mine[1].id, automatic.id, mine[0].id]
+    gone = await lab.jobs.cancel(ADA, mine[0].id, JobCancel())
+    with pytest.raises(Conflict):
+        await lab.jobs.change(SAM, gone.id, JobChange(priority=1))
+    told = lab.store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+    assert [(one.actor, one.data["priority"]) for one in told if one.kind == "job.priority"] == [
+        ("ada", -1),
+        ("sam", 5),
+    ]
 
 
 async def rule(lab: Lab, name: str, **changes: Any) -> None:

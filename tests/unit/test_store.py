@@ -98,6 +98,59 @@ def test_digests_of_before_are_kept(tmp_path: Path) -> None:
     store.close()
 
 
+def test_jobs_of_before_keep_the_number_of_their_attempts(tmp_path: Path) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "beamhub.store:migrations")
+    config.set_main_option("path_separator", "os")
+    url = f"sqlite:///{tmp_path / 'beamhub.db'}"
+    engine = create_engine(url)
+    now = "2026-01-01 00:00:00"
+    hold = {
+        "licence": "l",
+        "time": now,
+        "kind": "hold",
+        "cpu_seconds": 4,
+        "job": 7,
+        "actor": "ada",
+        "note": "",
+    }
+    job = {"id": 7, "experiment": "e", "template": "t", "template_version": "v", "title": "T"}
+    job |= {"state": "running", "reason": "", "parameters": "{}", "inputs": "[]", "profile": "{}", "live": 0}
+    job |= {"sponsor": "l", "launched_by": "ada", "created": now, "started": now, "cpu_seconds": 3, "held": 4}
+    job |= {"progress": "{}", "metrics": "{}", "artifacts": "[]"}
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (
+            "instruments",
+            {"id": "mx", "title": "M", "technique": "M", "staff": "[]", "automation": 1, "created": now},
+        ),
+        (
+            "experiments",
+            {"id": "e", "instrument": "mx", "title": "L", "state": "running", "pi": "ada", "created": now},
+        ),
+        (
+            "licences",
+            {"id": "l", "title": "L", "kind": "lab", "instruments": "[]", "valid_from": now}
+            | {"granted": 9, "charged": 0, "held": 0},
+        ),
+        ("jobs", job),
+        ("ledger", hold),
+        ("ledger", hold),
+    ]
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "0007")
+        for table, row in rows:
+            values = ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({values})"), row)
+    engine.dispose()
+    store = Store(url)
+    store.migrate()
+    [attempt] = store.read_sync(lambda tx: tx.attempts.of_job(7))
+    assert (attempt.number, attempt.outcome, attempt.cpu_seconds) == (2, None, 3)
+    assert store.write_sync(lambda tx: tx.attempts.begin(7, "local")) == 3
+    store.close()
+
+
 def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'beamhub.db'}"
     stores = [Store(url) for _ in range(4)]
@@ -253,6 +306,7 @@ async def test_what_waits_is_committed_together_each_for_itself(store: Store) ->
     writing = [asyncio.ensure_future(store.write(partial(work, number=number))) for number in range(10)]
     await asyncio.sleep(0)  # all of them wait now
     writing[4].cancel()
+    await asyncio.sleep(0)  # it has been told
     go.set()
     outcomes = await asyncio.gather(holding, *writing, return_exceptions=True)
     assert len(commits) == 2

@@ -10,14 +10,17 @@ from pydantic import Field
 from beamhub.api import notebook
 from beamhub.api.routes import Call, Content, Download, Paging, page_of, route
 from beamhub.schemas import (
+    Attempt,
     BigInt,
     Comparison,
     File,
     Job,
     JobCancel,
+    JobChange,
     JobCreate,
     JobRerun,
     JobState,
+    JobStep,
     Page,
     Request,
     SeriesPage,
@@ -73,6 +76,24 @@ async def submit_job(call: Call, experiment: str, body: JobCreate) -> Job:
 async def get_job(call: Call, job: BigInt) -> Job:
     """A job: state, parameters, progress, metrics, what it made and what it cost."""
     return await call.service.jobs.get(call.principal, job)
+
+
+@route("PATCH", "jobs/{job}")
+async def change_job(call: Call, job: BigInt, body: JobChange) -> Job:
+    """Set the priority of a job that waits. A member may lower that of own jobs; staff may set any."""
+    return await call.service.jobs.change(call.principal, job, body)
+
+
+@route("GET", "jobs/{job}/attempts")
+async def list_attempts(call: Call, job: BigInt) -> Page[Attempt]:
+    """How often a job was started, where, and what became of it each time; each attempt is charged."""
+    return Page(items=list(await call.service.jobs.attempts(call.principal, job)))
+
+
+@route("GET", "jobs/{job}/history")
+async def get_job_history(call: Call, job: BigInt) -> Page[JobStep]:
+    """Every change of a job's state: when, why, and whose doing it was."""
+    return Page(items=list(await call.service.jobs.history(call.principal, job)))
 
 
 @route("POST", "jobs/{job}/rerun")

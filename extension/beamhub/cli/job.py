@@ -117,6 +117,43 @@ def job_cancel(client: Client, job: int, reason: str) -> Any:
     return client.cancel(job, reason)
 
 
+@job.command("priority", context_settings={"ignore_unknown_options": True})
+@click.argument("job", type=int)
+@click.argument("priority", type=click.IntRange(-100, 100))
+@connected
+def job_priority(client: Client, job: int, priority: int) -> Any:
+    """Say when a waiting job's turn is: PRIORITY is 0 by default, and higher goes first. You may lower the
+    priority of your own jobs; the instrument's staff may set any."""
+    return client.set_priority(job, priority)
+
+
+@job.command("attempts")
+@click.argument("job", type=int)
+@connected
+def job_attempts(client: Client, job: int) -> Table:
+    """How often a job was started, where, and what became of it each time."""
+    columns: Columns = {
+        "attempt": "number",
+        "runner": lambda one: one.ref or one.runner,
+        "host": "host",
+        "queued": "queued",
+        "started": "started",
+        "ended": "ended",
+        "outcome": lambda one: f"{one.outcome}: {one.reason}" if one.reason else one.outcome,
+        "CPU-seconds": "cpu_seconds",
+    }
+    return Table(client.attempts(job), columns, "It has not been queued yet.")
+
+
+@job.command("history")
+@click.argument("job", type=int)
+@connected
+def job_history(client: Client, job: int) -> Table:
+    """Every change of a job's state: when, why, and whose doing it was."""
+    columns: Columns = {"time": "time", "state": "state", "reason": "reason", "by": "actor"}
+    return Table(client.history(job), columns, "Nothing is known.")
+
+
 @job.command("log")
 @click.argument("job", type=int)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")

@@ -49,6 +49,7 @@ class Status:
     started: datetime | None = None
     ended: datetime | None = None
     cpu_seconds: int | None = None  # CPUs that were allocated x elapsed time
+    exit_code: int | None = None  # of its first process; as a shell has it, where a signal ended it
     again: bool = False  # it is gone by no doing of its own, and may be started again
 
 

@@ -63,6 +63,7 @@ class LocalRunner:
         self._data_dir = data_dir.absolute()
         self._caches = self._state / "warm"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._codes: dict[int, int] = {}  # exit codes of those that have ended, until they are asked for
 
     async def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
         return await asyncio.to_thread(self._prepare, spec, profile, experiment)
@@ -123,8 +124,9 @@ class LocalRunner:
     def _poll(self, refs: Sequence[Ref]) -> list[Status]:
         processes = list(_processes())
         for pid, child in list(self._children.items()):
-            if child.poll() is not None:  # takes the exit code, so that no zombie stays
+            if (code := child.poll()) is not None:  # takes the exit code, so that no zombie stays
                 self._children.pop(pid, None)
+                self._codes[pid] = code if code >= 0 else 128 - code
                 if child.stdin is not None:
                     child.stdin.close()
         return [self._status(ref, processes) for ref in refs]
@@ -177,7 +179,7 @@ class LocalRunner:
     def _status(self, ref: Ref, processes: Sequence[_Process]) -> Status:
         members = _members(ref, processes)
         if not members:
-            return Status(Phase.GONE)
+            return Status(Phase.GONE, exit_code=self._codes.pop(_int(ref, "pid"), None))
         limit = _int(ref, "memory")
         used = sum(_private_memory(pid) for pid in _descendants(members, processes))
         if used > limit:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from beamhub.bus import Bus
 from beamhub.errors import BeamhubError
+from beamhub.store.attempts import Attempts
 from beamhub.store.datasets import Datasets
 from beamhub.store.events import Cursors, Events
 from beamhub.store.experiments import Experiments, Members
@@ -55,6 +56,7 @@ class Transaction:
         self.finalisations = Finalisations(connection)
         self.triggers = Triggers(connection)
         self.jobs = Jobs(connection)
+        self.attempts = Attempts(connection)
         self.licences = Licences(connection)
         self.events = Events(connection)
         self.cursors = Cursors(connection)

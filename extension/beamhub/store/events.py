@@ -48,6 +48,12 @@ class Events:
         )
         return moment
 
+    def history(self, experiment: str, subject: str, kinds: Collection[str]) -> Sequence[Event]:
+        """The events of these kinds about this subject, oldest first."""
+        query = select(events).where(events.c.subject == subject, events.c.kind.in_(kinds))
+        query = query.where(events.c.experiment == experiment).order_by(events.c.id)
+        return [_event(row) for row in self._connection.execute(query)]
+
     def subjects(self, experiment: str, kind: str) -> frozenset[str]:
         """What the events of a kind in an experiment are about."""
         query = select(events.c.subject).where(events.c.experiment == experiment, events.c.kind == kind)

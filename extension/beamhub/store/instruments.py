@@ -40,6 +40,11 @@ class Instruments:
         rows = self._connection.execute(select(instruments.c.id, instruments.c.staff))
         return frozenset(id_ for id_, staff in rows if user in staff)
 
+    def active_experiments(self) -> frozenset[str]:
+        """Ids of the experiments that data arrive for now."""
+        query = select(instruments.c.active_experiment).where(instruments.c.active_experiment.is_not(None))
+        return frozenset(self._connection.scalars(query))
+
     def create(self, request: InstrumentCreate) -> None:
         self._connection.execute(
             insert(instruments).values(

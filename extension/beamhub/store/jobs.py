@@ -106,6 +106,7 @@ class Jobs:
         parent: int | None,
         trigger_key: str | None,
         live: bool = False,
+        priority: int = 0,
     ) -> Job:
         """A pending job, without a reason yet."""
         row = self._connection.execute(
@@ -126,6 +127,7 @@ class Jobs:
                 launched_by=launched_by,
                 parent=parent,
                 trigger_key=trigger_key,
+                priority=priority,
                 created=datetime.now(UTC),
                 cpu_seconds=0,
                 held=0,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
 from beamhub.schemas import LedgerKind, LedgerLine, Licence, LicenceCreate, Page
 from beamhub.store.pages import paginate
@@ -99,11 +99,6 @@ class Licences:
                 note=note,
             )
         )
-
-    def holds(self, job: int) -> int:
-        """How often something was put on hold for this job: once for each attempt."""
-        query = select(func.count()).where(ledger.c.job == job, ledger.c.kind == LedgerKind.HOLD)
-        return int(self._connection.scalar(query) or 0)
 
     def ledger(self, licence: str, *, after: str | None, limit: int) -> Page[LedgerLine]:
         """Newest first."""

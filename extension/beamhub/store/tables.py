@@ -255,20 +255,23 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", Key, primary_key=True, autoincrement=True),
-    Column("experiment", ForeignKey("experiments.id"), nullable=False, index=True),
+    Column("experiment", ForeignKey("experiments.id"), nullable=False),
     Column("template", String(63), nullable=False),
     Column("template_version", String(64), nullable=False),
     Column("title", String(200), nullable=False),
-    Column("state", String(20), nullable=False, index=True),
+    Column("state", String(20), nullable=False),
     Column("reason", Text, nullable=False),
     Column("parameters", JSON, nullable=False),
     Column("inputs", JSON, nullable=False),
-    Column("dataset", ForeignKey("datasets.id"), index=True),
+    Column("dataset", ForeignKey("datasets.id")),
     Column("profile", JSON, nullable=False),  # as it was when the job was made
     Column("live", Boolean, nullable=False),  # follows a dataset that is still growing
     Column("sponsor", ForeignKey("licences.id"), nullable=False),
     Column("launched_by", String(255), nullable=False),
-    Column("parent", ForeignKey("jobs.id")),
+    Column("priority", Integer, nullable=False),  # higher goes first
+    Column("parent", ForeignKey("jobs.id"), index=True),
+    Column("fingerprint", String(64), index=True),  # what its result depends on; None: that cannot be told
+    Column("repeats", Key),  # an earlier job with the same fingerprint
     Column(
         "trigger_key", String(200), unique=True
     ),  # rule id, version, dataset, event: starts at most one job
@@ -282,6 +285,29 @@ jobs = Table(
     Column("artifacts", JSON, nullable=False),
     Column("runner_ref", JSON(none_as_null=True)),  # how its runner finds it again after a restart
     Column("cancel_requested", String(800)),  # who and why, while a runner still has it
+    Index("ix_jobs_experiment_id", "experiment", "id"),
+    Index("ix_jobs_state_id", "state", "id"),
+    Index("ix_jobs_dataset_id", "dataset", "id"),
+    Index("ix_jobs_template_id", "template", "id"),
+)
+
+# a job begins one each time that credit is put on hold for it
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job", ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1
+    Column("runner", String(40), nullable=False),
+    Column("ref", String(200), nullable=False),  # the runner's own name for it
+    Column("host", String(255), nullable=False),
+    Column("queued", UTCDateTime, nullable=False),
+    Column("started", UTCDateTime),
+    Column("ended", UTCDateTime),
+    Column("outcome", String(20)),
+    Column("reason", Text, nullable=False),
+    Column("cpu_seconds", BigInteger, nullable=False),  # charged for it
+    Column("exit_code", Integer),
+    Column("cell", Integer),  # that failed
 )
 
 licences = Table(
@@ -321,7 +347,7 @@ events = Table(
     Column("kind", String(60), nullable=False),
     Column("instrument", String(40), index=True),
     Column("experiment", String(60), index=True),
-    Column("subject", String(255), nullable=False),
+    Column("subject", String(255), nullable=False, index=True),
     Column("actor", String(255), nullable=False),
     Column("data", JSON, nullable=False),
 )

@@ -1,0 +1,51 @@
+"""Rows of attempts: what became of a job each time that it was queued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from beamhub.schemas import Attempt
+from beamhub.store.tables import attempts
+
+
+class Attempts:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def begin(self, job: int, runner: str) -> int:
+        """A new attempt, which is queued. Returns its number, from 1."""
+        number = self.count(job) + 1
+        self._connection.execute(
+            insert(attempts).values(
+                job=job,
+                number=number,
+                runner=runner,
+                ref="",
+                host="",
+                queued=datetime.now(UTC),
+                reason="",
+                cpu_seconds=0,
+            )
+        )
+        return number
+
+    def count(self, job: int) -> int:
+        """How many there have been: the number of the last one."""
+        return int(
+            self._connection.scalar(select(func.max(attempts.c.number)).where(attempts.c.job == job)) or 0
+        )
+
+    def note(self, job: int, **values: Any) -> None:
+        """Sets columns of the attempt that is under way; does nothing where none is."""
+        self._connection.execute(
+            update(attempts).where(attempts.c.job == job, attempts.c.ended.is_(None)).values(**values)
+        )
+
+    def of_job(self, job: int) -> Sequence[Attempt]:
+        """In their order."""
+        query = select(attempts).where(attempts.c.job == job).order_by(attempts.c.number)
+        return [Attempt.model_validate(row._mapping) for row in self._connection.execute(query)]
