@@ -71,6 +71,13 @@ class ChecksumMismatch(BeamhubError):
     title = "Checksum mismatch"
 
 
+class DigestRequired(BeamhubError):
+    """What is announced may be there already; only its digest can tell."""
+
+    status = 428
+    title = "Digest required"
+
+
 class DiskFull(BeamhubError):
     status = 507
     title = "Disk full"

@@ -59,8 +59,12 @@ class Incoming:
                 return self.hold(upload)
 
     def _require_room(self, upload: Upload) -> None:
-        if shutil.disk_usage(self.temporary(upload).parent).free - RESERVE < upload.size:
+        if self.free(upload) < upload.size:
             raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
+
+    def free(self, upload: Upload) -> int:
+        """How many bytes the disk has room for."""
+        return shutil.disk_usage(self.temporary(upload).parent).free - RESERVE
 
     def join(self, file: Held, parts: Sequence[Held]) -> None:
         """Puts the bytes of the parts into an empty file, one behind the other. Raises Conflict if one is not
@@ -175,7 +179,11 @@ class Incoming:
         if upload.state is not UploadState.RECEIVING:
             return upload
         arrived = self.arrived(upload)  # None: completed or given up since its row was read
-        return upload if arrived is None else upload.model_copy(update={"offset": arrived})
+        if arrived is None:
+            return upload
+        return upload.model_copy(
+            update={"offset": arrived, "size": arrived if upload.deferred else upload.size}
+        )
 
     def arrived(self, upload: Upload) -> int | None:
         """How many bytes the temporary file has; None where there is none."""

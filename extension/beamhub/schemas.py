@@ -406,7 +406,7 @@ class Upload(Model):
     experiment: str
     instrument: str | None
     path: str  # relative to the experiment's folder
-    size: int
+    size: int  # of one whose length is deferred: what has come
     offset: int
     digest: Digest | None  # None: the sender announced none, and not all has come
     digest_by: Literal["sender", "service"] = "sender"  # the service computes what nobody has announced
@@ -414,6 +414,8 @@ class Upload(Model):
     state: UploadState
     source: str | None = None  # where a file lies that was registered in place: none of its bytes were sent
     concat: str | None = None  # tus: "partial", or "final;" and the uploads that it was put together from
+    deferred: bool = False  # tus: its length is still to come
+    digest_follows: DigestAlgorithm | None = None  # the sender tells this digest with the last bytes
     error: str = ""
     created: datetime
     ended: datetime | None

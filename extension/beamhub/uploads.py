@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -32,11 +33,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
-from beamhub.digests import ALGORITHMS, Hasher
+from beamhub.digests import ALGORITHMS, Hasher, algorithm_of
 from beamhub.errors import (
     BeamhubError,
     ChecksumMismatch,
     Conflict,
+    DigestRequired,
     Forbidden,
     Gone,
     Invalid,
@@ -49,7 +51,7 @@ from beamhub.events import Live, emit
 from beamhub.frames import formats
 from beamhub.frames.outside import HostileFile
 from beamhub.incoming import Held, Incoming, explained, remove, versions
-from beamhub.schemas import Digest, Page, Upload, UploadState
+from beamhub.schemas import Digest, DigestAlgorithm, Page, Upload, UploadState
 from beamhub.store import Store, Transaction
 from beamhub.store.uploads import PARTIAL
 
@@ -110,24 +112,28 @@ class Uploads:
         self,
         principal: Principal,
         path: str,
-        size: int,
+        size: int | None,
         digest: str | None = None,
         experiment: str | None = None,
         *,
         key: str | None = None,
         partial: bool = False,
+        digest_follows: DigestAlgorithm | None = None,
     ) -> Upload:
-        """Announces a file of `size` bytes with this digest (see beamhub.digests).
+        """Announces a file of `size` bytes (None: `append` will tell) with this digest (see beamhub.digests).
 
         An instrument's file goes below raw/ of the experiment that is active at this moment, a user's below
         shared/ of `experiment`. A file that is there already, with the same content, comes back as its
-        complete upload: nothing has to be sent. Without a digest, what comes is taken as it is. Who announces
+        complete upload: nothing has to be sent. Without a digest, what comes is taken as it is; with
+        `digest_follows`, nothing is published before `append` has brought that digest. Who announces
         it again with the same `key` gets the upload that the first announcement began, also when a kill has
         kept its answer back. With `partial`, it is a part for `concatenate`, and never published by itself.
-        Raises Invalid, Conflict (no active experiment), Unavailable (paused), QuotaExceeded, DiskFull.
+        Raises Invalid, Conflict (no active experiment), Unavailable (paused), QuotaExceeded, DiskFull,
+        DigestRequired (there is a file of this name and size, and only the digest tells whether it is this).
         """
         concat = PARTIAL if partial else None
-        return await self._announce(principal, _File(path, size, digest, experiment, concat=concat), key)
+        file = _File(path, size, digest, experiment, concat=concat, digest_follows=digest_follows)
+        return await self._announce(principal, file, key)
 
     async def concatenate(
         self,
@@ -156,6 +162,8 @@ class Uploads:
                     raise Invalid(
                         f"The upload {part.id} is not a part.", "Begin parts with Upload-Concat: partial."
                     )
+                if part.deferred:
+                    raise Conflict(f"The length of the part {part.id} is not known yet.", "Send it first.")
             if len(set(parts)) < len(parts) or len({part.experiment for part in found}) != 1:
                 raise Invalid(
                     "The parts of one file are different uploads into one experiment.", "Check them."
@@ -251,12 +259,17 @@ class Uploads:
                 raise Invalid(
                     "The Idempotency-Key has announced another file before.", "Use a new key for each file."
                 )
-            if upload.state is not UploadState.RECEIVING or (upload.size and not upload.source):
+            waits = not _is_whole(upload, 0) and not upload.source
+            if upload.state is not UploadState.RECEIVING or waits:
                 return await self._run(self._incoming.measured, upload)
         elif kin:
             _, _, twin = await self._versions(upload, kin)
             if twin:
                 return twin
+            if file.digest_follows and any(there.size == file.size for there in kin.published.values()):
+                raise DigestRequired(
+                    f"There is a {file.path} of {file.size} bytes already.", "Announce it with its digest."
+                )
         hold = self._incoming.hold if begun else self._incoming.make_room
         try:
             empty = await self._held(hold, upload)
@@ -276,7 +289,7 @@ class Uploads:
                 raise
             for part in parts:
                 await self._run(self._incoming.discard, part)
-            if file.concat == PARTIAL or (file.size and not fill):
+            if file.concat == PARTIAL or not (fill or _is_whole(upload, 0)):
                 return upload
             # a sender that goes away now does not stop what it has waited for
             return await asyncio.shield(self._begin_to_finish(upload, content, until_then.pop_all()))
@@ -316,12 +329,16 @@ class Uploads:
         offset: int,
         chunks: AsyncIterator[bytes],
         checksum: tuple[str, bytes] | None = None,
+        *,
+        size: int | None = None,
+        digest: str | None = None,
     ) -> Upload:
         """Adds bytes from `offset` on; after the last one the file is verified and published.
 
         `checksum` (algorithm, digest) is of these chunks; if it does not fit, they are discarded. Without
-        one, what has come before the connection broke is kept. Raises Conflict (wrong offset, or another
-        request is sending: nothing is changed), ChecksumMismatch, TooLarge, DiskFull, Gone.
+        one, what has come before the connection broke is kept. `size` and `digest` are of the whole file,
+        where its announcement has left them open. Raises Conflict (wrong offset, or another
+        request is sending: nothing is changed), ChecksumMismatch, TooLarge, DiskFull, Gone, Invalid.
         """
         upload = await self._store.read(lambda tx: _continued(tx, principal, id_))
         if upload.state is UploadState.FAILED:
@@ -334,15 +351,20 @@ class Uploads:
         try:
             file = await self._held(self._incoming.hold, upload)
         except Gone:  # it has come to its end since it was read
-            return await self.append(principal, id_, offset, chunks, checksum)
+            return await self.append(principal, id_, offset, chunks, checksum, size=size, digest=digest)
         with contextlib.ExitStack() as until_then:
             until_then.enter_context(file)
             until_then.enter_context(self._one_more(principal))
             upload = upload.model_copy(update={"offset": file.size()})
             _expect(upload, offset)
+            if upload.deferred or digest is not None or size is not None:
+                upload = await self._store.write(lambda tx: _settled(tx, upload, size, digest))
             written = await self._receive(upload, file, chunks, checksum)
-            if written < upload.size or upload.concat == PARTIAL:
-                return upload.model_copy(update={"offset": written})
+            upload = upload.model_copy(
+                update={"offset": written, "size": written if upload.deferred else upload.size}
+            )
+            if not _is_whole(upload, written) or upload.concat == PARTIAL:
+                return upload
             # a sender that goes away now does not stop what it has waited for
             return await asyncio.shield(self._begin_to_finish(upload, file, until_then.pop_all()))
 
@@ -382,7 +404,7 @@ class Uploads:
                 await self._run(remove, temporary, lambda name=temporary.name: self._receiving(name))
         for upload in waiting:
             arrived = await self._run(self._incoming.arrived, upload)
-            if arrived not in (None, upload.size) or (arrived is not None and upload.concat == PARTIAL):
+            if arrived is not None and (not _is_whole(upload, arrived) or upload.concat == PARTIAL):
                 continue  # more has to come
             try:
                 file = await self._held(self._incoming.hold, upload)
@@ -392,7 +414,7 @@ class Uploads:
             except Conflict:
                 continue
             else:
-                if file.size() == upload.size:
+                if _is_whole(upload, file.size()):
                     self._begin_to_finish(upload, file, file)
                 else:
                     file.close()
@@ -423,6 +445,7 @@ class Uploads:
             )
         hasher = CHECKSUMS[checksum[0]]() if checksum else None
         position, block, size, told = upload.offset, list[bytes](), 0, 0.0
+        limit, too_much = await self._limit(upload)
 
         async def flush() -> None:
             nonlocal position, block, size
@@ -433,11 +456,8 @@ class Uploads:
         try:
             try:
                 async for chunk in chunks:
-                    if position + size + len(chunk) > upload.size:
-                        raise TooLarge(
-                            f"{upload.path} was announced with {upload.size} bytes, and more came.",
-                            "Announce it again, with its real size.",
-                        )
+                    if position + size + len(chunk) > limit:
+                        raise too_much
                     block.append(chunk)
                     size += len(chunk)
                     if size >= WRITE:
@@ -460,6 +480,24 @@ class Uploads:
         self._tell(upload, position)
         return position
 
+    async def _limit(self, upload: Upload) -> tuple[int, Exception]:
+        """How many bytes an upload can have, and what to tell who sends more."""
+        if not upload.deferred:
+            return upload.size, TooLarge(
+                f"{upload.path} was announced with {upload.size} bytes, and more came.",
+                "Announce it again, with its real size.",
+            )
+        free = await self._run(self._incoming.free, upload)
+        left = await self._store.read(lambda tx: _left_of_quota(tx, upload.experiment))
+        full = explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
+        quota = QuotaExceeded(
+            f"{upload.path} has grown beyond the quota of {upload.experiment}.",
+            "Ask the staff of its instrument to raise the quota; then send on: what has arrived is kept.",
+        )
+        too_long = TooLarge(f"{upload.path} has grown beyond {MAX_SIZE} bytes.", "Send it in several files.")
+        limits = ((MAX_SIZE, too_long), (upload.offset + free, full), (upload.offset + left, quota))
+        return min(limits, key=lambda limit: limit[0])
+
     def _tell(self, upload: Upload, offset: int) -> None:
         if upload.concat == PARTIAL:
             return
@@ -468,7 +506,7 @@ class Uploads:
             experiment=upload.experiment,
             instrument=upload.instrument,
             subject=upload.id,
-            data={"path": upload.path, "size": upload.size, "offset": offset},
+            data={"path": upload.path, "size": max(upload.size, offset), "offset": offset},
         )
 
     # --- publishing ---
@@ -665,6 +703,45 @@ def _expect(upload: Upload, offset: int) -> None:
         )
 
 
+def _is_whole(upload: Upload, arrived: int) -> bool:
+    """Whether so many bytes, and what is known of the file, are all that has to come."""
+    awaits_digest = upload.digest_follows is not None and upload.digest is None
+    return arrived == upload.size and not upload.deferred and not awaits_digest
+
+
+def _settled(tx: Transaction, upload: Upload, size: int | None, digest: str | None) -> Upload:
+    """The upload with what its announcement has left open. What has been said once can't be changed."""
+    change: dict[str, object] = {}
+    if upload.deferred and size is not None:
+        if size < upload.offset:
+            raise Conflict(
+                f"{upload.offset} bytes of {upload.path} have come; it can't have {size}.",
+                "Give it up, and announce it again.",
+            )
+        if size > MAX_SIZE:
+            raise _too_long(size)
+        change |= {"size": size, "deferred": False}
+    elif upload.deferred:
+        change["size"] = upload.offset  # as it counts for the quota
+    elif size not in (None, upload.size):
+        raise Invalid(
+            f"{upload.path} was announced with {upload.size} bytes, not {size}.", "Announce it again."
+        )
+    if digest is not None and digest != upload.digest:
+        _check_digest(digest)
+        if upload.digest is not None or algorithm_of(digest) != upload.digest_follows:
+            raise Invalid(
+                f"The announcement of {upload.path} does not fit to this digest of it.",
+                "Announce it again.",
+            )
+        change["digest"] = digest
+    if change:
+        tx.uploads.change(upload.id, **change)
+        upload = upload.model_copy(update=change)
+        _require_quota(tx, upload)
+    return upload
+
+
 def _id(principal: Principal, key: str) -> str:
     """The id of the upload that this principal announces with this key, at every repetition."""
     return hashlib.sha256(f"{principal.kind}:{principal.name}\0{key}".encode()).hexdigest()[:32]
@@ -675,34 +752,47 @@ class _File:
     """What a sender says of a file."""
 
     path: str
-    size: int
+    size: int | None
     digest: str | None
     experiment: str | None
     concat: str | None = None
     source: str | None = None
+    digest_follows: DigestAlgorithm | None = None
 
     def check(self) -> None:
         folders.parse(self.path, new=True)
-        if not 0 <= self.size <= MAX_SIZE:
+        if self.size is not None and not 0 <= self.size <= MAX_SIZE:
+            raise _too_long(self.size)
+        _check_digest(self.digest)
+        if self.digest_follows and (self.digest or self.concat):
             raise Invalid(
-                f"A file has 0 to {MAX_SIZE} bytes, not {self.size}.", "Check the announced length."
+                f"{self.path} is announced with a digest that follows, and with one or as a part.",
+                "Do one of these.",
             )
-        try:
-            _DIGEST.validate_python(self.digest)
-        except ValidationError as error:
-            raise Invalid(
-                f"The digest {self.digest!r:.100} of the whole file is malformed.",
-                "Send 64 hexadecimal digits of its sha256, or 32 of its xxh128.",
-            ) from error
 
     def is_of(self, upload: Upload) -> bool:
-        announced = upload.digest if upload.digest_by == "sender" else None
-        return (self.size, self.digest, self.concat, self.source) == (
-            upload.size,
+        announced = upload.digest if upload.digest_by == "sender" and not upload.digest_follows else None
+        return (self.size, self.digest, self.concat, self.source, self.digest_follows is None) == (
+            None if self.size is None else upload.size,
             announced,
             upload.concat,
             upload.source,
+            upload.digest_follows is None,
         ) and self.experiment in (None, upload.experiment)
+
+
+def _too_long(size: int) -> Invalid:
+    return Invalid(f"A file has 0 to {MAX_SIZE} bytes, not {size}.", "Check the announced length.")
+
+
+def _check_digest(digest: str | None) -> None:
+    try:
+        _DIGEST.validate_python(digest)
+    except ValidationError as error:
+        raise Invalid(
+            f"The digest {digest!r:.100} of the whole file is malformed.",
+            "Send 64 hexadecimal digits of its sha256, or 32 of its xxh128.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -741,10 +831,12 @@ def _proposed(tx: Transaction, principal: Principal, file: _File, id_: str) -> U
         experiment=experiment,
         instrument=principal.instrument,
         path=f"{area}/{file.path}",
-        size=file.size,
+        size=file.size or 0,
+        deferred=file.size is None,
         offset=0,
         digest=file.digest,
-        digest_by="sender" if file.digest else "service",
+        digest_follows=file.digest_follows,
+        digest_by="sender" if file.digest or file.digest_follows else "service",
         version=1,
         state=UploadState.RECEIVING,
         source=file.source,
@@ -776,6 +868,13 @@ def _require_quota(tx: Transaction, upload: Upload) -> None:
             f"bytes; its quota is {quota}.",
             "Ask the staff of its instrument to raise the quota; then send on: what has arrived is kept.",
         )
+
+
+def _left_of_quota(tx: Transaction, id_: str) -> int:
+    """How many bytes an experiment may still get."""
+    experiment = tx.experiments.get(id_)
+    quota = experiment.quota if experiment else None
+    return MAX_SIZE if quota is None else quota - tx.uploads.volume(id_)
 
 
 def _destination(tx: Transaction, principal: Principal, experiment: str | None) -> tuple[str, str]:

@@ -84,6 +84,7 @@ def test_what_the_service_can_do(service: RunningService) -> None:
     assert set(answer.headers["Tus-Extension"].split(",")) == {
         "creation",
         "creation-with-upload",
+        "creation-defer-length",
         "termination",
         "checksum",
         "expiration",
@@ -127,6 +128,36 @@ def test_an_announcement_brings_the_beginning_of_the_file(agent: httpx.Client) -
         agent.post("uploads", headers=small | {"Content-Type": "text/plain"}, content=b"small").status_code
         == 415
     )
+
+
+def test_a_length_and_a_digest_that_come_later(agent: httpx.Client) -> None:
+    content = os.urandom(700_000)
+    later = {"Upload-Defer-Length": "1", **metadata(filename="grows.log", digest="xxh128")}
+    answer = agent.post("uploads", headers=later | BINARY, content=content[:300_000])
+    assert (answer.status_code, answer.headers["Upload-Offset"]) == (201, "300000")
+    assert answer.headers["Upload-Defer-Length"] == "1"
+    assert "Upload-Length" not in answer.headers
+    url = str(answer.url.join(answer.headers["Location"]))
+    head = agent.head(url)
+    assert (head.headers["Upload-Offset"], head.headers["Upload-Defer-Length"]) == ("300000", "1")
+    assert send(agent, url, 300_000, content[300_000:], Upload_Length="299999").status_code == 409
+    sent = send(agent, url, 300_000, content[300_000:], Upload_Length="700000")
+    assert (sent.status_code, sent.headers["Upload-Length"]) == (204, "700000")
+    assert agent.get(url).json()["state"] == "receiving"
+    digest = metadata(xxh128=xxhash.xxh3_128_hexdigest(content))
+    assert send(agent, url, 700_000, b"", **digest).status_code == 204
+    done = agent.get(url).json()
+    assert (done["state"], done["digest_by"], done["size"]) == ("complete", "sender", 700_000)
+    known = {"Upload-Length": "700000", **metadata(filename="grows.log", digest="xxh128")}
+    assert agent.post("uploads", headers=known).status_code == 428  # it may be there already
+
+    for wrong in (
+        {"Upload-Defer-Length": "2"},
+        {"Upload-Length": "1"},
+        {"Upload-Concat": f"final;{url}"},
+        metadata(filename="grows.log", digest="md5"),
+    ):
+        assert agent.post("uploads", headers=later | wrong).status_code in (400, 422), wrong
 
 
 def test_a_file_put_together_from_parts(agent: httpx.Client) -> None:

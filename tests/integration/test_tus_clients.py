@@ -142,6 +142,25 @@ def test_tus_js_client_begins_again_where_its_upload_is_gone(
     assert service.client("ben").file(beamtime.experiment, "shared/again/image.cbf") == content
 
 
+def test_tus_js_client_uploads_a_stream_of_unknown_length(
+    service: RunningService, beamtime: Beamtime, tus_js: Path, tmp_path: Path
+) -> None:
+    file, content = make_file(tmp_path, 2_900_001)  # it waits for ever behind a last chunk that is full
+    sent = run_tus_js(
+        tus_js,
+        file,
+        endpoint=f"{service.api}uploads",
+        headers={"Authorization": f"token {service.tokens['ben']}"},
+        metadata={"filename": "stream/image.cbf", "experiment": beamtime.experiment},
+        chunkSize=500_000,
+        uploadLengthDeferred=True,
+    )
+    assert sent.returncode == 0, sent.stderr
+    upload = only_upload(service, beamtime, "shared/stream/image.cbf")
+    assert (upload.size, upload.deferred) == (len(content), False)
+    assert service.client("ben").file(beamtime.experiment, upload.path) == content
+
+
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_tus_js_client_uploads_with_the_announcement_and_in_parallel(
     service: RunningService, beamtime: Beamtime, tus_js: Path, tmp_path: Path, parallel: int

@@ -1,12 +1,17 @@
 // Uploads a file with tus-js-client, as its manual has it: node upload.cjs '{"endpoint": …, "file": …, …}'.
 // Prints what the client learned; with "breakAfter" the process ends, in the middle, after so many bytes.
 const fs = require("node:fs");
+const { PassThrough } = require("node:stream");
 const tus = require("tus-js-client");
 
 const { file, breakAfter, storage, ...options } = JSON.parse(process.argv[2]);
 const seen = { chunks: [], resumedAt: null };
 
-const upload = new tus.Upload(fs.createReadStream(file), {
+// of a file it always knows the length
+const source = options.uploadLengthDeferred
+  ? fs.createReadStream(file).pipe(new PassThrough())
+  : fs.createReadStream(file);
+const upload = new tus.Upload(source, {
   ...options,
   retryDelays: [100, 300, 1000, 3000],
   urlStorage: new tus.FileUrlStorage(storage),

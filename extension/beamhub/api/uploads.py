@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -15,7 +16,7 @@ from beamhub.api.handler import Refusal
 from beamhub.api.routes import Call, Paging, Reply, route
 from beamhub.digests import ALGORITHMS
 from beamhub.errors import Gone, Invalid
-from beamhub.schemas import Because, Page, Registration, Upload, UploadState
+from beamhub.schemas import Because, DigestAlgorithm, Page, Registration, Upload, UploadState
 from beamhub.uploads import CHECKSUMS, EXPIRES, MAX_SIZE
 
 DIGESTS = {name: len(hasher().digest()) for name, hasher in CHECKSUMS.items()}  # bytes of each
@@ -24,6 +25,9 @@ OFFSET: dict[str, dict[str, Any]] = {"Upload-Offset": {"type": "integer", "minim
 ANNOUNCED: dict[str, dict[str, Any]] = {
     "Upload-Length": {"type": "integer", "minimum": 0, "maximum": MAX_SIZE},
     "Upload-Metadata": {"type": "string", "description": "`key base64, key base64, …`"},
+}
+DEFERRED: dict[str, dict[str, Any]] = {
+    "Upload-Defer-Length": {"type": "integer", "const": 1, "description": "instead of the length"}
 }
 CONCAT: dict[str, dict[str, Any]] = {
     "Upload-Concat": {"type": "string", "description": "`partial`, or `final;` and the parts' URLs"}
@@ -44,7 +48,8 @@ async def describe_tus(call: Call) -> Reply[None]:  # noqa: ARG001 (as every rou
     """What this service can do of tus."""
     headers = {
         "Tus-Version": "1.0.0",
-        "Tus-Extension": "creation,creation-with-upload,termination,checksum,expiration,concatenation",
+        "Tus-Extension": "creation,creation-with-upload,creation-defer-length,termination,checksum,"
+        "expiration,concatenation",
         "Tus-Max-Size": str(MAX_SIZE),
         "Tus-Checksum-Algorithm": ",".join(DIGESTS),
     }
@@ -61,7 +66,7 @@ async def list_uploads(call: Call, query: UploadQuery) -> Page[Upload]:
     "POST",
     "uploads",
     streams_body="application/offset+octet-stream",
-    headers=TUS | ANNOUNCED | CONCAT | CHECKSUM,
+    headers=TUS | ANNOUNCED | DEFERRED | CONCAT | CHECKSUM,
     keyed=True,
 )
 async def create_upload(call: Call) -> Reply[Upload]:
@@ -69,7 +74,9 @@ async def create_upload(call: Call) -> Reply[Upload]:
 
     `Upload-Metadata` has its `filename` (a path, which may have folders), the digest of the whole file as
     `sha256` or `xxh128` (hexadecimal) and, from users, the `experiment`. Without a digest the service
-    computes one when all has come, and can't tell whether that is what the sender has. An instrument's agent
+    computes one when all has come, and can't tell whether that is what the sender has; `digest`, the name of
+    an algorithm, promises one that the last PATCH brings. With `Upload-Defer-Length: 1` a later PATCH
+    brings the length. An instrument's agent
     sends into the experiment that is active now (its `raw/`), a user into the `shared/` of an experiment. A
     file that is there already, with the same content, is complete at once. Repeated with the same
     `Idempotency-Key`, the announcement finds the upload that it has begun, however far that is by now.
@@ -80,23 +87,24 @@ async def create_upload(call: Call) -> Reply[Upload]:
     """
     _require_tus(call)
     metadata = _metadata(call.headers.get("Upload-Metadata", ""))
-    digests = [f"{name}:{metadata[name].lower()}" for name in ALGORITHMS if name in metadata]
-    if len(digests) > 1:
-        raise Invalid(f"Upload-Metadata has {len(digests)} digests of the file.", "Send one of them.")
-    digest = digests[0] if digests else None
+    digest, follows = _digest(metadata), _following(metadata)
     concat = call.headers.get("Upload-Concat")
     where = {"experiment": metadata.get("experiment"), "key": call.headers.get("Idempotency-Key")}
     uploads = call.service.uploads
     if concat is None or concat == "partial":
         # clients need not name what is never published by itself
         name = metadata.get("filename", "" if concat is None else "part")
-        size, partial = _number(call, "Upload-Length"), concat is not None
+        size, partial = _length(call), concat is not None
         checksum = _checksum(call.headers.get("Upload-Checksum"))
-        upload = await uploads.create(call.principal, name, size, digest, partial=partial, **where)
+        upload = await uploads.create(
+            call.principal, name, size, digest, partial=partial, digest_follows=follows, **where
+        )
         if _brings_bytes(call) and upload.state is UploadState.RECEIVING and not upload.offset:
             upload = await uploads.append(call.principal, upload.id, 0, call.chunks, checksum)
     else:
         name, parts = metadata.get("filename", ""), _parts(concat)
+        if follows:
+            raise Invalid("All of this file has come, so no digest can follow.", "Send its digest now.")
         upload = await uploads.concatenate(call.principal, name, parts, concat, digest, **where)
     return Reply(upload, headers={**_progress(upload), "Location": f"{call.path.rstrip('/')}/{upload.id}"})
 
@@ -141,18 +149,24 @@ async def head_upload(call: Call, upload: str) -> Reply[None]:
     "PATCH",
     "uploads/{upload}",
     streams_body="application/offset+octet-stream",
-    headers=TUS | OFFSET | CHECKSUM,
+    headers=TUS | OFFSET | ANNOUNCED | CHECKSUM,
 )
 async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     """Send the bytes from `Upload-Offset` on.
 
     The last ones are answered once the file has been verified and published. With `Upload-Checksum`, bytes
-    that were damaged on their way are refused (460) and forgotten."""
+    that were damaged on their way are refused (460) and forgotten. What the announcement has left open comes
+    with any of them, which may have no bytes: `Upload-Length`, and the digest of the whole file in
+    `Upload-Metadata`."""
     _require_tus(call)
     _require_bytes(call)
     offset = _number(call, "Upload-Offset")
     checksum = _checksum(call.headers.get("Upload-Checksum"))
-    found = await call.service.uploads.append(call.principal, upload, offset, call.chunks, checksum)
+    size = _number(call, "Upload-Length") if "Upload-Length" in call.headers else None
+    digest = _digest(_metadata(call.headers.get("Upload-Metadata", "")))
+    found = await call.service.uploads.append(
+        call.principal, upload, offset, call.chunks, checksum, size=size, digest=digest
+    )
     return Reply(None, 204, _progress(found))
 
 
@@ -192,7 +206,8 @@ def _require_tus(call: Call) -> None:
 
 
 def _progress(upload: Upload) -> dict[str, str]:
-    headers = {"Upload-Offset": str(upload.offset), "Upload-Length": str(upload.size)}
+    length = {"Upload-Defer-Length": "1"} if upload.deferred else {"Upload-Length": str(upload.size)}
+    headers = {"Upload-Offset": str(upload.offset), **length}
     if upload.concat is not None:
         headers["Upload-Concat"] = upload.concat
     if upload.state is UploadState.RECEIVING:
@@ -233,6 +248,37 @@ def _number(call: Call, header: str) -> int:
     if not _SIZE.fullmatch(text):
         raise Refusal(400, f"The header {header} is missing or not a number of bytes.", "Send it.")
     return int(text)
+
+
+def _length(call: Call) -> int | None:
+    """Of a file that is announced; None: it comes later."""
+    deferred = call.headers.get("Upload-Defer-Length")
+    if deferred is None:
+        return _number(call, "Upload-Length")
+    if deferred != "1" or "Upload-Length" in call.headers:
+        raise Refusal(
+            400, "Upload-Defer-Length is not 1, or there is an Upload-Length as well.", "Send one of them."
+        )
+    return None
+
+
+def _digest(metadata: Mapping[str, str]) -> str | None:
+    """Of the whole file."""
+    digests = [f"{name}:{metadata[name].lower()}" for name in ALGORITHMS if name in metadata]
+    if len(digests) > 1:
+        raise Invalid(f"Upload-Metadata has {len(digests)} digests of the file.", "Send one of them.")
+    return digests[0] if digests else None
+
+
+def _following(metadata: Mapping[str, str]) -> DigestAlgorithm | None:
+    """The algorithm of a digest that comes with the last bytes."""
+    name = metadata.get("digest")
+    if name is None:
+        return None
+    for algorithm in ALGORITHMS:
+        if name == algorithm:
+            return algorithm
+    raise Invalid(f"No digest {name[:60]!r} can be promised.", f"Use {' or '.join(ALGORITHMS)}.")
 
 
 def _metadata(header: str) -> dict[str, str]:

@@ -181,6 +181,8 @@ uploads = Table(
     Column("frames", Integer),  # in a published detector file; None: it is none, or not yet published
     Column("source", Text),  # path of a file that was registered in place
     Column("concat", Text),  # tus: "partial", or "final;" and the uploads it was put together from
+    Column("deferred", Boolean, nullable=False),  # its length is still to come
+    Column("digest_follows", String(10)),  # the algorithm of a digest that comes with the last bytes
     Index("ix_uploads_experiment_path", "experiment", "path"),
 )
 
