@@ -394,6 +394,9 @@ def _parameter(value: object) -> str:
 def _input(job: Job, around: Around) -> Child:
     found: list[Child] = []
     for i in job.inputs:
+        if i.id is None:  # a file
+            found += [i.name, " "]
+            continue
         name = i.name or f"{i.kind} {i.id}"
         href = around.links.frame(i.id) if i.kind == "dataset" else around.links.job(i.id)
         found += [el("a.bh-link", name, href=href), " "]

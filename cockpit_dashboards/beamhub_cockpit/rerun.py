@@ -41,7 +41,7 @@ class Launch:
         dataset = next((i for i in job.inputs if i.kind == "dataset"), None)
         return cls(
             experiment=job.experiment,
-            dataset=dataset.id if dataset else 0,
+            dataset=(dataset.id or 0) if dataset else 0,
             dataset_name=dataset.name if dataset else "",
             parent=job,
             template=job.template,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from beamhub.events import Live
+from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
 from beamhub.jobs import SYSTEM, Jobs, admit, change, remember, why_pending
 from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
@@ -187,10 +188,8 @@ class Engine:
         return True
 
     async def _prepare(self, runner: Runner, job: Job) -> Ref:
-        dataset = await self._store.read(lambda tx: tx.datasets.get(job.inputs[0].id))
-        if dataset is None:
-            raise FileNotFoundError(f"its dataset {job.inputs[0].id} is not known")
         experiment = self._data_dir / job.experiment
+        inputs = await self._store.read(lambda tx: located(tx, job, experiment))
         folder = self._jobs.folder(job)
         spec = JobSpec(
             id=job.id,
@@ -198,7 +197,7 @@ class Engine:
             template=job.template,
             template_version=job.template_version,
             parameters=job.parameters,
-            data=str(experiment / dataset.path),
+            inputs=inputs,
             cpus=job.profile.cpus,
             live=job.live,
             folder=str(folder.path),

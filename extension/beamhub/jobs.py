@@ -22,6 +22,7 @@ from beamhub.comparison import compare
 from beamhub.credits import hold, require_usable, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import emit
+from beamhub.inputs import choose, inherit, kind
 from beamhub.jobfolder import JobFolder
 from beamhub.occasions import occasion, past, require_rule, trial
 from beamhub.schemas import (
@@ -36,6 +37,7 @@ from beamhub.schemas import (
     JobCancel,
     JobChange,
     JobCreate,
+    JobInput,
     JobRerun,
     JobState,
     JobStep,
@@ -65,7 +67,7 @@ STEPS: Mapping[JobState, frozenset[JobState]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a job is made from, checked."""
+    """All that a job is made from but its inputs, checked."""
 
     entry: Entry
     parameters: Mapping[str, JsonValue]
@@ -110,34 +112,38 @@ class Jobs:
 
         def work(tx: Transaction) -> Job:
             experiment = access.require(tx, principal, experiment_id, Action.RUN_JOB)
-            dataset = _dataset(tx, experiment, request.inputs[0])
+            inputs = choose(tx, experiment, plan.entry.template, request.inputs)
             require_usable(tx, principal, experiment.instrument, plan.sponsor)
-            return self._create(tx, experiment, dataset, plan, launched_by=principal.name)
+            return self._create(tx, experiment, inputs, plan, launched_by=principal.name)
 
         await self._store.read(lambda tx: access.require(tx, principal, experiment_id, Action.RUN_JOB))
         plan = await asyncio.to_thread(
             self._plan,
-            request.template,
+            request.template or "",
             request.parameters,
             request.profile,
             request.sponsor,
             self._data_dir / experiment_id,
+            request.notebook,
         )
         return await self._store.write(work)
 
     async def rerun(self, principal: Principal, job_id: int, request: JobRerun) -> Job:
-        """Makes a job from another one, on the same data: what the request leaves out is as it was there.
+        """Makes a job from another one: what the request leaves out is as it was there.
         With another template, parameters that are left out have that template's defaults."""
 
         def work(tx: Transaction) -> Job:
             experiment = access.require(tx, principal, parent.experiment, Action.RUN_JOB)
-            dataset = _dataset(tx, experiment, parent.inputs[0].id)
+            template = plan.entry.template
+            wanted = request.inputs if request.inputs is not None else inherit(parent, template)
+            inputs = choose(tx, experiment, template, wanted)
             require_usable(tx, principal, experiment.instrument, plan.sponsor)
-            return self._create(tx, experiment, dataset, plan, launched_by=principal.name, parent=parent.id)
+            return self._create(tx, experiment, inputs, plan, launched_by=principal.name, parent=parent.id)
 
         parent = await self.get(principal, job_id)
         await self._store.read(lambda tx: access.require(tx, principal, parent.experiment, Action.RUN_JOB))
-        same = request.template in (None, parent.template)
+        notebook = request.notebook or (parent.notebook if request.template is None else None)
+        same = notebook == parent.notebook and request.template in (None, parent.template)
         plan = await asyncio.to_thread(
             self._plan,
             request.template or parent.template,
@@ -145,6 +151,7 @@ class Jobs:
             request.profile or parent.profile.name,
             request.sponsor or parent.sponsor,
             self._data_dir / parent.experiment,
+            notebook,
         )
         return await self._store.write(work)
 
@@ -333,11 +340,14 @@ class Jobs:
             if request.problem:
                 raise Invalid(request.problem, "Correct the rule.")
             plan = self._plan(request.template, request.parameters, request.profile, request.sponsor, None)
+            taken = kind(plan.entry.template)
+            wanted = {"dataset": dataset.id, "job": request.parent}.get(taken or "")
+            inputs = choose(tx, experiment, plan.entry.template, [] if wanted is None else [wanted])
         except BeamhubError as error:
             job = self._insert(
                 tx,
                 experiment,
-                dataset,
+                [JobInput(id=dataset.id, name=dataset.name)],
                 title=request.template,
                 version="",
                 template=request.template,
@@ -353,7 +363,7 @@ class Jobs:
         return self._create(
             tx,
             experiment,
-            dataset,
+            inputs,
             plan,
             launched_by=launched_by,
             parent=request.parent,
@@ -367,9 +377,14 @@ class Jobs:
         profile: str | None,
         sponsor: str,
         experiment: Path | None,
+        notebook: str | None = None,
     ) -> Plan:
-        """Raises NotFound or Invalid. With the folder of an experiment, its members' templates count too."""
-        entry = self._catalogue.get(template, experiment)
+        """Raises NotFound or Invalid. With the folder of an experiment, its members' templates count too, and
+        `notebook` is the path of one there that is to be run instead of a template."""
+        if experiment is not None and notebook is not None:
+            entry = self._catalogue.notebook(experiment, notebook)
+        else:
+            entry = self._catalogue.get(template, experiment)
         if entry.template.missing:
             raise Invalid(
                 f"{entry.template.title} cannot run here: {', '.join(entry.template.missing)} is missing.",
@@ -404,7 +419,7 @@ class Jobs:
         self,
         tx: Transaction,
         experiment: Experiment,
-        dataset: Dataset,
+        inputs: Sequence[JobInput],
         plan: Plan,
         *,
         launched_by: str,
@@ -414,7 +429,7 @@ class Jobs:
         job = self._insert(
             tx,
             experiment,
-            dataset,
+            inputs,
             template=plan.entry.template.name,
             version=plan.entry.template.version,
             title=plan.entry.template.title,
@@ -425,6 +440,7 @@ class Jobs:
             parent=parent,
             key=key,
             live=plan.entry.template.live,
+            notebook=plan.entry.template.notebook,
         )
         return admit(tx, job)
 
@@ -432,7 +448,7 @@ class Jobs:
         self,
         tx: Transaction,
         experiment: Experiment,
-        dataset: Dataset,
+        inputs: Sequence[JobInput],
         *,
         template: str,
         version: str,
@@ -444,6 +460,7 @@ class Jobs:
         parent: int | None = None,
         key: str | None = None,
         live: bool = False,
+        notebook: str | None = None,
     ) -> Job:
         job = tx.jobs.create(
             experiment=experiment.id,
@@ -451,14 +468,14 @@ class Jobs:
             template_version=version,
             title=title,
             parameters=parameters,
-            dataset=dataset.id,
-            dataset_name=dataset.name,
+            inputs=inputs,
             profile=profile,
             sponsor=sponsor,
             launched_by=launched_by,
             parent=parent,
             trigger_key=key,
             live=live,
+            notebook=notebook,
         )
         _tell(tx, "job.created", job, launched_by)
         return job
@@ -561,16 +578,6 @@ def why_pending(tx: Transaction, job: Job) -> str:
     return shortage(licence, job.profile) if licence else f"There is no licence {job.sponsor}."
 
 
-def _dataset(tx: Transaction, experiment: Experiment, dataset_id: int) -> Dataset:
-    dataset = tx.datasets.get(dataset_id)
-    if dataset is None or dataset.experiment != experiment.id:
-        raise NotFound(
-            f"There is no dataset {dataset_id} in {experiment.id}.",
-            "Choose one of the experiment's datasets.",
-        )
-    return dataset
-
-
 def _require(tx: Transaction, principal: Principal, job_id: int, action: Action) -> Job:
     """The job, if the principal may do this in its experiment; NotFound if it may not even see it."""
     job = tx.jobs.get(job_id)
@@ -595,7 +602,7 @@ def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
             "title": job.title,
             "state": job.state,
             "reason": job.reason,
-            "dataset": _first(one.id for one in job.inputs),
+            "dataset": _first(one.id for one in job.inputs if one.kind == "dataset"),
             "dataset_name": _first(one.name for one in job.inputs),
             "launched_by": job.launched_by,
             "priority": job.priority,

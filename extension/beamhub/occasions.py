@@ -22,8 +22,8 @@ def occasion(tx: Transaction, event: Event) -> Occasion | None:
     job = tx.jobs.get(int(event.subject)) if event.kind == TriggerEvent.JOB_FINISHED else None
     if event.kind == TriggerEvent.JOB_FINISHED and job is None:
         return None
-    number = job.inputs[0].id if job else int(event.subject)
-    dataset = tx.datasets.get(number)
+    number = _dataset(tx, job) if job else int(event.subject)
+    dataset = tx.datasets.get(number) if number is not None else None
     if dataset is None:
         return None
     return Occasion(event, dataset, job, frozenset(_followed(tx, job)))
@@ -73,6 +73,16 @@ def require_rule(tx: Transaction, principal: Principal, rule_id: int) -> Trigger
         )
     access.require_instrument(tx, principal, rule.instrument, Action.OPERATE)
     return rule
+
+
+def _dataset(tx: Transaction, job: Job | None) -> int | None:
+    """The first dataset that a job works on, itself or by way of the jobs whose results it takes."""
+    for _ in range(GENERATIONS):
+        first = job.inputs[0] if job and job.inputs else None
+        if first is None or first.id is None or first.kind == "dataset":
+            return first.id if first else None
+        job = tx.jobs.get(first.id)
+    return None
 
 
 def _followed(tx: Transaction, job: Job | None) -> Iterable[int]:

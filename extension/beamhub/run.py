@@ -9,6 +9,7 @@ database: whoever started it watches the folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -17,11 +18,15 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from beamhub import notebooks
 from beamhub.schemas import Artifact, JobResult, JobSpec, Quantity
 from beamhub.text import one_line
 
@@ -50,8 +55,8 @@ def main(folder: Path) -> int:
     spec = JobSpec.model_validate_json(Path("job.json").read_bytes())
     _prepare_environment(spec)
     with Path("log.txt").open("a", encoding="utf-8", errors="replace", buffering=1) as log:
-        outcome = _execute(spec, log)
-    result = outcome.model_copy(update=_reported() | {"command": _command(spec)})
+        outcome = _run(spec, log)
+    result = outcome.model_copy(update=_reported())
     temporary = Path("result.json.part")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(result.model_dump_json())
@@ -84,15 +89,31 @@ def _prepare_environment(spec: JobSpec) -> None:
         os.environ |= {"NUMBA_CACHE_DIR": str(own / "numba"), "MPLCONFIGDIR": str(own / "matplotlib")}
 
 
-def _parameters(spec: JobSpec) -> dict[str, Any]:
-    """What papermill injects. It executes the names as code, so they are checked here again."""
+def parameters(spec: JobSpec, template: bytes) -> dict[str, Any]:
+    """What papermill injects: the parameters, the number of CPUs, and the paths of what the job works on. It
+    executes the names as code, so none goes there that the notebook's parameters cell does not set itself."""
+    known = notebooks.declared(template)
     for name in spec.parameters:
-        if not name.isidentifier():
-            raise ValueError(f"{name!r} is not the name of a parameter")
-    return {**spec.parameters, "data": spec.data, "cpus": spec.cpus}
+        if name not in known or name in notebooks.RESERVED:
+            raise ValueError(f"{name!r} is not a parameter of this notebook")
+    given: dict[str, Any] = {**spec.parameters, notebooks.CPUS: spec.cpus}
+    for name, (kind, several) in notebooks.INPUTS.items():
+        paths = [one.path for one in spec.inputs if one.kind == kind]
+        if several or paths:
+            given[name] = paths if several else paths[0]
+    return {name: value for name, value in given.items() if name in known}
 
 
-def _execute(spec: JobSpec, log: TextIOWrapper) -> JobResult:
+def _run(spec: JobSpec, log: TextIOWrapper) -> JobResult:
+    try:
+        given = parameters(spec, Path("template.ipynb").read_bytes())
+    except ValueError as error:
+        log.write(traceback.format_exc())
+        return _failed(f"The parameters are wrong: {_one_line(str(error))}.", None)
+    return _execute(given, log).model_copy(update={"command": _command(given)})
+
+
+def _execute(given: Mapping[str, Any], log: TextIOWrapper) -> JobResult:
     # papermill is imported only when job.json has been read: a wrong one is refused at once
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -103,7 +124,7 @@ def _execute(spec: JobSpec, log: TextIOWrapper) -> JobResult:
         papermill.execute_notebook(
             "template.ipynb",
             "notebook.ipynb",
-            parameters=_parameters(spec),
+            parameters=dict(given),
             progress_bar=False,
             stdout_file=log,
             stderr_file=log,
@@ -183,9 +204,18 @@ def _software() -> dict[str, str]:
     return found
 
 
-def _command(spec: JobSpec) -> str:
-    """The same run, by hand."""
-    return f"papermill template.ipynb notebook.ipynb -y {shlex.quote(json.dumps(_parameters(spec)))}"
+def _command(given: Mapping[str, Any]) -> str:
+    """The same run, by hand, in a folder with the template."""
+    words = ["papermill", "template.ipynb", "notebook.ipynb"]
+    for name, value in given.items():
+        if isinstance(value, str):
+            words += ["-r", name, value]
+        elif value is None or isinstance(value, bool | int | float):
+            words += ["-p", name, repr(value)]
+        else:  # YAML, because it reads a JSON number like 1e-05 as text
+            line = yaml.safe_dump({name: value}, default_flow_style=True, width=math.inf, allow_unicode=True)
+            words += ["-y", line.strip()]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -485,20 +485,34 @@ class MetricSpec(Model):
     format: str = ""  # how to print it, as str.format has it: ".2f"
 
 
+Inputs = Literal["dataset", "datasets", "job", "jobs", "file", "none"]  # what a template works on
+
+
+class Scaling(Model):
+    """How the runtime of a template falls with CPUs: a part of the work is shared by them (Amdahl)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    parallel: float = Field(ge=0, le=1, description="the part of the runtime on one CPU that is shared")
+    cpus: int | None = Field(None, ge=1, description="more than these do not help; null: any number does")
+    note: str = Field("", max_length=500)
+
+
 class Template(Model):
     """A parameterised notebook."""
 
     name: str
+    notebook: str | None = None  # its path in the experiment, for a member's own outside of the catalogue
     version: str  # sha256 of the notebook's content, first 16 hexadecimal digits
     title: str
     technique: str
     description: str
     parameters: dict[str, JsonValue]  # JSON Schema (2020-12) of an object
-    inputs: Literal["dataset", "datasets", "job"]
+    inputs: Inputs
     metrics: dict[str, MetricSpec]
     requires: dict[str, list[str]]  # {"programs": [...], "python": [...]}
     missing: list[str]  # what of that this facility lacks; empty: can run
     profile: str
+    scaling: Scaling | None = None
     live: bool = False  # follows a dataset that is still growing
     source: Literal["shipped", "facility", "experiment"]
 
@@ -651,9 +665,9 @@ class JobState(StrEnum):
 
 
 class JobInput(Model):
-    kind: Literal["dataset", "job"] = "dataset"
-    id: int
-    name: str = ""
+    kind: Literal["dataset", "job", "file"] = "dataset"
+    id: int | None  # of the dataset or job; a file is known by its name
+    name: str = ""  # of the dataset; title of the job; path of the file in the experiment's folder
     note: str = ""  # what has become of it since
 
 
@@ -672,6 +686,14 @@ class Artifact(Model):
     digest: str = ""  # sha256
 
 
+class JobFailure(Model):
+    """Where and with which last words a job has failed; why is the job's reason."""
+
+    cell: int | None = None  # index in the notebook
+    title: str = ""  # of the cell: the heading above it, or its first line
+    log: str = ""  # the end of the job's log
+
+
 class Job(Model):
     """One run of one template version with one parameter set."""
 
@@ -679,6 +701,8 @@ class Job(Model):
     experiment: str
     template: str
     template_version: str
+    notebook: str | None = None  # path in the experiment, of a job that a member's own notebook was run as
+    template_changed: bool | None = None  # since the job was made; null: not looked up, or there is none now
     title: str  # of the template
     state: JobState
     reason: str  # why it is pending, failed or cancelled: one plain sentence
@@ -697,6 +721,7 @@ class Job(Model):
     progress: JobProgress
     metrics: dict[str, Quantity]
     artifacts: list[Artifact]
+    failure: JobFailure | None = None  # of a failed job
     folder: str  # relative to the experiment's folder: processed/<id>
 
 
@@ -733,21 +758,69 @@ class JobStep(Model):
     actor: str  # whose doing it was
 
 
+NotebookPath = Annotated[
+    AgentPath,
+    StringConstraints(pattern=r"\.ipynb$"),
+    Field(description="a member's own notebook: its path in the experiment, such as shared/mine.ipynb"),
+]
+ChosenInputs = Annotated[
+    list[BigInt | AgentPath],
+    Field(max_length=500, description="ids of datasets or jobs, or a file's path, as the template takes"),
+]
+
+
 class JobCreate(Request):
-    template: TemplateName
+    """A template out of the catalogue, or a member's own notebook."""
+
+    template: TemplateName | None = None
+    notebook: NotebookPath | None = None
     parameters: dict[str, JsonValue] = {}
-    inputs: list[BigInt] = Field(min_length=1, max_length=1, description="ids of datasets")
+    inputs: ChosenInputs = []
     profile: Slug | None = None
     sponsor: Slug
 
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.template is None) == (self.notebook is None):
+            raise ValueError("give either a template or a notebook")
+        return self
 
-class JobRerun(Request):
-    """What is left out is as in the parent."""
+
+class JobsOnEach(Request):
+    """One job for each of many datasets."""
 
     template: TemplateName | None = None
+    notebook: NotebookPath | None = None
+    parameters: dict[str, JsonValue] = {}
+    datasets: list[BigInt] | None = Field(
+        None, min_length=1, max_length=500, description="without it: all of the experiment, of at most 500"
+    )
+    profile: Slug | None = None
+    sponsor: Slug
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.template is None) == (self.notebook is None):
+            raise ValueError("give either a template or a notebook")
+        return self
+
+
+class JobRerun(Request):
+    """What is left out is as in the parent. A template that takes jobs gets the parent where `inputs` says
+    nothing else."""
+
+    template: TemplateName | None = None
+    notebook: NotebookPath | None = None
     parameters: dict[str, JsonValue] | None = None
+    inputs: ChosenInputs | None = None
     profile: Slug | None = None
     sponsor: Slug | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.template is not None and self.notebook is not None:
+            raise ValueError("give either a template or a notebook")
+        return self
 
 
 class JobCancel(Request):
@@ -780,6 +853,12 @@ class Comparison(Model):
     series: dict[str, list[SeriesPage | None]]  # name -> rows of each job, null where a job has none
 
 
+class SpecInput(JobInput):
+    """What a job works on, and where it lies."""
+
+    path: str  # absolute: of the master file, of the job's folder, of the file
+
+
 class JobSpec(Model):
     """`job.json`: all that `beamhub.run` needs, on whatever node it runs."""
 
@@ -788,7 +867,7 @@ class JobSpec(Model):
     template: str
     template_version: str
     parameters: dict[str, JsonValue]
-    data: str  # absolute path of the input dataset's master file
+    inputs: list[SpecInput]
     cpus: int
     live: bool = False  # follows a dataset that is still growing
     folder: str  # absolute path of the job's own folder
@@ -804,7 +883,7 @@ class JobResult(Model):
     artifacts: list[Artifact] = Field(default=[], max_length=1000)
     software: dict[str, str] = Field(default={}, max_length=200)
     host: str = Field("", max_length=255)
-    command: str = Field("", max_length=10000)  # reproduces the job outside
+    command: str = Field("", max_length=500_000)  # reproduces the job outside
 
 
 # --- licences ---------------------------------------------------------------------------------------------

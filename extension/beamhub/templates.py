@@ -1,19 +1,22 @@
 """Templates: notebooks that describe their own parameters, and the catalogue of those that can run here.
 
 A template is an `.ipynb` file with a metadata block "beamhub" (title, technique, description, parameters as
-JSON Schema, metrics, requirements) and one code cell tagged "parameters" that gives every parameter a
-default. Besides the parameters of the schema, the cell has `data`, the path of the master file, and `cpus`.
+JSON Schema, inputs, metrics, requirements) and one code cell tagged "parameters" that gives every parameter a
+default. Besides the parameters of the schema, the cell has `cpus` and the variable of what the template works
+on, such as `data` (beamhub.notebooks.INPUTS). Any notebook of a member that has a parameters cell can be run
+as a job, too: what it says of itself is then inferred from that cell.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import hashlib
 import importlib.resources
 import importlib.util
 import json
 import keyword
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +26,12 @@ from typing import Any, Literal
 from jsonschema import Draft202012Validator, SchemaError
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from beamhub import folders
+from beamhub import folders, notebooks
 from beamhub.errors import Invalid, NotFound
-from beamhub.schemas import Line, MetricSpec, Template, TemplateName
+from beamhub.notebooks import Assignment, Notebook
+from beamhub.schemas import Inputs, Line, MetricSpec, Scaling, Template, TemplateName
+from beamhub.text import one_line
 
-RESERVED = ("data", "cpus")  # the parameters that every template has
 MAX_SIZE = 8 * 1024**2  # bytes of a notebook
 OWN = PurePosixPath(folders.SHARED, "templates")  # where members of an experiment keep theirs
 # What the schema of a parameter may say. Templates may be anybody's: nothing that fetches something ($ref) or
@@ -50,12 +54,13 @@ class Block(BaseModel):
     title: Line
     technique: Line
     description: str = Field(min_length=1, max_length=4000)
-    inputs: Literal["dataset", "datasets", "job"] = "dataset"
+    inputs: Inputs = "dataset"
     live: bool = False
     parameters: dict[str, JsonValue]
     metrics: dict[str, MetricSpec] = {}
     requires: dict[Literal["programs", "python"], list[str]] = {}
     profile: str = "cpu-1"
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,25 @@ class Catalogue:
             if entry.template.name == name:
                 return entry
         raise NotFound(f"There is no template {name!r} here.", "Choose one from the list of templates.")
+
+    def notebook(self, experiment: Path, path: str) -> Entry:
+        """A member's own notebook, at this path in the folder of the experiment. Raises NotFound, Invalid."""
+        where = folders.parse(path)
+        if where.parts[0] not in (folders.SHARED, folders.PROCESSED):
+            raise Invalid(f"{path} is no notebook of a member.", "Choose one below shared/ or processed/.")
+        with folders.open_file(experiment, where) as file:
+            content = file.read(MAX_SIZE + 1)
+        try:
+            found = _readable(content)
+            block, complaints = _described(found) if "beamhub" in found.metadata else (None, [])
+            if complaints:
+                raise ValueError(" ".join(complaints))
+            block = _as_it_was_run(block or _inferred(where.stem, found), found)
+        except ValueError as error:
+            raise Invalid(f"{path} can't be run as a job: {error}", "Mend the notebook.") from error
+        name = re.sub(r"[^a-z0-9]+", "_", where.stem.lower()).strip("_")
+        name = name if re.match("[a-z]", name) else f"notebook_{name}"
+        return Entry(_template(name[:60], content, block, "experiment", notebook=path), content)
 
     def _entries(self, experiment: Path | None) -> Iterator[Entry]:
         seen: set[str] = set()
@@ -161,29 +185,39 @@ def _entry(name: str, content: bytes, source: Source) -> Entry | None:
     block, complaints = _parse(name, content)
     if block is None or complaints:
         return None
+    return Entry(_template(name, content, block, source), content)
+
+
+def _template(
+    name: str, content: bytes, block: Block, source: Source, notebook: str | None = None
+) -> Template:
     missing = [program for program in block.requires.get("programs", []) if shutil.which(program) is None]
     for module in block.requires.get("python", []):
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             missing.append(module)
-    template = Template(
-        name=name, version=_version(content), missing=missing, source=source, **block.model_dump()
+    return Template(
+        name=name,
+        notebook=notebook,
+        version=_version(content),
+        missing=missing,
+        source=source,
+        **block.model_dump(),
     )
-    return Entry(template, content)
 
 
 def _version(content: bytes) -> str:
     """Of what the notebook says, not of outputs and counters that an editor may have saved with it."""
-    notebook = json.loads(content)
+    notebook = notebooks.parse(content)
     said = [
-        notebook["metadata"]["beamhub"],
-        [[cell["cell_type"], _source(cell), _tags(cell)] for cell in notebook["cells"]],
+        notebook.metadata.get("beamhub"),
+        [[cell.kind, cell.source, list(cell.tags)] for cell in notebook.cells],
     ]
     canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _parse(name: str, content: bytes) -> tuple[Block | None, list[str]]:
-    """The metadata block and all complaints."""
+    """The metadata block and all complaints, of a template with this name."""
     complaints: list[str] = []
     try:
         TypeAdapter(TemplateName).validate_python(name)
@@ -191,43 +225,109 @@ def _parse(name: str, content: bytes) -> tuple[Block | None, list[str]]:
         complaints.append(
             "The file's name must be lower-case letters, digits and _, beginning with a letter."
         )
-    if len(content) > MAX_SIZE:
-        return None, [
-            *complaints,
-            f"The notebook has more than {MAX_SIZE // 1024**2} MiB: clear its outputs.",
-        ]
     try:
-        notebook = json.loads(content)
-        cells = [(cell["cell_type"], _source(cell), _tags(cell)) for cell in notebook["cells"]]
-        metadata = notebook["metadata"]
-        if notebook["nbformat"] != 4 or not isinstance(metadata, dict):
-            raise ValueError("not version 4 of the notebook format")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        return None, [*complaints, f"The file is not a notebook that can be read ({str(error)[:200]})."]
-    if "beamhub" not in metadata:
+        notebook = _readable(content)
+    except ValueError as error:
+        return None, [*complaints, str(error)]
+    if "beamhub" not in notebook.metadata:
         return None, [*complaints, 'The notebook\'s metadata have no block "beamhub".']
+    block, more = _described(notebook)
+    return block, [*complaints, *more]
+
+
+def _readable(content: bytes) -> Notebook:
+    """Raises ValueError with a sentence that says why it is not."""
+    if len(content) > MAX_SIZE:
+        raise ValueError(f"The notebook has more than {MAX_SIZE // 1024**2} MiB: clear its outputs.")
     try:
-        block = Block.model_validate(metadata["beamhub"])
+        return notebooks.parse(content)
+    except ValueError as error:
+        raise ValueError(f"The file is not a notebook that can be read ({error}).") from error
+
+
+def _described(notebook: Notebook) -> tuple[Block | None, list[str]]:
+    """The metadata block of a notebook that has one, and what is wrong with it and the parameters cell."""
+    try:
+        block = Block.model_validate(notebook.metadata["beamhub"])
     except ValidationError as error:
         return None, [
-            *complaints,
-            *(
-                f"Metadata: {'.'.join(('beamhub', *map(str, one['loc'])))}: {one['msg']}."
-                for one in error.errors()
-            ),
+            f"Metadata: {'.'.join(('beamhub', *map(str, one['loc'])))}: {one['msg']}."
+            for one in error.errors()
         ]
-    complaints += _schema_complaints(block.parameters)
-    complaints += _cell_complaints(cells, block.parameters)
-    return block, complaints
+    return block, _schema_complaints(block.parameters) + _cell_complaints(notebook, block)
 
 
-def _source(cell: Mapping[str, Any]) -> str:
-    source = cell["source"]
-    return source if isinstance(source, str) else "".join(source)
+def _inferred(name: str, notebook: Notebook) -> Block:
+    """What a notebook without a block says of itself by its parameters cell and its headings. Raises
+    ValueError with a sentence that says what is missing."""
+    found = _assignments(notebook)
+    given = [taken for taken, variable in notebooks.VARIABLES.items() if variable in found]
+    if len(given) > 1:
+        names = " and ".join(notebooks.VARIABLES[taken] for taken in given)
+        raise ValueError(f"The parameters cell sets {names}: a notebook works on one kind of input.")
+    properties = {
+        key: spec
+        for key, one in found.items()
+        if key not in notebooks.RESERVED and not key.startswith("_") and (spec := _guess(key, one))
+    }
+    return Block(
+        title=one_line(notebook.title, 200) or name,
+        technique="own",
+        description="A member's own notebook: its parameters are those of its parameters cell.",
+        inputs=given[0] if given else "none",
+        parameters={"type": "object", "additionalProperties": False, "properties": properties},
+    )
 
 
-def _tags(cell: Mapping[str, Any]) -> list[str]:
-    return sorted(map(str, cell.get("metadata", {}).get("tags", [])))
+def _guess(name: str, one: Assignment) -> dict[str, JsonValue] | None:
+    """The description of a parameter by its default, annotation and comment; None for what is computed."""
+    try:
+        default = one.literal()
+    except ValueError:
+        return None
+    spec: dict[str, JsonValue] = {
+        "title": name.replace("_", " ").capitalize(),
+        "description": one_line(one.comment, 500) or "Set in the notebook's parameters cell.",
+        "default": default,
+    }
+    match default:
+        case bool():
+            spec["type"] = "boolean"
+        case int():
+            spec["type"] = "number" if one.annotation == "float" else "integer"
+        case float():
+            spec["type"] = "number"
+        case str():
+            spec["type"] = "string"
+        case list():
+            spec["type"] = "array"
+            if default and all(isinstance(item, int | float) for item in default):
+                spec["items"] = {"type": "number"}
+    return spec
+
+
+def _assignments(notebook: Notebook) -> dict[str, Assignment]:
+    """What the parameters cell sets. Raises ValueError with a sentence."""
+    tagged = notebook.tagged("parameters")
+    if len(tagged) != 1:
+        raise ValueError(f'One code cell must be tagged "parameters", not {len(tagged)}.')
+    try:
+        return notebooks.assignments(tagged[0].source)
+    except ValueError as error:
+        raise ValueError(f"The parameters cell is not Python: {error}.") from error
+
+
+def _as_it_was_run(block: Block, notebook: Notebook) -> Block:
+    """With the values that papermill injected, where the notebook was a job: whoever runs it by hand gets
+    those, too."""
+    properties: dict[str, Any] = dict(block.parameters["properties"])  # type: ignore[arg-type]
+    for cell in notebook.tagged("injected-parameters"):
+        for name, one in notebooks.assignments(cell.source).items():
+            with contextlib.suppress(ValueError):
+                spec = properties.get(name, {}) | {"default": one.literal()}
+                if name in properties and Draft202012Validator(spec).is_valid(spec["default"]):
+                    properties[name] = spec
+    return block.model_copy(update={"parameters": {**block.parameters, "properties": properties}})
 
 
 def _schema_complaints(schema: Mapping[str, Any]) -> list[str]:
@@ -240,7 +340,8 @@ def _schema_complaints(schema: Mapping[str, Any]) -> list[str]:
         complaints.append('The parameters\' schema must say "additionalProperties": false.')
     for name, spec in properties.items():
         where = f"The parameter {name!r}"
-        if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED or name.startswith("_"):
+        reserved = name in notebooks.RESERVED or name.startswith("_")
+        if not name.isidentifier() or keyword.iskeyword(name) or reserved:
             complaints.append(f"{where} needs another name: this one is reserved, or not a Python name.")
         if not isinstance(spec, dict):
             complaints.append(f"{where} needs a description of its own.")
@@ -268,24 +369,18 @@ def _unknown_keywords(spec: Mapping[str, Any]) -> list[str]:
     return sorted(set(spec) - TYPES - BOUNDS - TEXTS) + inner
 
 
-def _cell_complaints(cells: Sequence[tuple[str, str, list[str]]], schema: Mapping[str, Any]) -> list[str]:
-    tagged = [source for kind, source, tags in cells if kind == "code" and "parameters" in tags]
-    if len(tagged) != 1:
-        return [f'One code cell must be tagged "parameters", not {len(tagged)}.']
+def _cell_complaints(notebook: Notebook, block: Block) -> list[str]:
     try:
-        tree = ast.parse(tagged[0])
-    except (SyntaxError, ValueError, RecursionError) as error:
-        return [f"The parameters cell is not Python: {error}."]
-    given: set[str] = set()
-    for statement in tree.body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
-        if isinstance(statement, ast.AnnAssign):
-            targets = [statement.target]
-        given.update(target.id for target in targets if isinstance(target, ast.Name))
-    properties = schema.get("properties")
+        given = set(_assignments(notebook))
+    except ValueError as error:
+        return [str(error)]
+    properties = block.parameters.get("properties")
     declared = set(properties) if isinstance(properties, dict) else set()
-    wanted = {*declared, *RESERVED}
+    variable = notebooks.VARIABLES.get(block.inputs)
+    wanted = {*declared, notebooks.CPUS, *([variable] if variable else [])}
     return [f"The parameters cell does not set {name!r}." for name in sorted(wanted - given)] + [
-        f"The parameters cell sets {name!r}, which the metadata do not describe."
+        f"The parameters cell sets {name!r}, but the template's inputs are {block.inputs!r}."
+        if name in notebooks.INPUTS
+        else f"The parameters cell sets {name!r}, which the metadata do not describe."
         for name in sorted(given - wanted)
     ]

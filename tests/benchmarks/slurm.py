@@ -14,7 +14,7 @@ from typing import Any
 from beamhub import cluster
 from beamhub.jobfolder import JobFolder
 from beamhub.runners.slurm import SCRIPT
-from beamhub.schemas import JobSpec, JobState
+from beamhub.schemas import JobSpec, JobState, SpecInput
 from beamhub.testing_slurm import running_cluster
 
 from tests.integration.test_jobs import GIB, condition, template
@@ -69,7 +69,7 @@ async def _bare(lab: SlurmLab, number: int) -> float:
         template="try_it",
         template_version="0" * 16,
         parameters={"n": 1, "label": ""},
-        data=str(experiment / "raw" / "lyso_master.h5"),
+        inputs=[SpecInput(id=1, path=str(experiment / "raw" / "lyso_master.h5"))],
         cpus=1,
         folder=str(folder.path),
     )

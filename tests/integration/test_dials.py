@@ -13,7 +13,7 @@ from typing import Any
 import gemmi
 import numpy as np
 import pytest
-from beamhub.schemas import JobResult, JobSpec
+from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.crystal import Crystal
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
@@ -45,7 +45,7 @@ def run(folder: Path, data: Path, **parameters: Any) -> JobResult:
         template="dials",
         template_version="0" * 16,
         parameters=parameters,
-        data=str(data),
+        inputs=[SpecInput(id=1, path=str(data))],
         cpus=1,
         folder=str(folder),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beamhub.schemas import JobResult, JobSpec
+from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition, Grid
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
 from beamhub.templates import shipped
@@ -34,7 +34,7 @@ class RunningJob:
             template="fast_feedback",
             template_version="0" * 16,
             parameters=parameters,
-            data=str(data),
+            inputs=[SpecInput(id=1, path=str(data))],
             cpus=1,
             folder=str(folder),
         )

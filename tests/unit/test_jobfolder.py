@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from beamhub.errors import BeamhubError, NotFound
 from beamhub.jobfolder import MAX_READ, MAX_RESULT, JobFolder, Reader
-from beamhub.schemas import JobResult, JobSpec
+from beamhub.schemas import JobResult, JobSpec, SpecInput
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -228,7 +228,7 @@ def test_a_fresh_folder_has_nothing_of_an_earlier_start(folder: JobFolder) -> No
         template="t",
         template_version="v",
         parameters={"a": 1},
-        data="/d",
+        inputs=[SpecInput(id=1, name="d", path="/d")],
         cpus=1,
         folder=str(folder.path),
     )

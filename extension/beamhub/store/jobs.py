@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import Connection, Row, and_, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, insert, null, or_, select, update
 
 from beamhub.schemas import Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
 from beamhub.store.pages import paginate
-from beamhub.store.tables import jobs
+from beamhub.store.tables import job_datasets, jobs
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Jobs:
         if experiment is not None:
             query = query.where(jobs.c.experiment == experiment)
         if dataset is not None:
-            query = query.where(jobs.c.dataset == dataset)
+            query = query.where(_works_on(dataset))
         if state is not None:
             query = query.where(jobs.c.state == state)
         return paginate(self._connection, query, [jobs.c.id], _job, after=after, limit=limit, descending=True)
@@ -58,16 +58,19 @@ class Jobs:
     def unfinished(self, dataset: int) -> Sequence[int]:
         """Ids of the jobs with this input that have not ended."""
         going = [state for state in JobState if not state.ended]
-        query = select(jobs.c.id).where(jobs.c.dataset == dataset, jobs.c.state.in_(going))
+        query = select(jobs.c.id).where(_works_on(dataset), jobs.c.state.in_(going))
         return list(self._connection.scalars(query.order_by(jobs.c.id)))
 
     def note_inputs(self, dataset: int, experiment: str, note: str) -> None:
         """Says something about this input of the experiment's jobs."""
         query = select(jobs.c.id, jobs.c.inputs)
         for id_, inputs in self._connection.execute(
-            query.where(jobs.c.dataset == dataset, jobs.c.experiment == experiment)
+            query.where(_works_on(dataset), jobs.c.experiment == experiment)
         ).all():
-            noted = [{**one, "note": note} for one in inputs]
+            noted = [
+                {**one, "note": note} if (one["kind"], one["id"]) == ("dataset", dataset) else one
+                for one in inputs
+            ]
             self._connection.execute(update(jobs).where(jobs.c.id == id_).values(inputs=noted))
 
     def tasks(self, states: Collection[JobState]) -> Sequence[Task]:
@@ -98,8 +101,7 @@ class Jobs:
         template_version: str,
         title: str,
         parameters: Mapping[str, JsonValue],
-        dataset: int,
-        dataset_name: str,
+        inputs: Sequence[JobInput],
         profile: Profile,
         sponsor: str,
         launched_by: str,
@@ -107,8 +109,10 @@ class Jobs:
         trigger_key: str | None,
         live: bool = False,
         priority: int = 0,
+        notebook: str | None = None,
     ) -> Job:
         """A pending job, without a reason yet."""
+        datasets = [one.id for one in inputs if one.kind == "dataset"]
         row = self._connection.execute(
             insert(jobs)
             .values(
@@ -119,8 +123,9 @@ class Jobs:
                 state=JobState.PENDING,
                 reason="",
                 parameters=dict(parameters),
-                inputs=[JobInput(id=dataset, name=dataset_name).model_dump()],
-                dataset=dataset,
+                notebook=notebook,
+                inputs=[one.model_dump() for one in inputs],
+                dataset=next(iter(datasets), None),
                 profile=profile.model_dump(),
                 live=live,
                 sponsor=sponsor,
@@ -137,6 +142,10 @@ class Jobs:
             )
             .returning(jobs)
         ).one()
+        if others := datasets[1:]:
+            self._connection.execute(
+                insert(job_datasets), [{"job": row.id, "dataset": dataset} for dataset in others]
+            )
         return _job(row)
 
     def change(self, job: int, expected: JobState, **values: Any) -> Job | None:
@@ -169,6 +178,11 @@ class Jobs:
                 metrics={name: value.model_dump() for name, value in metrics.items()},
             )
         )
+
+
+def _works_on(dataset: int) -> ColumnElement[bool]:
+    others = select(job_datasets.c.job).where(job_datasets.c.dataset == dataset)
+    return or_(jobs.c.dataset == dataset, jobs.c.id.in_(others))
 
 
 def _job(row: Row[Any]) -> Job:

@@ -264,8 +264,9 @@ jobs = Table(
     Column("state", String(20), nullable=False),
     Column("reason", Text, nullable=False),
     Column("parameters", JSON, nullable=False),
+    Column("notebook", String(1000)),  # path of a member's own notebook that it was made from
     Column("inputs", JSON, nullable=False),
-    Column("dataset", ForeignKey("datasets.id")),
+    Column("dataset", ForeignKey("datasets.id")),  # the first of its inputs that is one
     Column("profile", JSON, nullable=False),  # as it was when the job was made
     Column("live", Boolean, nullable=False),  # follows a dataset that is still growing
     Column("sponsor", ForeignKey("licences.id"), nullable=False),
@@ -285,6 +286,7 @@ jobs = Table(
     Column("progress", JSON, nullable=False),
     Column("metrics", JSON, nullable=False),
     Column("artifacts", JSON, nullable=False),
+    Column("failure", JSON(none_as_null=True)),  # where it failed, and its last words
     Column("runner_ref", JSON(none_as_null=True)),  # how its runner finds it again after a restart
     Column("cancel_requested", String(800)),  # who and why, while a runner still has it
     Index("ix_jobs_experiment_id", "experiment", "id"),
@@ -310,6 +312,14 @@ attempts = Table(
     Column("cpu_seconds", BigInteger, nullable=False),  # charged for it
     Column("exit_code", Integer),
     Column("cell", Integer),  # that failed
+)
+
+# the other datasets of jobs that work on several
+job_datasets = Table(
+    "job_datasets",
+    metadata,
+    Column("job", ForeignKey("jobs.id"), primary_key=True),
+    Column("dataset", ForeignKey("datasets.id"), primary_key=True, index=True),
 )
 
 licences = Table(

@@ -1,0 +1,147 @@
+"""Notebooks as text: their cells, and what their parameters cell sets.
+
+A notebook may be anybody's, so nothing of it is executed here: the parameters cell is parsed, and only
+literals are read out of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import tokenize
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from beamhub.schemas import Inputs
+
+Kind = Literal["dataset", "job", "file"]
+
+# How a notebook names what it works on: the variable in its parameters cell, what it is, and whether it is a
+# list. Its value is the absolute path of a master file, of a job's folder, or of a file.
+INPUTS: Mapping[str, tuple[Kind, bool]] = {
+    "data": ("dataset", False),
+    "datasets": ("dataset", True),
+    "job": ("job", False),
+    "jobs": ("job", True),
+    "file": ("file", False),
+}
+VARIABLES: Mapping[Inputs, str] = {
+    "dataset": "data",
+    "datasets": "datasets",
+    "job": "job",
+    "jobs": "jobs",
+    "file": "file",
+}
+CPUS = "cpus"  # the variable that gets the number of CPUs
+RESERVED = frozenset({*INPUTS, CPUS})
+
+
+@dataclass(frozen=True)
+class Cell:
+    kind: str  # code, markdown, raw
+    source: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Notebook:
+    metadata: Mapping[str, Any]
+    cells: Sequence[Cell]
+
+    def tagged(self, tag: str) -> list[Cell]:
+        """The code cells with this tag."""
+        return [cell for cell in self.cells if cell.kind == "code" and tag in cell.tags]
+
+    def heading(self, index: int) -> str:
+        """What a cell is about: the nearest heading above it, or else its first line."""
+        for cell in reversed(self.cells[:index]):
+            if cell.kind == "markdown" and (title := _heading(cell.source)):
+                return title
+        lines = self.cells[index].source.strip().splitlines() if index < len(self.cells) else []
+        return lines[0] if lines else ""
+
+    @property
+    def title(self) -> str:
+        """The first heading; "" if there is none."""
+        return next(filter(None, (_heading(c.source) for c in self.cells if c.kind == "markdown")), "")
+
+
+def parse(content: bytes) -> Notebook:
+    """Raises ValueError for what is no notebook of format 4."""
+    try:
+        raw = json.loads(content)
+        cells = [Cell(str(cell["cell_type"]), _source(cell), _tags(cell)) for cell in raw["cells"]]
+        metadata = raw["metadata"]
+        version = raw["nbformat"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}"[:200]) from error
+    if version != 4 or not isinstance(metadata, dict):
+        raise ValueError("not version 4 of the notebook format")
+    return Notebook(metadata, cells)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a parameters cell sets a name to."""
+
+    value: ast.expr | None
+    annotation: str = ""
+    comment: str = ""  # at the end of the line
+
+    def literal(self) -> Any:
+        """Raises ValueError for what is computed, or no value of JSON."""
+        if self.value is None:
+            raise ValueError("no value")
+        try:
+            value = ast.literal_eval(self.value)
+            return json.loads(json.dumps(value, allow_nan=False))  # tuples become lists
+        except (TypeError, SyntaxError, MemoryError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+
+
+def assignments(source: str) -> dict[str, Assignment]:
+    """The names that the lines of a parameters cell set, in their order. Raises ValueError for what is no
+    Python."""
+    try:
+        tree = ast.parse(source)
+        comments = _comments(source)
+    except (SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        raise ValueError(str(error)) from error
+    found: dict[str, Assignment] = {}
+    for statement in tree.body:
+        comment = comments.get(statement.end_lineno or 0, "")
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    found[target.id] = Assignment(statement.value, "", comment)
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            annotation = ast.unparse(statement.annotation)
+            found[statement.target.id] = Assignment(statement.value, annotation, comment)
+    return found
+
+
+def declared(content: bytes) -> frozenset[str]:
+    """The names that a notebook's parameters cell sets: no others may be given to it. Raises ValueError."""
+    tagged = parse(content).tagged("parameters")
+    return frozenset(assignments(tagged[0].source)) if tagged else frozenset()
+
+
+def _comments(source: str) -> dict[int, str]:
+    """By line."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+def _heading(markdown: str) -> str:
+    return next((line.lstrip("# ").strip() for line in markdown.splitlines() if line.startswith("#")), "")
+
+
+def _source(cell: Mapping[str, Any]) -> str:
+    source = cell["source"]
+    return source if isinstance(source, str) else "".join(source)
+
+
+def _tags(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(map(str, cell.get("metadata", {}).get("tags", []))))
