@@ -8,6 +8,7 @@ from typing import Any
 from beamhub.schemas import (
     AgentStatus,
     Dataset,
+    DatasetState,
     Experiment,
     Instrument,
     Licence,
@@ -195,7 +196,7 @@ def datasets(
     links: Links,
     *,
     may_run: bool,
-    may_move: bool = False,
+    may_operate: bool = False,
     shown: int | None = None,
 ) -> Element:
     """Datasets, newest first: `shown` of them (None: all). `seen` is the one in view."""
@@ -232,15 +233,7 @@ def datasets(
                         )
                         if may_run
                         else None,
-                        el(
-                            "button.bh-text-button.bh-dataset-move",
-                            "Move …",
-                            type="button",
-                            title="To another experiment of this instrument",
-                            on={"click": ["dataset.move", d.id]},
-                        )
-                        if may_move
-                        else None,
+                        _operate(d) if may_operate else None,
                     ),
                     key=d.id,
                     data_dataset=str(d.id),
@@ -253,6 +246,25 @@ def datasets(
         more_button(len(ordered), shown),
         aside=el("span.bh-count", number(len(ordered))) if ordered else None,
         css="bh-datasets-card",
+    )
+
+
+def _operate(dataset: Dataset) -> Element:
+    """What staff do with a dataset: say that nothing more comes of it or, when it has ended, move it."""
+    if dataset.state is DatasetState.RECEIVING:
+        return el(
+            "button.bh-text-button.bh-dataset-end",
+            "End …",
+            type="button",
+            title="Say that no more frames will come",
+            on={"click": ["dataset.end", dataset.id]},
+        )
+    return el(
+        "button.bh-text-button.bh-dataset-move",
+        "Move …",
+        type="button",
+        title="To another experiment of this instrument",
+        on={"click": ["dataset.move", dataset.id]},
     )
 
 

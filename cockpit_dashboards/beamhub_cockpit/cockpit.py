@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from beamhub_cockpit import acquisition, aside, control, finalise, jobs, shared
 from beamhub_cockpit.acquisition import Acquisition
 from beamhub_cockpit.control import Unsent
+from beamhub_cockpit.format import plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.jobpage import JobPage
 from beamhub_cockpit.parts import ROLES, can, state
@@ -180,7 +181,7 @@ class Cockpit(JobPage):
                 dataset.id if dataset else None,
                 self.links,
                 may_run=around.may_run,
-                may_move=can(experiment, "instrument.operate"),
+                may_operate=can(experiment, "instrument.operate"),
                 shown=shown,
             ),
         ]
@@ -341,6 +342,7 @@ class Cockpit(JobPage):
             "unsent.all": self._all_unsent,
             "unsent.group": self._group_unsent,
             "quarantine.ask": self._decide,
+            "dataset.end": self._end,
             "dataset.move": self._move,
             "finalise.open": self._open_finalise,
             "finalise.close": self._close_finalise,
@@ -548,6 +550,30 @@ class Cockpit(JobPage):
         self.question = control.decide(decide, what, upload)
 
     # --- putting right and finalising ---
+
+    def _end(self, action: Action) -> None:
+        scene = self.scene
+        dataset = scene.datasets.get(int(action.args[0])) if scene else None
+        if scene is None or dataset is None:
+            return
+
+        def end(_fields: Mapping[str, str]) -> None:
+            scene.datasets[dataset.id] = self.client.end_dataset(dataset.id)
+
+        so_far = plural(dataset.frames_readable, "frame")
+        self.question = Question(
+            f"Has {dataset.name} ended?",
+            "It has ended",
+            end,
+            (
+                el(
+                    "p",
+                    f"Jobs that wait for its end start now, with the {so_far} that can be read. Should more "
+                    "arrive after all, it goes on.",
+                ),
+            ),
+            name="bh-end",
+        )
 
     def _move(self, action: Action) -> None:
         scene = self.scene

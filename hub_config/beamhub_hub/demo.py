@@ -310,7 +310,7 @@ id = "{INSTRUMENT}"
 
 [[watch]]
 path = {json.dumps(str(folder))}
-include = ["*.h5"]
+include = ["*.h5", "*.cbf"]
 
 [journal]
 path = "journal.sqlite"

@@ -155,6 +155,22 @@ def test_a_dataset_is_moved_to_where_it_belongs(
     assert moved.state is DatasetState.COMPLETE
 
 
+def test_a_series_ends_when_sam_says_so(facility: RunningDemo, people: People, beamtimes: Beamtimes) -> None:
+    sam = people.page("sam")
+    facility.acquire("--format=cbf", "--prefix=series", "--frames=4", "--rate=20", "--width=0.5").wait()
+    line = sam.locator(".bh-dataset", has_text="series")
+    expect(line).to_contain_text("4/4", timeout=LONG)
+    expect(line.locator("[data-state=receiving]")).to_be_visible()
+    line.locator(".bh-dataset-end").click()
+    people.picture(sam, "ingest-ending")
+    sam.locator(".bh-question-yes").click()
+    expect(line.locator("[data-state=complete]")).to_be_visible(timeout=LONG)
+    expect(line.locator(".bh-dataset-end")).to_have_count(0)
+    expect(line.locator(".bh-dataset-move")).to_be_visible()
+    ended = next(d for d in facility.client("ada").datasets(beamtimes.second) if "series" in d.name)
+    assert (ended.state, ended.frames_readable) == (DatasetState.COMPLETE, 4)
+
+
 def test_sam_signs_the_experiment_off(
     facility: RunningDemo, people: People, beamtimes: Beamtimes, tmp_path: Path
 ) -> None:
