@@ -7,13 +7,12 @@ installation, the extension does nothing.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from jupyter_server.auth import Authorizer
 from jupyter_server.extension.application import ExtensionApp
@@ -24,7 +23,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, default, validate
 
-from beamhub import api, bus
+from beamhub import api, bus, duty
 from beamhub.api.handler import BLOCK, Handler
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
@@ -98,7 +97,8 @@ class BeamhubApp(ExtensionApp):
     templates = List(Unicode(), help="The facility's own folders of template notebooks").tag(config=True)
     ingest = Unicode(
         help="host:port at which this process, beside others, does what the service does but for jobs and "
-        "datasets that have stopped: an ingest process. Empty: this is the service"
+        "datasets that have stopped: an ingest process. Empty: this is the service, or one of several "
+        "of which one runs the jobs"
     ).tag(config=True)
     landing = Unicode(help="Where a browser is sent that opens the service itself. Default: the Cockpit").tag(
         config=True
@@ -172,7 +172,6 @@ class BeamhubApp(ExtensionApp):
         data_dir, state_dir = Path(self.data_dir), Path(self.state_dir)
         for folder in (data_dir, state_dir):
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._lock = None if self.ingest else _alone(state_dir)
         self.service = self._wire(data_dir, state_dir)
         assert isinstance(self.serverapp, ServerApp)  # noqa: S101
         self.handlers.extend(api.handlers(self.service))
@@ -183,6 +182,7 @@ class BeamhubApp(ExtensionApp):
 
     def _wire(self, data_dir: Path, state_dir: Path) -> api.Service:
         self._bus = bus.connect(self.database_url, state_dir / "bus")
+        self._duty = duty.connect(self.database_url, state_dir / "lock")
         store = Store(self.database_url, self._bus)
         if self.ingest:
             _wait_for(store)
@@ -216,6 +216,7 @@ class BeamhubApp(ExtensionApp):
             store=store,
             feed=feed,
             live=live,
+            duty=self._duty,
             experiments=Experiments(store, data_dir),
             uploads=Uploads(store, live, data_dir, datasets.examine, in_place, self.uploads_at_once),
             datasets=datasets,
@@ -246,9 +247,7 @@ class BeamhubApp(ExtensionApp):
             serverapp.http_server.add_sockets(bind_sockets(int(port), host, reuse_port=True))
         else:
             await self.service.quarantine.recover()
-            await self.service.moves.recover()
-            await self.service.finalisations.recover()
-            self._run(self._engine.run_forever(), "the job engine")
+            self._run(self._duty.serve(self._on_duty), "the job engine")
             if self.warm:
                 self._tasks.append(asyncio.create_task(self._warm()))
         self.log.info("beamhub: experiments in %s", self.data_dir)
@@ -269,6 +268,13 @@ class BeamhubApp(ExtensionApp):
         task.add_done_callback(ended)
         self._tasks.append(task)
 
+    async def _on_duty(self) -> None:
+        """What one process does for all: goes on with what others have left when they died, and runs jobs."""
+        await self.service.quarantine.recover()
+        await self.service.moves.recover()
+        await self.service.finalisations.recover()
+        await self._engine.run_forever()
+
     async def _warm(self) -> None:
         """Compile what the first frame would otherwise keep everybody waiting for."""
         try:
@@ -287,7 +293,7 @@ class BeamhubApp(ExtensionApp):
     async def _clean(self, now: datetime) -> None:
         await self.service.uploads.recover()
         await self.service.uploads.expire(now)
-        if not self.ingest:
+        if self._duty.on:
             await self.service.datasets.expire(now)
             await self.service.store.write(lambda tx: tx.idempotency.expire(now - ANSWERS_KEPT))
 
@@ -304,8 +310,6 @@ class BeamhubApp(ExtensionApp):
         await self._inspector.close()
         await asyncio.to_thread(self.service.store.close)
         await asyncio.to_thread(self._bus.close)
-        if self._lock is not None:
-            self._lock.close()
 
 
 class Closed(Authorizer):
@@ -336,17 +340,3 @@ def _wait_for(store: Store) -> None:
                 "The database is not one of this version of beamhub.", "Start the service, which prepares it."
             )
         time.sleep(0.1)
-
-
-def _alone(state_dir: Path) -> TextIO:
-    """A lock that is held as long as the returned file is open: two services on one store would both run its
-    jobs. A kill releases it."""
-    lock = (state_dir / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise BeamhubError(
-            f"Another beamhub service is running on {state_dir}.", "Stop it first, or use another data_dir."
-        ) from error
-    return lock

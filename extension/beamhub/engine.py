@@ -68,23 +68,27 @@ class Engine:
         self._own: set[int] = set()  # jobs that this engine has started, and not found by another's traces
         self._committed: list[asyncio.Event] = []  # something was; one for each who waits for that
         self._started = {name: asyncio.Event() for name in runners}
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it runs on
+        store.on_commit(self._woken)
         self.warm = asyncio.Event()  # all has been done once that makes jobs start faster
 
     async def run_forever(self) -> None:
-        loop = asyncio.get_running_loop()
-
-        def wake() -> None:
-            if not loop.is_closed():
-                for committed in self._committed:
-                    loop.call_soon_threadsafe(committed.set)
-
-        self._store.on_commit(wake)
+        """May be called again when it has been stopped: another engine may have run jobs meanwhile."""
+        self._own.clear()
+        self._watches.clear()
+        self._committed.clear()
+        self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep(self.dispatch, self._wake(), REST))
             tasks.create_task(self._warm())
             for name in self._runners:  # none waits for another
                 tasks.create_task(self._keep(partial(self.schedule, name), self._wake(), REST))
                 tasks.create_task(self._keep(partial(self.collect, name), self._started[name], PULSE))
+
+    def _woken(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            for committed in self._committed:
+                self._loop.call_soon_threadsafe(committed.set)
 
     def _wake(self) -> asyncio.Event:
         self._committed.append(asyncio.Event())

@@ -102,6 +102,7 @@ class Health(Model):
 
     version: str
     warm: bool  # False soon after its start: the first jobs compile what later ones find compiled
+    on_duty: bool = True  # this process runs the jobs; of several that share a database, one does
 
 
 class Me(Model):

@@ -261,6 +261,13 @@ class RunningService:
         ingest.start()
         return ingest
 
+    def another(self) -> Ingest:
+        """One more process that is the service, on the same database and data; ended with the service."""
+        another = Ingest(self, f"service-{len(self._ingests) + 2}", free_port(), whole=True)
+        self._ingests.append(another)
+        another.start()
+        return another
+
     def end(self) -> None:
         """Stop it if it runs, and whatever jobs it has left behind."""
         for ingest in self._ingests:
@@ -277,11 +284,12 @@ class RunningService:
 
 @dataclass
 class Ingest:
-    """A process that takes uploads beside the service."""
+    """A process beside the service: one that takes uploads, or does the `whole` of what the service does."""
 
     service: RunningService
     name: str
     port: int
+    whole: bool = False
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -296,11 +304,16 @@ class Ingest:
     def log(self) -> str:
         return (self.service.folder / f"{self.name}.log").read_text(errors="replace")
 
+    def client(self, name: str) -> Client:
+        """A client of this process; to be closed."""
+        return Client(self.url, self.service.tokens[name])
+
     def start(self) -> None:
         """Start, and wait until it listens."""
         listening = self.log.count(LISTENING) if self.process else 0
-        settings = {**self.service.settings, "ingest": f"127.0.0.1:{self.port}"}
-        self.process = self.service.spawn(self.name, 0, **settings)
+        settings = {} if self.whole else {"ingest": f"127.0.0.1:{self.port}"}
+        port = self.port if self.whole else 0
+        self.process = self.service.spawn(self.name, port, **self.service.settings, **settings)
         deadline = time.monotonic() + START
         while self.log.count(LISTENING) == listening:
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -10,5 +10,9 @@ from beamhub.schemas import Health
 
 @route("GET", "health", public=True)
 async def health(call: Call) -> Health:
-    """Whether the service answers, and whether jobs start as quickly as they can by now."""
-    return Health(version=version("beamhub"), warm=call.service.engine.warm.is_set())
+    """Whether the service answers, whether this process runs the jobs, and as quickly as it can by now."""
+    return Health(
+        version=version("beamhub"),
+        warm=call.service.engine.warm.is_set(),
+        on_duty=call.service.duty.on,
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
+from beamhub.duty import Duty
 from beamhub.engine import Engine
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
@@ -26,6 +27,7 @@ class Service:
     store: Store
     feed: Feed
     live: Live
+    duty: Duty
     experiments: Experiments
     uploads: Uploads
     datasets: Datasets
