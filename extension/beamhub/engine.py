@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from beamhub.credits import cost
 from beamhub.events import Live
 from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
@@ -34,6 +36,7 @@ BATCH = 100  # events read, or jobs handed to a runner with a queue of its own, 
 ATTEMPTS = 3  # of a job that ends by no doing of its own
 LOCAL = "local"  # the runner that is always there
 PULSE = 0.25  # seconds between looks at running jobs
+VALIDITY = 60.0  # seconds after which it is looked whether licences have expired
 REST = 2.0  # seconds after which the engine looks even if nothing has been committed here
 PAUSE = 0.05  # seconds at least between two looks
 TELL = 1.0  # seconds at least between two writes of the progress of a job
@@ -65,12 +68,19 @@ class Engine:
         self._data_dir = data_dir.absolute()
         self._seen = 0
         self._watches: dict[int, Watch] = {}
+        self._standings: dict[str, Standing] = {}
+        self._scheduled: dict[str, int] = {}  # the newest event when there was nothing left to be done
+        self._look_again = dict.fromkeys(runners, 0.0)  # monotonic
+        self._tasks: dict[str, dict[int, Task]] = {name: {} for name in runners}  # that a runner has
+        self._unread = dict.fromkeys(runners, True)  # something was committed since these were read
+        self._read_again = dict.fromkeys(runners, 0.0)  # monotonic
         self._own: set[int] = set()  # jobs that this engine has started, and not found by another's traces
         self._committed: list[asyncio.Event] = []  # something was; one for each who waits for that
         self._started = {name: asyncio.Event() for name in runners}
         self._loop: asyncio.AbstractEventLoop | None = None  # that it runs on
         store.on_commit(self._woken)
         self.warm = asyncio.Event()  # all has been done once that makes jobs start faster
+        store.on_commit(lambda: self._unread.update(dict.fromkeys(self._unread, True)))
 
     async def run_forever(self) -> None:
         """May be called again when it has been stopped: another engine may have run jobs meanwhile."""
@@ -138,38 +148,51 @@ class Engine:
         await self._store.write(work)
 
     async def schedule(self, name: str = LOCAL) -> None:
-        """Queues what can be paid for, and starts what there is room for, in the order of `in_turn`.
+        """Queues what can be paid for, and starts what there is room for, in their turn.
 
         Jobs that follow a growing dataset have the CPUs to themselves once more: they mostly wait for the
         detector, and what they show is of no use later. A runner with a queue of its own gets all at once."""
         runner = self._runners[name]
-        pending, queued, running = await self._store.read(_waiting)
+        head = await self._store.read(lambda tx: tx.events.head())
+        now = time.monotonic()
+        if self._scheduled.get(name) == head and now < self._look_again[name]:
+            return  # whatever lets a job start is an event, but the end of a licence's time
+        self._look_again[name] = now + VALIDITY
+        await self._admit()
+        await self._fail_stranded()
+        done = True
+        for live in (True, False):
+            done &= await self._start_some(name, runner, live=live)
+        if done:  # otherwise it is tried again at the next look
+            self._scheduled[name] = head
+
+    async def _start_some(self, name: str, runner: Runner, *, live: bool) -> bool:
+        """Starts what there is room for; whether each could be started."""
+        while True:
+            queue, busy = await self._store.read(lambda tx: _queue(tx, name, live=live))
+            free = math.inf if runner.cpus is None else runner.cpus - busy
+            for job in queue:
+                if job.profile.cpus > free:
+                    return True  # nobody overtakes a larger job for ever
+                if not await self._start(runner, job):
+                    return False
+                free -= job.profile.cpus
+            if len(queue) < BATCH:
+                return True
+
+    async def _admit(self) -> None:
+        """Queues the pending jobs that can be paid for now, and tells others what has changed for them."""
+        pending, standings = await self._store.read(lambda tx: _pending(tx, self._standings))
         if pending:
             await self._store.write(lambda tx: _admit_all(tx, pending))
-            _, queued, running = await self._store.read(_waiting)
-        for job in queued:
-            if job.profile.runner not in self._runners:
-                reason = f"There is no runner {job.profile.runner!r} here any more: choose another profile."
-                await self._store.write(
-                    partial(change, job=job, state=JobState.FAILED, actor=SYSTEM, reason=reason)
-                )
-        active = await self._store.read(lambda tx: tx.instruments.active_experiments())
-        queued = in_turn((job for job in queued if job.profile.runner == name), active)
-        if runner.cpus is None:
-            for job in sorted(queued, key=lambda job: not job.live)[:BATCH]:
-                if not await self._start(runner, job):
-                    break
-            return
-        running = [job for job in running if job.profile.runner == name]
-        for live in (True, False):
-            free = runner.cpus - sum(job.profile.cpus for job in running if job.live is live)
-            for job in queued:
-                if job.live is not live:
-                    continue
-                if job.profile.cpus > free:
-                    break  # nobody overtakes a larger job for ever
-                if await self._start(runner, job):
-                    free -= job.profile.cpus
+        self._standings = standings
+
+    async def _fail_stranded(self) -> None:
+        for job in await self._store.read(lambda tx: tx.jobs.stranded(list(self._runners), limit=BATCH)):
+            reason = f"There is no runner {job.profile.runner!r} here any more: choose another profile."
+            await self._store.write(
+                partial(change, job=job, state=JobState.FAILED, actor=SYSTEM, reason=reason)
+            )
 
     async def _start(self, runner: Runner, job: Job) -> bool:
         try:
@@ -213,15 +236,28 @@ class Engine:
     async def collect(self, name: str = LOCAL) -> None:
         """Looks after the jobs that a runner has: their reports, their limits, their ends."""
         runner = self._runners[name]
-        handed = await self._store.read(lambda tx: tx.jobs.handed_over())
-        tasks = [task for task in handed if task.job.profile.runner == name]
+        if self._unread[name] or time.monotonic() >= self._read_again[name]:
+            self._unread[name] = False
+            self._read_again[name] = time.monotonic() + REST
+            known = self._tasks[name]
+            handed = await self._store.read(lambda tx: tx.jobs.handed_over(known))
+            self._tasks[name] = {id_: one for id_, one in handed.items() if one.job.profile.runner == name}
+        tasks = list(self._tasks[name].values())
+        if not tasks:
+            return
         statuses = await runner.poll([task.runner_ref or {} for task in tasks])
-        await asyncio.gather(*(self._attend(runner, *known) for known in zip(tasks, statuses, strict=True)))
+        watches = [await self._watch(task.job) for task in tasks]
+        news = await asyncio.to_thread(_news, tasks, watches)
+        known_of = zip(tasks, statuses, watches, news, strict=True)
+        await asyncio.gather(*(self._attend(runner, *known) for known in known_of))
         await self._write_news([task.job.id for task in tasks])
 
-    async def _attend(self, runner: Runner, task: Task, status: Status) -> None:
+    async def _attend(
+        self, runner: Runner, task: Task, status: Status, watch: Watch, news: News | None
+    ) -> None:
         job = task.job
-        watch = await self._watch(job)
+        if news is not None:
+            self._publish(job, watch, news)
         began = status.started
         if began is None and status.phase is Phase.GONE:  # the runner does not know
             began = await asyncio.to_thread(watch.folder.started)
@@ -233,8 +269,6 @@ class Engine:
                 return
             job = running
             task = replace(task, job=job)
-        if job.state is JobState.RUNNING:
-            self._publish(job, watch, await asyncio.to_thread(watch.folder.news, watch.reader))
         if status.phase is Phase.GONE:
             await self._end(runner, task, status, watch)
             return
@@ -283,7 +317,7 @@ class Engine:
         position = -1
         while position != reader.position:  # to the end of its report
             position = reader.position
-            self._publish(job, watch, await asyncio.to_thread(folder.news, reader))
+            self._publish(job, watch, await asyncio.to_thread(folder.news, reader, thorough=True))
         result = await asyncio.to_thread(folder.result)
         if result is None and status.again and not task.cancel_requested and not watch.stopped:
             self._forget(job)
@@ -353,17 +387,6 @@ class Engine:
             watch.unwritten, watch.written = False, now
 
 
-def in_turn(jobs: Iterable[Job], active: Collection[str]) -> list[Job]:
-    """The order in which jobs are started: by priority; then what starts by itself in an `active` experiment,
-    because somebody at the beamline waits for it; then the oldest."""
-
-    def turn(job: Job) -> tuple[int, bool, int]:
-        watched = job.launched_by.startswith("trigger:") and job.experiment in active
-        return (-job.priority, not watched, job.id)
-
-    return sorted(jobs, key=turn)
-
-
 def outcome(task: Task, stopped: str, result: JobResult | None) -> tuple[str, JobState, str]:
     """Whose doing the end of a job was, the state it ends in, and why. A result that was there before the job
     was ended counts."""
@@ -394,14 +417,54 @@ def _awaited(tx: Transaction, events: Sequence[Event]) -> frozenset[int]:
     )
 
 
-def _waiting(tx: Transaction) -> tuple[list[Job], list[Job], list[Job]]:
-    """The pending jobs that something can be done about, those queued, those running."""
-    tasks = tx.jobs.tasks([JobState.PENDING, JobState.QUEUED, JobState.RUNNING])
-    jobs = [task.job for task in tasks]
-    pending = [job for job in jobs if job.state is JobState.PENDING and why_pending(tx, job) != job.reason]
-    handed_over = {task.job.id for task in tasks if task.runner_ref is not None}
-    queued = [job for job in jobs if job.state is JobState.QUEUED and job.id not in handed_over]
-    return pending, queued, [job for job in jobs if job.state is JobState.RUNNING]
+@dataclass(frozen=True)
+class Standing:
+    """How things were with a licence when the jobs that wait for it were looked at."""
+
+    allowance: tuple[object, ...]  # if this changes, they are told anew what is missing
+    newest: int  # of these jobs
+    least: int  # CPU-seconds that the cheapest of them needs
+
+
+def _pending(tx: Transaction, before: Mapping[str, Standing]) -> tuple[list[Job], dict[str, Standing]]:
+    """The pending jobs that something can be done about, in their turn, and how things are now. Jobs are only
+    looked at if their licence could pay for one of them, or its allowance has changed."""
+    found: list[Job] = []
+    standings: dict[str, Standing] = {}
+    active = tx.instruments.active_experiments()
+    for sponsor, newest in tx.jobs.pending().items():
+        licence = tx.licences.get(sponsor)
+        expired = licence and licence.valid_until and licence.valid_until <= datetime.now(UTC)
+        allowance = (licence.granted, licence.valid_until, bool(expired)) if licence else ()
+        was = before.get(sponsor)
+        news = was is None or (was.allowance, was.newest) != (allowance, newest)
+        if was is not None and not news and (licence is None or licence.available < was.least):
+            standings[sponsor] = was
+            continue
+        jobs = tx.jobs.in_turn(JobState.PENDING, active, sponsor=sponsor)
+        for job in jobs:
+            why = why_pending(tx, job)
+            if not why or (news and why != job.reason):
+                found.append(job)
+        least = min((cost(job.profile) for job in jobs), default=0)
+        standings[sponsor] = Standing(allowance, newest, least)
+    return found, standings
+
+
+def _queue(tx: Transaction, runner: str, *, live: bool) -> tuple[Sequence[Job], int]:
+    """The next jobs of a runner in their turn, and how many of its CPUs are taken."""
+    active = tx.instruments.active_experiments()
+    queue = tx.jobs.in_turn(JobState.QUEUED, active, runner=runner, live=live, limit=BATCH)
+    return queue, tx.jobs.busy(runner, live=live)
+
+
+def _news(tasks: Sequence[Task], watches: Sequence[Watch]) -> list[News | None]:
+    """What those that run have reported."""
+    running = (task.job.state is JobState.RUNNING for task in tasks)
+    return [
+        watch.folder.news(watch.reader) if runs else None
+        for runs, watch in zip(running, watches, strict=True)
+    ]
 
 
 def _try_again(tx: Transaction, job: Job, status: Status) -> None:

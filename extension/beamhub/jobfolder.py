@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ MAX_LINE = 64 * 1024  # bytes of a report
 MAX_ROWS = 5000  # in one page of a series
 MAX_DIGESTED = 8 * 1024**3  # bytes; larger artifacts are listed without a digest
 MAX_DEPTH = 64  # of folders that are sealed
+COARSE = 2.0  # seconds; a folder that changed more lately may change without its time telling
 ALL = PurePosixPath()
 STARTED = ".started"  # an empty file that a node makes before the job's first process
 
@@ -62,6 +64,7 @@ class Reader:
     rows: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    listed: int | None = None  # when a series was added last (ns), as far as the reader knows
 
 
 class JobFolder:
@@ -122,8 +125,11 @@ class JobFolder:
                     items.append(_row(line))
         return SeriesPage(columns=columns, items=items, next=after + len(items))
 
-    def news(self, reader: Reader) -> News:
-        """What has been reported since the reader was here last."""
+    def news(self, reader: Reader, *, thorough: bool = False) -> News:
+        """What has been reported since the reader was here last. Unless it is `thorough`, files are opened
+        only if one of them seems to have grown."""
+        if not thorough and not self._grown(reader):
+            return News(reader.progress, dict(reader.metrics), told=False, series={})
         lines, reader.position = self._lines(PurePosixPath("report.jsonl"), reader.position)
         told = False
         for line in lines:
@@ -185,6 +191,19 @@ class JobFolder:
         """Makes everything read-only. For a job whose processes have ended."""
         _seal(self.path, MAX_DEPTH)
 
+    def _grown(self, reader: Reader) -> bool:
+        """Whether there is more of a report than the reader has read."""
+        changed = _status(self.path / "series")
+        recent = changed is not None and time.time() - changed.st_mtime < COARSE
+        stamp = changed.st_mtime_ns if changed else None
+        if recent or stamp != reader.listed:
+            reader.listed = stamp
+            return True
+        known = {PurePosixPath("report.jsonl"): reader.position}
+        known |= {_series(name): position for name, position in reader.positions.items()}
+        sizes = ((_status(self.path / path), position) for path, position in known.items())
+        return any((found.st_size if found else 0) != position for found, position in sizes)
+
     def _open(self, path: PurePosixPath) -> BinaryIO:
         try:
             return folders.open_file(self.path, path)
@@ -229,6 +248,12 @@ class JobFolder:
         return artifact.model_copy(
             update={"title": one_line(artifact.title, 200), "size": size, "digest": digest}
         )
+
+
+def _status(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(OSError):  # not there; or the job has locked its folder, or made a loop of links
+        return path.lstat()
+    return None
 
 
 def _series(name: str) -> PurePosixPath:

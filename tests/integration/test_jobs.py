@@ -20,7 +20,7 @@ import nbformat
 import pytest
 from beamhub.access import Principal
 from beamhub.credits import Licences
-from beamhub.engine import Engine, in_turn
+from beamhub.engine import Engine
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
 from beamhub.jobs import Jobs
@@ -50,6 +50,7 @@ from beamhub.schemas import (
 )
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue
+from sqlalchemy.event import listen
 
 ADA = Principal("ada", "user")  # PI
 BEN = Principal("ben", "user")  # viewer
@@ -657,6 +658,36 @@ async def test_a_job_without_credit_waits_and_a_grant_lets_it_go_on(lab: Lab) ->
     assert licence.charged == done.cpu_seconds
 
 
+async def test_what_waits_costs_an_idle_engine_nothing(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await lab.licences.create(OPERATOR, LicenceCreate(id="poor", title="Poor", kind="user", owner="ada"))
+    request = JobCreate(template="try_it", inputs=[lab.dataset], profile="cpu-1", sponsor="poor")
+    jobs = [await lab.jobs.submit(ADA, lab.experiment, request) for _ in range(5)]
+    engine = lab.engine()
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    listen(lab.store._read_engine, "before_cursor_execute", note)
+    await engine.schedule()
+    await engine.collect()
+    statements.clear()
+    await engine.schedule()
+    await engine.collect()
+    assert [one for one in statements if "FROM jobs" in one] == []
+    assert len(statements) <= 2
+    await lab.jobs.change(ADA, jobs[0].id, JobChange(priority=-1))  # an event, but not about credit
+    statements.clear()
+    await engine.schedule()
+    assert not any("jobs.parameters" in one and "sponsor = " in one for one in statements), statements
+    # the first in turn are queued, as far as the credit goes
+    await lab.licences.grant(OPERATOR, "poor", Grant(cpu_hours=0.35))
+    await engine._admit()
+    states = [(await lab.jobs.get(ADA, job.id)).state for job in jobs]
+    assert states == ["pending", "queued", "queued", "pending", "pending"]
+
+
 async def test_a_pending_or_queued_job_is_cancelled_at_once(lab: Lab) -> None:
     template(lab.templates, "try_it", "1")
     job = await lab.submit("try_it")
@@ -724,11 +755,15 @@ async def test_who_may_say_whose_turn_it_is(lab: Lab) -> None:
     with pytest.raises(NotFound):
         await lab.jobs.change(EVE, mine[1].id, JobChange(priority=-1))
     await lab.jobs.change(SAM, mine[2].id, JobChange(priority=5))
-    waiting = lab.store.read_sync(lambda tx: [task.job for task in tx.jobs.tasks([JobState.QUEUED])])
-    order = [mine[2].id, automatic.id, mine[1].id, mine[0].id]
-    assert [job.id for job in in_turn(waiting, {lab.experiment})] == order
-    over = in_turn(waiting, set())  # beamtime is over: nobody waits at the beamline
-    assert [job.id for job in over] == [mine[2].id, mine[1].id, automatic.id, mine[0].id]
+
+    def turns(*active: str) -> list[int]:
+        return lab.store.read_sync(
+            lambda tx: [job.id for job in tx.jobs.in_turn(JobState.QUEUED, active, runner="local")]
+        )
+
+    assert turns(lab.experiment) == [mine[2].id, automatic.id, mine[1].id, mine[0].id]
+    # beamtime is over: nobody waits at the beamline
+    assert turns() == [mine[2].id, mine[1].id, automatic.id, mine[0].id]
     gone = await lab.jobs.cancel(ADA, mine[0].id, JobCancel())
     with pytest.raises(Conflict):
         await lab.jobs.change(SAM, gone.id, JobChange(priority=1))

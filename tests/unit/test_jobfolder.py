@@ -86,6 +86,29 @@ def test_a_link_in_place_of_a_report_is_not_followed(folder: JobFolder, tmp_path
     assert folder.series("x", 0).items == []
 
 
+def test_what_has_not_grown_is_not_read_again(folder: JobFolder) -> None:
+    reader = Reader()
+    report, series = folder.path / "report.jsonl", folder.path / "series" / "x.jsonl"
+    report.write_text('{"what": "progress", "fraction": 0.5}\n')
+    series.parent.mkdir()
+    series.write_text('{"columns": {"a": ""}}\n{"a": 1}\n')
+    os.utime(series.parent, (1e9, 1e9))  # as if it had been made a while ago
+    assert folder.news(reader).told
+    assert not folder._grown(reader)
+    news = folder.news(reader)
+    assert (news.progress.fraction, news.told, news.series) == (0.5, False, {})
+    with series.open("a") as file:
+        file.write('{"a": 2}\n')
+    assert folder.news(reader).series["x"].items == [{"a": 2}]
+    assert not folder._grown(reader)
+    (folder.path / "series" / "y.jsonl").write_text('{"columns": {"b": ""}}\n{"b": 1}\n')
+    assert list(folder.news(reader).series) == ["y"]
+    report.unlink()
+    (folder.path / "series").chmod(0)  # a job may lock its folders
+    assert folder.news(reader, thorough=True).progress.fraction == 0.5
+    (folder.path / "series").chmod(0o700)
+
+
 def test_a_result_that_is_too_large_is_not_read(folder: JobFolder) -> None:
     (folder.path / "result.json").write_bytes(b" " * (MAX_RESULT + 1))
     assert read_result(folder).outcome == "failed"

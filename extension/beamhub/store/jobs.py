@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, Connection, Row, and_, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, null, or_, select, update
 
 from beamhub.schemas import Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
 from beamhub.store.pages import paginate
 from beamhub.store.tables import job_datasets, jobs
+
+RUNNER = jobs.c.profile["runner"].as_string()
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,61 @@ class Jobs:
         query = select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.id)
         return [_task(row) for row in self._connection.execute(query)]
 
-    def handed_over(self) -> Sequence[Task]:
-        """The jobs that a runner has: those running, and those waiting in its own queue; oldest first."""
+    def in_turn(
+        self,
+        state: Literal[JobState.PENDING, JobState.QUEUED],
+        active: Collection[str],
+        *,
+        runner: str | None = None,
+        live: bool | None = None,
+        sponsor: str | None = None,
+        limit: int | None = None,
+    ) -> Sequence[Job]:
+        """The jobs that wait, in the order in which they are started: by priority; then what starts by itself
+        in an `active` experiment, because somebody at the beamline waits for it; then the oldest. Those that
+        a runner has taken already are left out. It is the database that sorts: there may be thousands."""
+        query = select(jobs).where(jobs.c.state == state, jobs.c.runner_ref.is_(null()))
+        if runner is not None:
+            query = query.where(runner == RUNNER)
+        if live is not None:
+            query = query.where(jobs.c.live.is_(live))
+        if sponsor is not None:
+            query = query.where(jobs.c.sponsor == sponsor)
+        watched = and_(
+            jobs.c.launched_by.startswith("trigger:", autoescape=True), jobs.c.experiment.in_(active)
+        )
+        query = query.order_by(jobs.c.priority.desc(), case((watched, 0), else_=1), jobs.c.id).limit(limit)
+        return [_job(row) for row in self._connection.execute(query)]
+
+    def stranded(self, runners: Collection[str], *, limit: int) -> Sequence[Job]:
+        """Queued jobs of other runners than these."""
+        query = select(jobs).where(jobs.c.state == JobState.QUEUED, RUNNER.not_in(runners))
+        return [_job(row) for row in self._connection.execute(query.order_by(jobs.c.id).limit(limit))]
+
+    def pending(self) -> Mapping[str, int]:
+        """The sponsors that jobs wait for, with the newest of these jobs."""
+        query = select(jobs.c.sponsor, func.max(jobs.c.id)).where(jobs.c.state == JobState.PENDING)
+        rows = self._connection.execute(query.group_by(jobs.c.sponsor))
+        return {row.sponsor: row[1] for row in rows}
+
+    def busy(self, runner: str, *, live: bool) -> int:
+        """How many CPUs the running jobs of a runner have."""
+        query = select(func.sum(jobs.c.profile["cpus"].as_integer())).where(
+            jobs.c.state == JobState.RUNNING, runner == RUNNER, jobs.c.live.is_(live)
+        )
+        return int(self._connection.scalar(query) or 0)
+
+    def handed_over(self, known: Mapping[int, Task]) -> dict[int, Task]:
+        """The jobs that a runner has: those running, and those waiting in its own queue; oldest first. Only
+        those that have changed since they were `known` are read as a whole."""
         handed = and_(jobs.c.state == JobState.QUEUED, jobs.c.runner_ref.is_not(null()))
-        query = select(jobs).where(or_(jobs.c.state == JobState.RUNNING, handed)).order_by(jobs.c.id)
-        return [_task(row) for row in self._connection.execute(query)]
+        columns = (jobs.c.id, jobs.c.state, jobs.c.reason, jobs.c.started, jobs.c.cancel_requested)
+        query = select(*columns).where(or_(jobs.c.state == JobState.RUNNING, handed)).order_by(jobs.c.id)
+        found = {row.id: tuple(row)[1:] for row in self._connection.execute(query)}
+        same = {id_ for id_, now in found.items() if id_ in known and _mutable(known[id_]) == now}
+        changed = self._connection.execute(select(jobs).where(jobs.c.id.in_(found.keys() - same)))
+        tasks = {id_: known[id_] for id_ in same} | {row.id: _task(row) for row in changed}
+        return {id_: tasks[id_] for id_ in found}
 
     def task(self, job: int) -> Task | None:
         row = self._connection.execute(select(jobs).where(jobs.c.id == job)).first()
@@ -183,6 +235,11 @@ class Jobs:
 def _works_on(dataset: int) -> ColumnElement[bool]:
     others = select(job_datasets.c.job).where(job_datasets.c.dataset == dataset)
     return or_(jobs.c.dataset == dataset, jobs.c.id.in_(others))
+
+
+def _mutable(task: Task) -> tuple[JobState, str, datetime | None, str | None]:
+    """What changes of a job that a runner has, apart from what it reports."""
+    return task.job.state, task.job.reason, task.job.started, task.cancel_requested
 
 
 def _job(row: Row[Any]) -> Job:
