@@ -27,7 +27,7 @@ from beamhub.schemas import DigestAlgorithm, Upload, UploadState
 
 MAX_VERSIONS = 100  # of one path
 LOCKS = ".publishing"  # the file in the data directory that all names' locks are ranges of
-WAIT = 0.02  # seconds between attempts to claim a name
+WAIT = 0.02  # seconds between attempts to claim a name, or to hold a file that is just looked at
 RESERVE = 64 * 2**20  # bytes of disk that uploads leave to the rest of the service
 USUAL: DigestAlgorithm = "sha256"  # of what is sent without a digest
 
@@ -126,7 +126,8 @@ class Incoming:
         """The temporary file, for one request or process at a time: until it is closed, nobody else adds to
         it, publishes it or removes it for its age. A kill releases it.
 
-        Raises Conflict while somebody else holds it, Gone where there is none.
+        Raises Conflict while somebody else holds it, Gone where there is none. A look at it (see `remove`)
+        keeps nobody out: its end is waited for.
         """
         temporary = self.temporary(upload)
         try:
@@ -134,14 +135,15 @@ class Incoming:
         except FileNotFoundError as error:
             raise _over(upload) from error
         try:
-            fcntl.flock(held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not _lock(held.fileno(), fcntl.LOCK_EX):
+                if not _lock(held.fileno(), fcntl.LOCK_SH):
+                    raise Conflict(
+                        f"Another request is sending {upload.path}.",
+                        "Wait for it, ask for the offset, and go on from there.",
+                    )
+                fcntl.flock(held.fileno(), fcntl.LOCK_UN)
+                time.sleep(WAIT)
             held.size()  # it may have been removed before it was locked
-        except BlockingIOError as error:
-            held.close()
-            raise Conflict(
-                f"Another request is sending {upload.path}.",
-                "Wait for it, ask for the offset, and go on from there.",
-            ) from error
         except BaseException:
             held.close()
             raise
@@ -328,9 +330,18 @@ def _open(temporary: Path) -> int:
         return os.open(temporary, os.O_RDONLY | flags)
 
 
+def _lock(descriptor: int, kind: int) -> bool:
+    """Whether this lock could be had at once."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def remove(temporary: Path, unless: Callable[[], bool]) -> None:
-    """Removes a temporary file that nobody holds, unless something speaks against it, before or once it is
-    held."""
+    """Removes a temporary file that nobody holds, unless something speaks against it, before or while nobody
+    can begin to hold it. Who wants to hold it meanwhile waits, and finds that it is there or gone."""
     if unless():
         return
     try:
@@ -338,11 +349,8 @@ def remove(temporary: Path, unless: Callable[[], bool]) -> None:
     except FileNotFoundError:
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not unless():
+        if _lock(descriptor, fcntl.LOCK_SH) and not unless():  # else it is just being announced
             temporary.unlink(missing_ok=True)
-    except BlockingIOError:
-        pass  # just being announced
     finally:
         os.close(descriptor)
 

@@ -616,14 +616,19 @@ class Uploads:
         return published, awaited, None
 
     async def _merge(self, upload: Upload, twin: Upload) -> Upload:
-        """The same file has been published while this one was on its way: nothing new has come."""
+        """The same file has come while this one was on its way: nothing new has arrived. Where that one is in
+        quarantine, it alone stays on record: it is there only once, for the staff to decide about."""
 
         def work(tx: Transaction) -> Upload | None:
+            known = tx.uploads.get(twin.id) or twin
+            if known.state is UploadState.QUARANTINED:
+                tx.uploads.forget([upload.id])
+                return known
             tx.uploads.end(
                 upload.id,
                 UploadState.SUPERSEDED,
-                path=twin.path,
-                version=twin.version,
+                path=known.path,
+                version=known.version,
                 digest=upload.digest,
             )
             return tx.uploads.get(upload.id)

@@ -109,6 +109,23 @@ async def test_the_same_again_is_no_work_and_a_harmless_one_takes_the_name(site:
     assert {one.id for one in (await site.quarantine.list(SAM, "mx")).items} == {upload.id, other.id}
 
 
+async def test_a_hostile_file_that_is_sent_twice_at_once_is_kept_once(site: Site) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield EVIL
+
+    digest = f"sha256:{hashlib.sha256(EVIL).hexdigest()}"
+    first, second = [await site.uploads.create(AGENT, "a_data_000001.h5", len(EVIL), digest) for _ in "12"]
+    kept = await site.uploads.append(AGENT, first.id, 0, chunks())
+    again = await site.uploads.append(AGENT, second.id, 0, chunks())
+    assert (kept.id, kept.state) == (first.id, UploadState.QUARANTINED)
+    assert again == kept
+    assert site.everywhere() == {f".quarantine/E/{first.id}"}
+    assert (await site.quarantine.list(SAM, "mx")).items == [kept]
+    assert (await site.uploads.list(AGENT)).items == [kept]
+    released = await site.quarantine.release(SAM, first.id, "harmless")
+    assert (released.state, released.path) == (UploadState.COMPLETE, "raw/a_data_000001.h5")
+
+
 async def test_a_hostile_file_that_was_registered_in_place(site: Site, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     storage.mkdir()

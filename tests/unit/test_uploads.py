@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import fcntl
 import hashlib
 import os
 import stat
@@ -561,10 +561,7 @@ async def test_an_announcement_beside_a_recovery_keeps_its_file(site: Site, else
         for number in range(30):
             content = os.urandom(10)
             upload = await site.announce(f"{number}.bin", content)
-            while upload.state is not UploadState.COMPLETE:
-                # while a recovery has just looked at the file, the sender is told to try again, and does
-                with contextlib.suppress(Conflict):
-                    upload = await site.uploads.append(AGENT, upload.id, 0, parts(content))
+            await site.uploads.append(AGENT, upload.id, 0, parts(content))
 
     announcing = asyncio.create_task(announce())
     while not announcing.done():
@@ -572,6 +569,16 @@ async def test_an_announcement_beside_a_recovery_keeps_its_file(site: Site, else
     await announcing
     assert len(site.published()) == 30
     assert site.events("upload.failed") == []
+
+
+async def test_a_look_at_a_file_keeps_its_sender_waiting_and_not_out(site: Site) -> None:
+    upload = await site.announce("a.bin", b"12345")
+    with (site.folder / site.experiment / ".incoming" / upload.id).open("rb") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        sending = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, parts(b"12345")))
+        await asyncio.wait({sending}, timeout=0.2)
+        assert not sending.done()
+    assert (await sending).state is UploadState.COMPLETE
 
 
 # --- parts ---

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    literal_column,
 )
 from sqlalchemy.engine import Dialect
 
@@ -185,6 +186,9 @@ uploads = Table(
     Column("digest_follows", String(10)),  # the algorithm of a digest that comes with the last bytes
     Index("ix_uploads_experiment_path", "experiment", "path"),
 )
+# written out, as it is in the index: neither database would use that for a parameter
+RECEIVING = uploads.c.state == literal_column("'receiving'")
+Index("ix_uploads_receiving", uploads.c.created, sqlite_where=RECEIVING, postgresql_where=RECEIVING)
 
 datasets = Table(
     "datasets",

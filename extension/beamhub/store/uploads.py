@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from beamhub.schemas import Page, Upload, UploadState
 from beamhub.store.pages import among, paginate
-from beamhub.store.tables import uploads
+from beamhub.store.tables import RECEIVING, uploads
 
 PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
 ARRIVED = (*PUBLISHED, UploadState.QUARANTINED)
@@ -50,7 +50,7 @@ class Uploads:
 
     def receiving(self) -> Sequence[Upload]:
         """All that are on their way, oldest first."""
-        query = select(uploads).where(uploads.c.state == UploadState.RECEIVING)
+        query = select(uploads).where(RECEIVING)
         return [
             _upload(row) for row in self._connection.execute(query.order_by(uploads.c.created, uploads.c.id))
         ]
