@@ -5,7 +5,7 @@ Somebody who may not even read an experiment is told that there is none: its exi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -35,6 +35,8 @@ class Action(StrEnum):
     CANCEL_JOB = "job.cancel"
     MANAGE_MEMBERS = "members.manage"
     EDIT = "experiment.edit"
+    TUNE_RULES = "rules.tune"
+    EDIT_RULES = "rules.edit"
     UPLOAD_SHARED = "files.upload"
     OPEN_SESSION = "session.open"
     UPLOAD_RAW = "raw.upload"
@@ -48,8 +50,8 @@ Standing = Role | Literal["operator", "instrument"]
 
 _VIEW = frozenset({Action.READ})
 _WORK = _VIEW | {Action.RUN_JOB, Action.CANCEL_JOB, Action.UPLOAD_SHARED, Action.OPEN_SESSION}
-_LEAD = _WORK | {Action.MANAGE_MEMBERS, Action.EDIT}
-_STAFF = _LEAD | {Action.OPERATE, Action.SEE_LAB_LICENCES}
+_LEAD = _WORK | {Action.MANAGE_MEMBERS, Action.EDIT, Action.TUNE_RULES}
+_STAFF = _LEAD | {Action.EDIT_RULES, Action.OPERATE, Action.SEE_LAB_LICENCES}
 
 PERMISSIONS: Mapping[Standing, frozenset[Action]] = {
     Role.VIEWER: _VIEW,
@@ -58,6 +60,13 @@ PERMISSIONS: Mapping[Standing, frozenset[Action]] = {
     Role.STAFF: _STAFF,
     "operator": frozenset(Action) - {Action.UPLOAD_RAW},
     "instrument": frozenset({Action.UPLOAD_RAW}),
+}
+
+# What may be changed, for one experiment, of the rules of its instrument. Who may tune them may also add
+# rules for this experiment alone: they start nothing that its people could not start by hand.
+RULE_FIELDS: Mapping[Action, frozenset[str]] = {
+    Action.TUNE_RULES: frozenset({"enabled", "parameters", "sponsor"}),
+    Action.EDIT_RULES: frozenset({"enabled", "parameters", "sponsor", "template", "profile", "priority"}),
 }
 
 # A closed experiment is read-only; those who look after the instrument can still mend and reopen it.
@@ -156,6 +165,17 @@ def require_instrument(
             "Its staff and the facility's operators may: ask one of them.",
         )
     return instrument
+
+
+def require_tuning(
+    tx: Transaction, principal: Principal, experiment_id: str, fields: Collection[str] = (), priority: int = 0
+) -> Experiment:
+    """The experiment, if the principal may change these fields of trigger rules there, and have its jobs
+    started with this priority."""
+    experiment = require(tx, principal, experiment_id, Action.TUNE_RULES)
+    if priority > 0 or not set(fields) <= RULE_FIELDS[Action.TUNE_RULES]:
+        require(tx, principal, experiment_id, Action.EDIT_RULES)
+    return experiment
 
 
 def require_operator(principal: Principal, action: Action = Action.ADMINISTER) -> None:

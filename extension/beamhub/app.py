@@ -25,6 +25,7 @@ from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, def
 
 from beamhub import api, bus, duty
 from beamhub.api.handler import BLOCK, Handler
+from beamhub.automation import Automation
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
 from beamhub.engine import Engine
@@ -223,6 +224,7 @@ class BeamhubApp(ExtensionApp):
             catalogue=catalogue,
             profiles=tuple(offered),
             rules=Rules(store, catalogue, offered),
+            automation=Automation(store, jobs),
             licences=Licences(store),
             jobs=jobs,
             engine=self._engine,

@@ -79,9 +79,11 @@ from beamhub.schemas import (
     TriggerCall,
     TriggerChange,
     TriggerCreate,
+    TriggerOverride,
     TriggerReplay,
     TriggerTrial,
     TriggerTryOut,
+    TriggerVersion,
     Upload,
     UploadState,
 )
@@ -268,6 +270,30 @@ class Client:
 
     def change_trigger(self, trigger: int, change: TriggerChange) -> Trigger:
         return self._send(Trigger, "PATCH", f"triggers/{trigger}", change)
+
+    def experiment_triggers(self, experiment: str) -> list[Trigger]:
+        """The rules as they apply in this experiment; `changed` says what is different there."""
+        return self._list(Trigger, f"experiments/{_part(experiment)}/triggers")
+
+    def create_experiment_trigger(self, experiment: str, trigger: TriggerCreate) -> Trigger:
+        """A rule for this experiment alone."""
+        return self._send(Trigger, "POST", f"experiments/{_part(experiment)}/triggers", trigger)
+
+    def override_trigger(self, experiment: str, trigger: int, change: TriggerOverride) -> Trigger:
+        """Have a rule of the instrument differ in this experiment; null is as on the instrument again."""
+        return self._send(Trigger, "PATCH", f"experiments/{_part(experiment)}/triggers/{trigger}", change)
+
+    def trigger_versions(self, trigger: int) -> list[TriggerVersion]:
+        """All that a rule was, newest first."""
+        return self._list(TriggerVersion, f"triggers/{trigger}/versions")
+
+    def try_out_experiment_trigger(
+        self, experiment: str, rule: TriggerCreate, *, datasets: int = 50
+    ) -> list[TriggerTrial]:
+        """As `try_out_trigger`, on the experiment's datasets."""
+        body = TriggerTryOut(rule=rule, datasets=datasets)
+        path = f"experiments/{_part(experiment)}/triggers/try-out"
+        return self._send(Page[TriggerTrial], "POST", path, body).items
 
     def try_out_trigger(
         self, instrument: str, rule: TriggerCreate, *, datasets: int = 50

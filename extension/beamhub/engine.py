@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from beamhub.automation import Automation
 from beamhub.credits import cost
 from beamhub.events import Live
 from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
 from beamhub.jobs import SYSTEM, Jobs, admit, change, remember, why_pending
 from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
-from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, TriggerEvent
+from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Task
 from beamhub.text import one_line
@@ -64,6 +65,7 @@ class Engine:
         self._store = store
         self._live = live
         self._jobs = jobs
+        self._automation = Automation(store, jobs)
         self._runners = dict(runners)
         self._data_dir = data_dir.absolute()
         self._seen = 0
@@ -130,22 +132,22 @@ class Engine:
             events = await self._store.read(
                 lambda tx: tx.events.after(max(self._seen, tx.cursors.get(CURSOR)), limit=BATCH)
             )
-            awaited = await self._store.read(lambda tx, events=events: _awaited(tx, events))  # type: ignore[misc]
-            for event in events:
-                if event.id in awaited:
-                    await self.handle(event)
-                self._seen = event.id
+            await self.handle(*events)
+            if events:
+                self._seen = events[-1].id
             if len(events) < BATCH:
                 return
 
-    async def handle(self, event: Event) -> None:
-        """Starts the jobs that an event calls for; any number of times has the effect of one."""
+    async def handle(self, *events: Event) -> None:
+        """Starts the jobs that events call for; any number of times has the effect of one."""
 
         def work(tx: Transaction) -> None:
-            self._jobs.trigger(tx, event)
-            tx.cursors.set(CURSOR, max(event.id, tx.cursors.get(CURSOR)))
+            self._automation.follow(tx, awaited)
+            tx.cursors.set(CURSOR, max(events[-1].id, tx.cursors.get(CURSOR)))
 
-        await self._store.write(work)
+        awaited = await self._store.read(lambda tx: self._automation.awaited(tx, events))
+        if awaited:
+            await self._store.write(work)
 
     async def schedule(self, name: str = LOCAL) -> None:
         """Queues what can be paid for, and starts what there is room for, in their turn.
@@ -405,16 +407,6 @@ def duration(seconds: int) -> str:
         if seconds % size == 0:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
-
-
-def _awaited(tx: Transaction, events: Sequence[Event]) -> frozenset[int]:
-    """Those of these events that a rule waits for."""
-    kinds = set(TriggerEvent)
-    return frozenset(
-        event.id
-        for event in events
-        if event.kind in kinds and event.instrument and tx.triggers.awaits(event.instrument, event.kind)
-    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 Value = float | int | str | bool | list[Any] | None
@@ -43,6 +44,7 @@ class Expression:
     tree: ast.expr
 
     @classmethod
+    @lru_cache(maxsize=1000)
     def parse(cls, text: str) -> Expression:
         """Raises ExpressionError for what is not understood."""
         if len(text) > LONGEST or not text.isprintable() or "\\" in text:

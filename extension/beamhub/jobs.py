@@ -24,14 +24,12 @@ from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.inputs import choose, inherit, kind
 from beamhub.jobfolder import JobFolder
-from beamhub.occasions import occasion, past, require_rule, trial
 from beamhub.schemas import (
     Attempt,
     Comparison,
     Dataset,
     Event,
     Experiment,
-    ExperimentState,
     File,
     Job,
     JobCancel,
@@ -44,13 +42,11 @@ from beamhub.schemas import (
     Page,
     Profile,
     SeriesPage,
-    Trigger,
-    TriggerTrial,
 )
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue, Entry
 from beamhub.text import one_line
-from beamhub.triggers import JobRequest, Occasion, decide, judge
+from beamhub.triggers import JobRequest
 
 T = TypeVar("T")
 
@@ -293,48 +289,8 @@ class Jobs:
         """The notebook that the job was made from, in the version of that moment."""
         return self._version(job.template, job.template_version).read_bytes()
 
-    def trigger(self, tx: Transaction, event: Event) -> Sequence[Job]:
-        """The jobs that the instrument's rules start on this event. A rule that cannot be followed makes a
-        job that has failed, so that somebody sees why."""
-        found = occasion(tx, event)
-        instrument = tx.instruments.get(event.instrument or "")
-        experiment = tx.experiments.get(event.experiment or "")
-        if found is None or instrument is None or experiment is None:
-            return []
-        if found.dataset.experiment != experiment.id:  # moved since: its new experiment's people decide
-            return []
-        if not instrument.automation or experiment.state is ExperimentState.CLOSED:
-            return []
-        requests = decide(found, tx.triggers.enabled(instrument.id))
-        return [
-            self._follow(tx, request, experiment, found.dataset)
-            for request in requests
-            if not tx.jobs.triggered(request.key)
-        ]
-
-    async def replay(self, principal: Principal, rule_id: int, wanted: Sequence[int]) -> Page[TriggerTrial]:
-        """Follows a rule on what has happened to these datasets before, as far as it has not been followed
-        there already."""
-
-        def work(tx: Transaction) -> Page[TriggerTrial]:
-            rule = require_rule(tx, principal, rule_id)
-            occasions = past(tx, rule.instrument, rule.event, datasets=frozenset(wanted))
-            return Page(items=[self._again(tx, rule, one) for one in reversed(occasions)])
-
-        return await self._store.write(work)
-
-    def _again(self, tx: Transaction, rule: Trigger, past: Occasion) -> TriggerTrial:
-        experiment = tx.experiments.get(past.dataset.experiment)
-        outcome = trial(tx, rule, past)
-        request = judge(past, rule)
-        if experiment is None or outcome.job is not None or not isinstance(request, JobRequest):
-            return outcome
-        if experiment.state is ExperimentState.CLOSED:
-            return outcome.model_copy(update={"starts": False, "reason": f"{experiment.id} is closed"})
-        job = self._follow(tx, request, experiment, past.dataset)
-        return outcome.model_copy(update={"job": job.id})
-
-    def _follow(self, tx: Transaction, request: JobRequest, experiment: Experiment, dataset: Dataset) -> Job:
+    def follow(self, tx: Transaction, request: JobRequest, experiment: Experiment, dataset: Dataset) -> Job:
+        """The job that a rule wants. Where it can't be followed, a job that has failed and says why."""
         launched_by = f"trigger:{request.rule}"
         try:
             if request.problem:
@@ -356,7 +312,7 @@ class Jobs:
                 sponsor=request.sponsor,
                 launched_by=launched_by,
                 parent=request.parent,
-                key=request.key,
+                rule=request,
             )
             reason = f"The rule that started this job cannot be followed: {error}"
             return _sure(change(tx, job, JobState.FAILED, actor=launched_by, reason=one_line(reason, 2000)))
@@ -367,7 +323,7 @@ class Jobs:
             plan,
             launched_by=launched_by,
             parent=request.parent,
-            key=request.key,
+            rule=request,
         )
 
     def _plan(
@@ -424,7 +380,7 @@ class Jobs:
         *,
         launched_by: str,
         parent: int | None = None,
-        key: str | None = None,
+        rule: JobRequest | None = None,
     ) -> Job:
         job = self._insert(
             tx,
@@ -438,7 +394,7 @@ class Jobs:
             sponsor=plan.sponsor,
             launched_by=launched_by,
             parent=parent,
-            key=key,
+            rule=rule,
             live=plan.entry.template.live,
             notebook=plan.entry.template.notebook,
         )
@@ -458,7 +414,7 @@ class Jobs:
         sponsor: str,
         launched_by: str,
         parent: int | None = None,
-        key: str | None = None,
+        rule: JobRequest | None = None,
         live: bool = False,
         notebook: str | None = None,
     ) -> Job:
@@ -473,7 +429,9 @@ class Jobs:
             sponsor=sponsor,
             launched_by=launched_by,
             parent=parent,
-            trigger_key=key,
+            trigger_key=rule.key if rule else None,
+            rule_version=rule.version if rule else None,
+            priority=rule.priority if rule else 0,
             live=live,
             notebook=notebook,
         )

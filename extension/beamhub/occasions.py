@@ -30,12 +30,17 @@ def occasion(tx: Transaction, event: Event) -> Occasion | None:
 
 
 def past(
-    tx: Transaction, instrument: str, kind: TriggerEvent, *, datasets: int | frozenset[int]
+    tx: Transaction,
+    instrument: str,
+    kind: TriggerEvent,
+    *,
+    datasets: int | frozenset[int],
+    experiment: str | None = None,
 ) -> list[Occasion]:
-    """The occasions of this kind on the last so many datasets of the instrument, or on these datasets; the
-    newest first."""
+    """The occasions of this kind on the last so many datasets of the instrument, or of one experiment, or on
+    these datasets; the newest first."""
     found: dict[int, list[Occasion]] = {}
-    for event in tx.events.latest_of(instrument, kind, limit=EVENTS):
+    for event in tx.events.latest_of(instrument, kind, experiment=experiment, limit=EVENTS):
         one = occasion(tx, event)
         if one is None or (isinstance(datasets, frozenset) and one.dataset.id not in datasets):
             continue
@@ -63,15 +68,30 @@ def trial(tx: Transaction, rule: Trigger, one: Occasion) -> TriggerTrial:
     )
 
 
-def require_rule(tx: Transaction, principal: Principal, rule_id: int) -> Trigger:
-    """The rule, if the principal operates its instrument. Raises NotFound, Forbidden."""
+def visible_rule(tx: Transaction, principal: Principal, rule_id: int) -> Trigger:
+    """The rule, if the principal may know of it. Raises NotFound."""
     rule = tx.triggers.get(rule_id)
-    visible = access.visible_instruments(tx, principal)
-    if rule is None or (visible is not None and rule.instrument not in visible):
+    instruments = access.visible_instruments(tx, principal)
+    experiments = access.visible_experiments(tx, principal)
+    if (
+        rule is None
+        or (instruments is not None and rule.instrument not in instruments)
+        or (rule.experiment is not None and experiments is not None and rule.experiment not in experiments)
+    ):
         raise NotFound(
             f"There is no trigger rule {rule_id} here.", "Look it up in the instrument's list of rules."
         )
-    access.require_instrument(tx, principal, rule.instrument, Action.OPERATE)
+    return rule
+
+
+def require_rule(tx: Transaction, principal: Principal, rule_id: int) -> Trigger:
+    """The rule, if the principal operates its instrument, or for one of an experiment alone, may have such
+    rules there. Raises NotFound, Forbidden."""
+    rule = visible_rule(tx, principal, rule_id)
+    if rule.experiment is None:
+        access.require_instrument(tx, principal, rule.instrument, Action.OPERATE)
+    else:
+        access.require_tuning(tx, principal, rule.experiment)
     return rule
 
 

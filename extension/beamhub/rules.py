@@ -1,4 +1,5 @@
-"""Trigger rules as the staff of an instrument manage them."""
+"""Trigger rules as people manage them: the staff those of their instrument, a PI what is different in an
+experiment."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ from typing import Any
 from beamhub import access, templates
 from beamhub.access import Action, Principal
 from beamhub.credits import require_usable
-from beamhub.errors import Invalid, NotFound
+from beamhub.errors import Conflict, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.expressions import Expression, ExpressionError
-from beamhub.occasions import past, require_rule, trial
+from beamhub.occasions import past, require_rule, trial, visible_rule
 from beamhub.schemas import (
     Event,
+    Experiment,
     Page,
     Profile,
     Trigger,
@@ -21,8 +23,10 @@ from beamhub.schemas import (
     TriggerChange,
     TriggerCreate,
     TriggerEvent,
+    TriggerOverride,
     TriggerTrial,
     TriggerTryOut,
+    TriggerVersion,
 )
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue
@@ -31,7 +35,7 @@ from beamhub.triggers import JobRequest, Occasion, expression_of, judge
 
 class Rules:
     """A rule is checked when it is written: its template is installed and takes these parameters, there is
-    such a profile, and the sponsor may pay on this instrument."""
+    such a profile, and the sponsor may pay on this instrument for jobs of whoever writes it."""
 
     def __init__(self, store: Store, catalogue: Catalogue, profiles: Sequence[Profile]) -> None:
         self._store = store
@@ -41,7 +45,7 @@ class Rules:
     async def list(
         self, principal: Principal, instrument: str, *, after: str | None = None, limit: int = 100
     ) -> Page[Trigger]:
-        """Oldest first; for all who may know of the instrument."""
+        """Those for all experiments, oldest first; for all who may know of the instrument."""
 
         def work(tx: Transaction) -> Page[Trigger]:
             access.require_instrument(tx, principal, instrument)
@@ -49,35 +53,100 @@ class Rules:
 
         return await self._store.read(work)
 
+    async def applying(self, principal: Principal, experiment_id: str) -> Sequence[Trigger]:
+        """The rules as they apply in an experiment: its instrument's, with what is different here, and its
+        own."""
+
+        def work(tx: Transaction) -> Sequence[Trigger]:
+            experiment = access.require(tx, principal, experiment_id, Action.READ)
+            return tx.triggers.applying(experiment.instrument, experiment.id)
+
+        return await self._store.read(work)
+
+    async def versions(
+        self, principal: Principal, rule_id: int, *, after: str | None = None, limit: int = 100
+    ) -> Page[TriggerVersion]:
+        """All that the rule was, newest first, and what the experiments that the principal may see have had
+        different."""
+
+        def work(tx: Transaction) -> Page[TriggerVersion]:
+            visible_rule(tx, principal, rule_id)
+            only = access.visible_experiments(tx, principal)
+            return tx.triggers.versions(rule_id, only=only, after=after, limit=limit)
+
+        return await self._store.read(work)
+
     async def create(self, principal: Principal, instrument: str, request: TriggerCreate) -> Trigger:
         def work(tx: Transaction) -> Trigger:
             access.require_instrument(tx, principal, instrument, Action.OPERATE)
-            self._check(request)
-            require_usable(tx, principal, instrument, request.sponsor)
-            rule = tx.triggers.create(instrument, request)
-            _tell(tx, "trigger.created", rule, principal)
-            return rule
+            return self.add(tx, principal, instrument, None, request)
 
         return await self._store.write(work)
 
+    async def create_for(self, principal: Principal, experiment_id: str, request: TriggerCreate) -> Trigger:
+        """A rule for one experiment alone."""
+
+        def work(tx: Transaction) -> Trigger:
+            experiment = access.require_tuning(tx, principal, experiment_id, priority=request.priority)
+            return self.add(tx, principal, experiment.instrument, experiment.id, request)
+
+        return await self._store.write(work)
+
+    def add(
+        self,
+        tx: Transaction,
+        principal: Principal,
+        instrument: str,
+        experiment: str | None,
+        request: TriggerCreate,
+    ) -> Trigger:
+        """A new rule, checked, for a principal who may have it. Raises Invalid, NotFound."""
+        self._check(request)
+        require_usable(tx, principal, instrument, request.sponsor)
+        rule = tx.triggers.create(instrument, experiment, request, author=principal.name)
+        _tell(tx, "trigger.created", rule, principal)
+        return rule
+
     async def change(self, principal: Principal, rule_id: int, request: TriggerChange) -> Trigger:
         """Changes what is given. The rule's version grows."""
+        return await self._store.write(lambda tx: self.edit(tx, principal, rule_id, request))
+
+    def edit(self, tx: Transaction, principal: Principal, rule_id: int, request: TriggerChange) -> Trigger:
+        """As `change`, within a transaction."""
         changes = {
             name: value for name, value in request.model_dump(mode="json").items() if value is not None
         }
+        rule = require_rule(tx, principal, rule_id)
+        if rule.experiment is not None:
+            access.require_tuning(tx, principal, rule.experiment, priority=changes.get("priority", 0))
+        self._check(_written(rule, changes))
+        if "sponsor" in changes:
+            require_usable(tx, principal, rule.instrument, changes["sponsor"])
+        if not changes:
+            return rule
+        changed = tx.triggers.change(rule_id, author=principal.name, **changes)
+        _tell(tx, "trigger.changed", changed, principal)
+        return changed
+
+    async def override(
+        self, principal: Principal, experiment_id: str, rule_id: int, request: TriggerOverride
+    ) -> Trigger:
+        """Has a rule of the instrument differ in an experiment; null is again as on the instrument."""
+        given = request.model_dump(mode="json", exclude_unset=True)
 
         def work(tx: Transaction) -> Trigger:
-            rule = require_rule(tx, principal, rule_id)
-            whole = rule.model_dump(mode="json") | changes
-            self._check(
-                TriggerCreate.model_validate({name: whole[name] for name in TriggerCreate.model_fields})
-            )
-            if "sponsor" in changes:
-                require_usable(tx, principal, rule.instrument, changes["sponsor"])
-            if not changes:
-                return rule
-            changed = tx.triggers.change(rule_id, **changes)
-            _tell(tx, "trigger.changed", changed, principal)
+            access.require(tx, principal, experiment_id, Action.READ)
+            experiment = access.require_tuning(tx, principal, experiment_id, given)
+            rule = _of_instrument(tx, experiment, rule_id)
+            before = tx.triggers.override(rule_id, experiment.id).model_dump(mode="json", exclude_none=True)
+            changes = {name: value for name, value in (before | given).items() if value is not None}
+            if changes == before:
+                return tx.triggers.get(rule_id, experiment.id) or rule
+            self._check(_written(rule, changes))
+            if given.get("sponsor") is not None:
+                require_usable(tx, principal, experiment.instrument, given["sponsor"])
+            changed = tx.triggers.change_for(rule_id, experiment.id, changes, author=principal.name)
+            _tell(tx, "trigger.overridden", changed, principal, experiment.id)
             return changed
 
         return await self._store.write(work)
@@ -87,7 +156,7 @@ class Rules:
 
         def work(tx: Transaction) -> None:
             rule = require_rule(tx, principal, rule_id)
-            tx.triggers.change(rule_id, deleted=True)
+            tx.triggers.change(rule_id, author=principal.name, deleted=True)
             _tell(tx, "trigger.deleted", rule, principal)
 
         await self._store.write(work)
@@ -100,13 +169,31 @@ class Rules:
 
         def work(tx: Transaction) -> Page[TriggerTrial]:
             access.require_instrument(tx, principal, instrument, Action.OPERATE)
-            self._check(request.rule)
-            rule = Trigger(id=0, instrument=instrument, version=0, **request.rule.model_dump(mode="json"))
-            occasions = past(tx, instrument, rule.event, datasets=request.datasets)
-            trials = {_occasion(rule, one): trial(tx, rule, one) for one in reversed(occasions)}
-            return Page(items=[*reversed(trials.values())])
+            return self._try_out(tx, instrument, None, request)
 
         return await self._store.read(work)
+
+    async def try_out_for(
+        self, principal: Principal, experiment_id: str, request: TriggerTryOut
+    ) -> Page[TriggerTrial]:
+        """As `try_out`, in one experiment."""
+
+        def work(tx: Transaction) -> Page[TriggerTrial]:
+            experiment = access.require_tuning(tx, principal, experiment_id)
+            return self._try_out(tx, experiment.instrument, experiment.id, request)
+
+        return await self._store.read(work)
+
+    def _try_out(
+        self, tx: Transaction, instrument: str, experiment: str | None, request: TriggerTryOut
+    ) -> Page[TriggerTrial]:
+        self._check(request.rule)
+        rule = Trigger(
+            id=0, instrument=instrument, experiment=experiment, version=0, **request.rule.model_dump()
+        )
+        occasions = past(tx, instrument, rule.event, datasets=request.datasets, experiment=experiment)
+        trials = {_occasion(rule, one): trial(tx, rule, one) for one in reversed(occasions)}
+        return Page(items=[*reversed(trials.values())])
 
     async def call(self, principal: Principal, instrument: str, request: TriggerCall) -> Event:
         """Something outside has happened to a dataset: rules that wait for it start their jobs."""
@@ -156,18 +243,43 @@ class Rules:
             )
 
 
+def _written(rule: Trigger, changes: dict[str, Any]) -> TriggerCreate:
+    """What somebody would write who wanted the rule with these changes."""
+    whole = rule.model_dump(mode="json") | changes
+    return TriggerCreate.model_validate({name: whole[name] for name in TriggerCreate.model_fields})
+
+
+def _of_instrument(tx: Transaction, experiment: Experiment, rule_id: int) -> Trigger:
+    rule = tx.triggers.get(rule_id)
+    if (
+        rule is None
+        or rule.instrument != experiment.instrument
+        or rule.experiment not in (None, experiment.id)
+    ):
+        raise NotFound(
+            f"There is no trigger rule {rule_id} in {experiment.id}.",
+            "Look it up in the experiment's list of rules.",
+        )
+    if rule.experiment is not None:
+        raise Conflict(f"Rule {rule_id} is the experiment's own.", "Change the rule itself.")
+    return rule
+
+
 def _occasion(rule: Trigger, one: Occasion) -> str:
     """Tells occasions apart: what is told twice starts one job."""
     judged = judge(one, rule)
     return judged.key if isinstance(judged, JobRequest) else f"{one.dataset.id} {judged}"
 
 
-def _tell(tx: Transaction, kind: str, rule: Trigger, principal: Principal) -> None:
+def _tell(
+    tx: Transaction, kind: str, rule: Trigger, principal: Principal, experiment: str | None = None
+) -> None:
     emit(
         tx,
         kind,
         actor=principal.name,
         instrument=rule.instrument,
+        experiment=experiment or rule.experiment,
         subject=str(rule.id),
         data=rule.model_dump(mode="json", exclude={"id", "instrument"}),
     )

@@ -43,6 +43,8 @@ TemplateName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$
 DigestAlgorithm = Literal["sha256", "xxh128"]
 # of a whole file; see beamhub.digests
 Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|xxh128:[0-9a-f]{32})$")]
+# of jobs; the higher ones are started first
+Priority = Annotated[int, Field(ge=-100, le=100)]
 BigInt = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(_plain)]
 AgentPath = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_plain)]
@@ -555,23 +557,6 @@ class TriggerEvent(StrEnum):
     EXTERNAL = "external"  # told by another program of the facility
 
 
-class Trigger(Model):
-    """A trigger rule of an instrument."""
-
-    id: int
-    instrument: str
-    version: int  # grows with each change; a rule version starts at most one job per dataset and event
-    title: str
-    event: TriggerEvent
-    pattern: str  # glob on the dataset's name
-    condition: dict[str, JsonValue]  # a TriggerCondition, such as {"kind": "rotation", "min_frames": 10}
-    template: str
-    parameters: dict[str, JsonValue]
-    profile: str
-    sponsor: str
-    enabled: bool
-
-
 class TriggerCondition(Request):
     """What must hold as well, of the dataset and of the event."""
 
@@ -588,6 +573,26 @@ class TriggerCondition(Request):
     name: Slug | None = Field(None, description="external: of this name")
 
 
+class Trigger(Model):
+    """A trigger rule: of an instrument, as it applies in an experiment of it, or of one experiment alone."""
+
+    id: int
+    instrument: str
+    experiment: str | None = None  # the only one that it is for; None: all of the instrument
+    version: int  # grows with each change; a rule version starts at most one job per dataset and event
+    title: str
+    event: TriggerEvent
+    pattern: str  # glob on the dataset's name
+    condition: TriggerCondition = TriggerCondition()
+    template: str
+    parameters: dict[str, JsonValue]
+    profile: str
+    sponsor: str
+    priority: int = 0  # of its jobs: the higher ones are started first
+    enabled: bool
+    changed: list[str] = []  # what is not as on the instrument: the experiment has changed it for itself
+
+
 class TriggerCreate(Request):
     title: Line
     event: TriggerEvent
@@ -597,6 +602,7 @@ class TriggerCreate(Request):
     parameters: dict[str, JsonValue] = {}
     profile: Slug
     sponsor: Slug
+    priority: Priority = 0
     enabled: bool = True
 
 
@@ -609,7 +615,32 @@ class TriggerChange(Request):
     parameters: dict[str, JsonValue] | None = None
     profile: Slug | None = None
     sponsor: Slug | None = None
+    priority: Priority | None = None
     enabled: bool | None = None
+
+
+class TriggerOverride(Request):
+    """What an experiment changes of a rule of its instrument, for itself. What is given is changed; null
+    takes it back to what the instrument's rule says."""
+
+    template: TemplateName | None = None
+    parameters: dict[str, JsonValue] | None = None
+    profile: Slug | None = None
+    sponsor: Slug | None = None
+    priority: Priority | None = None
+    enabled: bool | None = None
+
+
+class TriggerVersion(Model):
+    """One change of a rule: by whom, when, and what it said from then on."""
+
+    rule: int
+    version: int
+    time: datetime
+    author: str
+    experiment: str | None  # whose own change of the instrument's rule it was; None: of the rule itself
+    change: Literal["created", "changed", "deleted"]
+    data: dict[str, JsonValue]  # the whole rule; of an experiment's own change: all that differs in it
 
 
 class TriggerTryOut(Request):
@@ -713,6 +744,7 @@ class Job(Model):
     live: bool  # follows a dataset that is still growing
     sponsor: str
     launched_by: str  # a user's name, or "trigger:<rule id>"
+    rule_version: int | None = None  # of the rule that has started it
     priority: int = 0  # higher goes first
     parent: int | None
     created: datetime
@@ -747,7 +779,7 @@ class Attempt(Model):
 class JobChange(Request):
     """A member may lower the priority of own jobs; the instrument's staff may set any."""
 
-    priority: int = Field(ge=-100, le=100)
+    priority: Priority
 
 
 class JobStep(Model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from pydantic import JsonValue
 
@@ -25,6 +26,11 @@ class Occasion:
     job: Job | None = None
     followed: frozenset[int] = frozenset()
 
+    @cached_property
+    def values(self) -> Mapping[str, Value]:
+        """What expressions may ask for."""
+        return _values(self)
+
 
 @dataclass(frozen=True)
 class JobRequest:
@@ -32,11 +38,13 @@ class JobRequest:
 
     key: str
     rule: int
+    version: int
     dataset: int
     template: str
     parameters: Mapping[str, JsonValue]
     profile: str
     sponsor: str
+    priority: int = 0
     parent: int | None = None
     problem: str = ""  # why a parameter could not be computed: then the job can't be run
 
@@ -56,26 +64,29 @@ def judge(occasion: Occasion, rule: Trigger) -> JobRequest | str:
     event, dataset = occasion.event, occasion.dataset
     if rule.instrument != event.instrument or rule.event != event.kind:
         return f"it waits for {rule.event} on {rule.instrument}"
+    if rule.experiment not in (None, dataset.experiment):
+        return f"it is for {rule.experiment}"
     if not fnmatchcase(dataset.name, rule.pattern):
         return f"{dataset.name} does not match {rule.pattern}"
     if rule.id in occasion.followed:
         return "it has started this job or one that led to it"
-    values = _values(occasion)
-    condition = TriggerCondition.model_validate(rule.condition)
-    if reason := _obstacle(condition, occasion, values):
+    values = occasion.values
+    if reason := _obstacle(rule.condition, occasion, values):
         return reason
-    number = _which(rule.event, condition, occasion)
+    number = _which(rule.event, rule.condition, occasion)
     if not number:
         return "too few frames have arrived"
     parameters, problem = _parameters(rule.parameters, values)
     return JobRequest(
         key=f"{rule.id}.{rule.version}/{dataset.id}/{number}",
         rule=rule.id,
+        version=rule.version,
         dataset=dataset.id,
         template=rule.template,
         parameters=parameters,
         profile=rule.profile,
         sponsor=rule.sponsor,
+        priority=rule.priority,
         parent=occasion.job.id if occasion.job else None,
         problem=problem,
     )

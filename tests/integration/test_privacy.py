@@ -62,6 +62,23 @@ BODIES: Mapping[str, Any] = {
         "sponsor": "SPONSOR",
     },
     "change_trigger": {"enabled": False},
+    "override_trigger": {"enabled": False},
+    "create_experiment_trigger": {
+        "title": "Eve's",
+        "event": "dataset.started",
+        "template": TEMPLATE,
+        "profile": "cpu-1",
+        "sponsor": "SPONSOR",
+    },
+    "try_out_experiment_trigger": {
+        "rule": {
+            "title": "Eve's",
+            "event": "dataset.complete",
+            "template": TEMPLATE,
+            "profile": "cpu-1",
+            "sponsor": "SPONSOR",
+        }
+    },
     "try_out_trigger": {
         "rule": {
             "title": "Eve's",

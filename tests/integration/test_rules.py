@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,23 +15,29 @@ from beamhub.client import ApiError, Client
 from beamhub.schemas import (
     Job,
     JobState,
+    LicenceCreate,
+    Role,
     Trigger,
     TriggerCall,
+    TriggerChange,
     TriggerCondition,
     TriggerCreate,
     TriggerEvent,
+    TriggerOverride,
     TriggerTrial,
 )
-from beamhub.testing import TEMPLATE, Beamtime, RunningService
+from beamhub.testing import TEMPLATE, Beamtime, RunningService, write_dataset
 
 
 @pytest.fixture
 def beamtime(service: RunningService) -> Iterator[Beamtime]:
-    made = service.beamtime()
+    made = service.beamtime(members={"ben": Role.COLLABORATOR})
     service.licence(made)
     yield made
-    for rule in service.client("sam").triggers(made.instrument):  # the service is used by other tests
-        service.client("sam").delete_trigger(rule.id)
+    sam = service.client("sam")
+    for rule in (*sam.triggers(made.instrument), *sam.experiment_triggers(made.experiment)):
+        with contextlib.suppress(ApiError):  # it was in both lists
+            sam.delete_trigger(rule.id)  # the service is used by other tests
 
 
 def wanted(beamtime: Beamtime, event: TriggerEvent, word: Any = "hello", **condition: Any) -> TriggerCreate:
@@ -168,3 +177,127 @@ def test_ten_deliveries_of_an_event_start_one_job(service: RunningService, beamt
     done = jobs(service.client("ada"), beamtime, 2)
     assert [job.state for job in done] == [JobState.FINISHED] * 2
     assert json.dumps(done[0].parameters) == '{"word": "rotation!"}'
+
+
+def test_an_experiment_has_a_rule_as_it_wants_it(service: RunningService, beamtime: Beamtime) -> None:
+    ada, sam = service.client("ada"), service.client("sam")
+    rule = add(service, beamtime, wanted(beamtime, TriggerEvent.DATASET_COMPLETE, "everybody"))
+    changed = ada.override_trigger(beamtime.experiment, rule.id, TriggerOverride(parameters={"word": "ours"}))
+    assert (changed.version, changed.changed, changed.parameters) == (2, ["parameters"], {"word": "ours"})
+    assert ada.experiment_triggers(beamtime.experiment) == [changed]
+    assert ada.triggers(beamtime.instrument) == [rule]
+
+    service.dataset(beamtime)
+    [job] = jobs(ada, beamtime, 1)
+    assert (job.parameters, job.launched_by, job.rule_version) == ({"word": "ours"}, f"trigger:{rule.id}", 2)
+
+    # what the staff change elsewhere in the rule counts here too, until all is as theirs again
+    sam.change_trigger(rule.id, TriggerChange(pattern="ly*", parameters={"word": "all"}))
+    [here] = ada.experiment_triggers(beamtime.experiment)
+    assert (here.version, here.pattern, here.parameters) == (3, "ly*", {"word": "ours"})
+    back = ada.override_trigger(beamtime.experiment, rule.id, TriggerOverride(parameters=None))
+    assert (back.version, back.changed, back.parameters) == (4, [], {"word": "all"})
+
+    versions = ada.trigger_versions(rule.id)
+    assert [(v.version, v.author, v.experiment, v.change) for v in versions] == [
+        (4, "ada", beamtime.experiment, "changed"),
+        (3, "sam", None, "changed"),
+        (2, "ada", beamtime.experiment, "changed"),
+        (1, "sam", None, "created"),
+    ]
+    assert [v.data.get("parameters") for v in versions] == [
+        None,
+        {"word": "all"},
+        {"word": "ours"},
+        {"word": "everybody"},
+    ]
+    log = (event for event in ada.events(beamtime.experiment, last_id=0) if event.kind.startswith("trigger."))
+    assert [(event.kind, event.actor) for event in itertools.islice(log, 2)] == [
+        ("trigger.overridden", "ada")
+    ] * 2
+
+
+def test_an_experiment_switches_a_rule_off(service: RunningService, beamtime: Beamtime) -> None:
+    """Two rules on one event: when the second has started its job, the first has been looked at."""
+    ada = service.client("ada")
+    off = add(service, beamtime, wanted(beamtime, TriggerEvent.DATASET_COMPLETE, "off"))
+    on = add(service, beamtime, wanted(beamtime, TriggerEvent.DATASET_COMPLETE, "on"))
+    ada.override_trigger(beamtime.experiment, off.id, TriggerOverride(enabled=False))
+    service.client("sam").override_trigger(beamtime.experiment, on.id, TriggerOverride(priority=-2))
+    service.dataset(beamtime)
+    [job] = jobs(ada, beamtime, 1)
+    assert (job.parameters, job.priority, job.rule_version) == ({"word": "on"}, -2, 2)
+    assert len(ada.jobs(experiment=beamtime.experiment)) == 1
+
+
+def test_who_may_change_what_in_an_experiment(service: RunningService, beamtime: Beamtime) -> None:
+    ada, ben, sam = (service.client(name) for name in ("ada", "ben", "sam"))
+    rule = add(service, beamtime, wanted(beamtime, TriggerEvent.DATASET_COMPLETE))
+    here = beamtime.experiment
+    for licence, owner in ((f"own-{here}", "ada"), (f"eves-{here}", "eve")):
+        service.client("operator").create_licence(
+            LicenceCreate(id=licence, title=licence, kind="user", owner=owner, cpu_hours=1)
+        )
+    with pytest.raises(ApiError, match="not do this"):
+        ben.override_trigger(here, rule.id, TriggerOverride(enabled=False))
+    for change in (
+        TriggerOverride(template="dials"),
+        TriggerOverride(profile="cpu-2"),
+        TriggerOverride(priority=1),
+    ):
+        with pytest.raises(ApiError, match="not do this"):
+            ada.override_trigger(here, rule.id, change)
+    with pytest.raises(ApiError, match="cannot pay"):
+        ada.override_trigger(here, rule.id, TriggerOverride(sponsor=f"eves-{here}"))
+    with pytest.raises(ApiError, match="do not fit"):
+        ada.override_trigger(here, rule.id, TriggerOverride(parameters={"word": 3}))
+    assert ada.override_trigger(here, rule.id, TriggerOverride(sponsor=f"own-{here}")).changed == ["sponsor"]
+    ours = sam.override_trigger(here, rule.id, TriggerOverride(profile="cpu-2", priority=3))
+    assert (ours.changed, ours.priority) == (["priority", "profile", "sponsor"], 3)
+    elsewhere = service.beamtime()
+    with pytest.raises(ApiError, match="no trigger rule"):
+        ada.override_trigger(elsewhere.experiment, rule.id, TriggerOverride(enabled=False))
+
+
+def test_an_experiment_has_rules_of_its_own(
+    service: RunningService, beamtime: Beamtime, tmp_path: Path
+) -> None:
+    ada, ben, sam = (service.client(name) for name in ("ada", "ben", "sam"))
+    other = sam.create_experiment(beamtime.instrument, "Next", pi="eve").id
+    request = wanted(beamtime, TriggerEvent.DATASET_COMPLETE, "our own")
+    with pytest.raises(ApiError, match="not do this"):
+        ben.create_experiment_trigger(beamtime.experiment, request)
+    with pytest.raises(ApiError, match="not do this"):  # before others
+        ada.create_experiment_trigger(beamtime.experiment, request.model_copy(update={"priority": 1}))
+    before = service.dataset(beamtime, name="before")
+    [tried] = ada.try_out_experiment_trigger(beamtime.experiment, request)
+    assert (tried.dataset, tried.starts) == (before.id, True)
+
+    own = ada.create_experiment_trigger(beamtime.experiment, request)
+    assert own.experiment == beamtime.experiment
+    assert ada.triggers(beamtime.instrument) == []
+    assert ada.experiment_triggers(beamtime.experiment) == [own]
+    eve = service.client("eve")
+    assert eve.experiment_triggers(other) == []
+    for attempt in (
+        lambda: eve.change_trigger(own.id, TriggerChange(enabled=False)),
+        lambda: eve.trigger_versions(own.id),
+        lambda: eve.override_trigger(other, own.id, TriggerOverride(enabled=False)),
+    ):
+        with pytest.raises(ApiError, match="no trigger rule"):
+            attempt()
+    with pytest.raises(ApiError, match="not do this"):
+        ada.change_trigger(own.id, TriggerChange(priority=2))
+
+    service.dataset(beamtime, name="after")
+    [job] = jobs(ada, beamtime, 1)
+    assert (job.parameters, job.launched_by) == ({"word": "our own"}, f"trigger:{own.id}")
+    [again] = ada.replay_trigger(own.id, [before.id])
+    assert again.job is not None
+    sam.activate(beamtime.instrument, other)
+    for path in write_dataset(tmp_path, "theirs"):
+        service.agent(beamtime).upload(path)
+    [theirs] = eve.datasets(other)
+    assert sam.replay_trigger(own.id, [theirs.id]) == []
+    ada.delete_trigger(own.id)
+    assert ada.experiment_triggers(beamtime.experiment) == []

@@ -86,7 +86,8 @@ def test_the_table_holds_for_everybody_in_every_state(shop: Shop) -> None:
         OPERATOR: PERMISSIONS["operator"],
     }
     mending = {Action.EDIT, Action.MANAGE_MEMBERS}
-    changing = {Action.RUN_JOB, Action.CANCEL_JOB, Action.UPLOAD_SHARED, Action.OPEN_SESSION, *mending}
+    working = {Action.RUN_JOB, Action.CANCEL_JOB, Action.UPLOAD_SHARED, Action.OPEN_SESSION}
+    changing = {*working, Action.TUNE_RULES, Action.EDIT_RULES, *mending}
     for (principal, allowed), (state, experiment), action in product(
         standing.items(), experiments.items(), Action
     ):

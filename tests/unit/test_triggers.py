@@ -15,6 +15,7 @@ from beamhub.schemas import (
     Event,
     Quantity,
     Trigger,
+    TriggerCondition,
     TriggerEvent,
 )
 from beamhub.triggers import JobRequest, Occasion, decide, judge
@@ -33,9 +34,10 @@ RULES = st.lists(
         title=st.just("rule"),
         event=st.sampled_from([TriggerEvent.DATASET_STARTED, TriggerEvent.DATASET_COMPLETE]),
         pattern=st.text("abc*?_", min_size=1, max_size=4),
-        condition=st.fixed_dictionaries(
-            {},
-            optional={"kind": st.sampled_from([*DatasetKind, None]), "min_frames": st.integers(1, 20)},
+        condition=st.builds(
+            TriggerCondition,
+            kind=st.sampled_from([*DatasetKind, None]),
+            min_frames=st.integers(1, 20),
         ),
         template=st.sampled_from(["dials", "fast_feedback"]),
         parameters=st.just({"cutoff": 1.5}),
@@ -84,9 +86,8 @@ def test_a_rule_applies_exactly_when_all_of_it_fits(
     expected = []
     for rule in rules:
         frames = dataset.frames_announced if "started" in rule.event else dataset.frames_readable
-        kind = rule.condition.get("kind")
-        minimum = rule.condition.get("min_frames", 1)
-        assert isinstance(minimum, int)
+        kind = rule.condition.kind
+        minimum = rule.condition.min_frames
         if (
             rule.enabled
             and rule.instrument == event.instrument
@@ -123,7 +124,7 @@ def rule(event: TriggerEvent, parameters: dict[str, Any] | None = None, **condit
         title="rule",
         event=event,
         pattern="*",
-        condition=condition,
+        condition=TriggerCondition(**condition),
         template="dials",
         parameters=parameters or {},
         profile="cpu-1",

@@ -23,6 +23,7 @@ from beamhub.api import (
     licences,
     signin,
     templates,
+    triggers,
     uploads,
 )
 from beamhub.api.handler import Handler
@@ -41,6 +42,7 @@ _NOUNS = (
     uploads,
     datasets,
     templates,
+    triggers,
     jobs,
     licences,
     events,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from beamhub.automation import Automation
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
 from beamhub.duty import Duty
@@ -34,6 +35,7 @@ class Service:
     catalogue: Catalogue
     profiles: tuple[Profile, ...]
     rules: Rules
+    automation: Automation
     licences: Licences
     jobs: Jobs
     engine: Engine

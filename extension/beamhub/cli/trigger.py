@@ -19,26 +19,35 @@ def trigger() -> None:
 
 
 @trigger.command("list")
-@click.argument("instrument")
+@click.argument("instrument", required=False)
+@click.option("--experiment", default=None, help="The rules as they apply in this experiment.")
 @connected
-def trigger_list(client: Client, instrument: str) -> Table:
-    """An instrument's trigger rules."""
+def trigger_list(client: Client, instrument: str | None, experiment: str | None) -> Table:
+    """An instrument's trigger rules, or those that apply in an experiment."""
+    if (instrument is None) == (experiment is None):
+        raise click.UsageError("Give an instrument, or --experiment.")
     columns: Columns = {
         "id": "id",
         "title": "title",
         "when": lambda t: f"{t.event} of {t.pattern}",
-        "condition": "condition",
+        "condition": lambda t: t.condition.model_dump(mode="json", exclude_defaults=True),
         "template": "template",
         "profile": "profile",
         "sponsor": "sponsor",
+        "priority": "priority",
         "enabled": "enabled",
+        "version": "version",
     }
-    return Table(client.triggers(instrument), columns, "No trigger rules.")
+    if experiment is None:
+        return Table(client.triggers(instrument or ""), columns, "No trigger rules.")
+    columns["different here"] = lambda t: "its own" if t.experiment else t.changed
+    return Table(client.experiment_triggers(experiment), columns, "No trigger rules.")
 
 
 @trigger.command("create")
-@click.argument("instrument")
+@click.argument("instrument", metavar="INSTRUMENT|EXPERIMENT")
 @click.argument("title")
+@click.option("--for-experiment", is_flag=True, help="The first argument is an experiment: for it alone.")
 @click.option(
     "--event",
     type=click.Choice(
@@ -68,6 +77,7 @@ def trigger_list(client: Client, instrument: str) -> Table:
 )
 @click.option("--profile", required=True)
 @click.option("--sponsor", required=True, help="The licence that pays.")
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, show_default=True)
 @click.option("--dry-run", is_flag=True, help="Only show what it would have started on the last datasets.")
 @connected
 def trigger_create(
@@ -88,10 +98,12 @@ def trigger_create(
     compute: tuple[str, ...],
     profile: str,
     sponsor: str,
+    priority: int,
     *,
+    for_experiment: bool,
     dry_run: bool,
 ) -> Any:
-    """Add a trigger rule (staff of the instrument)."""
+    """Add a trigger rule to an instrument (its staff), or to one experiment alone (also its PI)."""
     from beamhub.schemas import DatasetKind, TriggerCondition, TriggerCreate, TriggerEvent
 
     computed = {key: {"expression": text} for key, text in map(pair, compute)}
@@ -112,10 +124,74 @@ def trigger_create(
         parameters={**values(settings), **computed},
         profile=profile,
         sponsor=sponsor,
+        priority=priority,
     )
     if dry_run:
-        return _trials(client.try_out_trigger(instrument, rule))
-    return client.create_trigger(instrument, rule)
+        try_out = client.try_out_experiment_trigger if for_experiment else client.try_out_trigger
+        return _trials(try_out(instrument, rule))
+    create = client.create_experiment_trigger if for_experiment else client.create_trigger
+    return create(instrument, rule)
+
+
+@trigger.command("change")
+@click.argument("rule", type=int)
+@click.option("--experiment", default=None, help="Only there: a PI may change parameters and sponsor.")
+@click.option("--title", default=None)
+@click.option("--pattern", default=None)
+@click.option("--template", default=None)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="All its parameters anew.")
+@click.option("--compute", multiple=True, metavar="NAME=EXPRESSION", help="As --set, computed each time.")
+@click.option("--profile", default=None)
+@click.option("--sponsor", default=None)
+@click.option("--priority", type=click.IntRange(-100, 100), default=None)
+@connected
+def trigger_change(
+    client: Client,
+    /,
+    rule: int,
+    experiment: str | None,
+    settings: tuple[str, ...],
+    compute: tuple[str, ...],
+    **given: Any,
+) -> Any:
+    """Change RULE, which makes it a new version."""
+    from beamhub.schemas import TriggerChange, TriggerOverride
+
+    changes = {name: value for name, value in given.items() if value is not None}
+    if settings or compute:
+        computed = {key: {"expression": text} for key, text in map(pair, compute)}
+        changes["parameters"] = {**values(settings), **computed}
+    if experiment is None:
+        return client.change_trigger(rule, TriggerChange.model_validate(changes))
+    return client.override_trigger(experiment, rule, TriggerOverride.model_validate(changes))
+
+
+@trigger.command("reset")
+@click.argument("rule", type=int)
+@click.argument("experiment")
+@connected
+def trigger_reset(client: Client, rule: int, experiment: str) -> Any:
+    """Have RULE in EXPERIMENT again as it is on the instrument."""
+    from beamhub.schemas import TriggerOverride
+
+    nothing = TriggerOverride.model_validate(dict.fromkeys(TriggerOverride.model_fields))
+    return client.override_trigger(experiment, rule, nothing)
+
+
+@trigger.command("versions")
+@click.argument("rule", type=int)
+@connected
+def trigger_versions(client: Client, rule: int) -> Table:
+    """All that RULE was, newest first."""
+    columns: Columns = {
+        "version": "version",
+        "when": "time",
+        "who": "author",
+        "what": "change",
+        "only in": "experiment",
+        "then": "data",
+    }
+    return Table(client.trigger_versions(rule), columns, "No versions.")
 
 
 @trigger.command("replay")
@@ -142,22 +218,28 @@ def _trials(trials: list[TriggerTrial]) -> Table:
 
 @trigger.command("enable")
 @click.argument("rule", type=int)
+@click.option("--experiment", default=None, help="Only there.")
 @connected
-def trigger_enable(client: Client, rule: int) -> Any:
+def trigger_enable(client: Client, rule: int, experiment: str | None) -> Any:
     """Let RULE start jobs."""
-    from beamhub.schemas import TriggerChange
-
-    return client.change_trigger(rule, TriggerChange(enabled=True))
+    return _switch(client, rule, experiment, enabled=True)
 
 
 @trigger.command("disable")
 @click.argument("rule", type=int)
+@click.option("--experiment", default=None, help="Only there.")
 @connected
-def trigger_disable(client: Client, rule: int) -> Any:
+def trigger_disable(client: Client, rule: int, experiment: str | None) -> Any:
     """Stop RULE from starting jobs."""
-    from beamhub.schemas import TriggerChange
+    return _switch(client, rule, experiment, enabled=False)
 
-    return client.change_trigger(rule, TriggerChange(enabled=False))
+
+def _switch(client: Client, rule: int, experiment: str | None, *, enabled: bool) -> Any:
+    from beamhub.schemas import TriggerChange, TriggerOverride
+
+    if experiment is None:
+        return client.change_trigger(rule, TriggerChange(enabled=enabled))
+    return client.override_trigger(experiment, rule, TriggerOverride(enabled=enabled))
 
 
 @trigger.command("delete")

@@ -59,9 +59,13 @@ class Events:
         query = select(events.c.subject).where(events.c.experiment == experiment, events.c.kind == kind)
         return frozenset(self._connection.scalars(query))
 
-    def latest_of(self, instrument: str, kind: str, *, limit: int) -> Iterator[Event]:
-        """The events of a kind on an instrument, newest first."""
+    def latest_of(
+        self, instrument: str, kind: str, *, experiment: str | None = None, limit: int
+    ) -> Iterator[Event]:
+        """The events of a kind on an instrument, or only those of one of its experiments, newest first."""
         query = select(events).where(events.c.instrument == instrument, events.c.kind == kind)
+        if experiment is not None:
+            query = query.where(events.c.experiment == experiment)
         return map(_event, self._connection.execute(query.order_by(events.c.id.desc()).limit(limit)))
 
     def head(self) -> int:

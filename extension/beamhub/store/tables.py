@@ -253,8 +253,35 @@ triggers = Table(
     Column("parameters", JSON, nullable=False),
     Column("profile", String(40), nullable=False),
     Column("sponsor", String(40), nullable=False),
+    Column("priority", Integer, nullable=False),
     Column("enabled", Boolean, nullable=False),
     Column("deleted", Boolean, nullable=False),  # jobs refer to rules: a rule is never removed
+    Column("experiment", ForeignKey("experiments.id")),  # the only one that it is for; None: all
+)
+
+# what an experiment has changed of its instrument's rules, for itself
+trigger_overrides = Table(
+    "trigger_overrides",
+    metadata,
+    Column("trigger", ForeignKey("triggers.id"), primary_key=True),
+    Column("experiment", ForeignKey("experiments.id"), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("changes", JSON, nullable=False),
+)
+
+# every change of a rule; those that an experiment makes for itself are counted together with the others
+trigger_versions = Table(
+    "trigger_versions",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("trigger", ForeignKey("triggers.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("time", UTCDateTime, nullable=False),
+    Column("author", String(255), nullable=False),
+    Column("experiment", ForeignKey("experiments.id")),  # None: of the rule itself
+    Column("change", String(10), nullable=False),
+    Column("data", JSON, nullable=False),
+    UniqueConstraint("trigger", "version"),
 )
 
 jobs = Table(
@@ -275,6 +302,7 @@ jobs = Table(
     Column("live", Boolean, nullable=False),  # follows a dataset that is still growing
     Column("sponsor", ForeignKey("licences.id"), nullable=False),
     Column("launched_by", String(255), nullable=False),
+    Column("rule_version", Integer),  # of the trigger rule that has started it
     Column("priority", Integer, nullable=False),  # higher goes first
     Column("parent", ForeignKey("jobs.id"), index=True),
     Column("fingerprint", String(64), index=True),  # what its result depends on; None: that cannot be told
