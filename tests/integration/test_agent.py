@@ -235,6 +235,24 @@ def test_a_file_is_not_sent_while_it_may_grow(agent: RunningAgent) -> None:
     agent.assert_all_there_once()
 
 
+def test_a_file_is_read_once(agent: RunningAgent) -> None:
+    agent.start()
+    agent.until(lambda: agent.status is not None)
+    assert agent.process is not None
+    counters = Path(f"/proc/{agent.process.pid}/io")
+
+    def bytes_read() -> int:
+        return int(counters.read_text().split()[1])
+
+    before = bytes_read()
+    write_large(agent.data / "large.cbf")
+    agent.until_arrived("large.cbf")
+    assert 1 <= (bytes_read() - before) / (LARGE * 2**20) < 1.2
+    (upload,) = agent.uploads()
+    assert (upload.digest_by, upload.digest_follows) == ("sender", "xxh128")
+    agent.assert_all_there_once()
+
+
 def test_masters_go_first(agent: RunningAgent) -> None:
     sam = agent.service.client("sam")
     sam.activate(agent.beamtime.instrument, None)
@@ -615,6 +633,7 @@ def test_a_restart_sends_nothing_again(agent: RunningAgent) -> None:
 
 def test_a_lost_journal_sends_nothing_again(agent: RunningAgent) -> None:
     (agent.data / "a").write_text("a")
+    write_large(agent.data / "large.cbf", 3)
     assert agent.run("--once").returncode == 0
     before = agent.uploads()
     for path in agent.folder.glob("journal.sqlite*"):

@@ -12,6 +12,7 @@ import xxhash
 from beamhub.agent.file import (
     CHUNK,
     ChangedError,
+    Digesting,
     GoneError,
     Stamp,
     digest_of,
@@ -21,7 +22,7 @@ from beamhub.agent.file import (
     opened,
     printable,
     read,
-    whole,
+    rest,
 )
 from beamhub.digests import ALGORITHMS
 from hypothesis import given
@@ -50,6 +51,30 @@ def test_digest(tmp_path: Path, size: int) -> None:
         "sha256": f"sha256:{hashlib.sha256(content).hexdigest()}",
         "xxh128": f"xxh128:{xxhash.xxh3_128_hexdigest(content)}",
     }
+
+
+@given(st.binary(max_size=100), st.lists(st.tuples(st.integers(0, 100), st.integers(1, 30))))
+def test_a_digest_of_pieces_that_come_again_is_that_of_the_whole(
+    content: bytes, pieces: list[tuple[int, int]]
+) -> None:
+    digesting = Digesting("sha256")
+    for back, length in pieces:
+        begin = max(0, digesting.position - back)
+        digesting.add(content[begin : begin + length], begin)
+    digesting.add(content, 0)
+    assert digesting.digest() == f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def test_a_digest_catches_up_after_a_restart(tmp_path: Path) -> None:
+    content = os.urandom(2 * CHUNK + 5)
+    (tmp_path / "a").write_bytes(content)
+    stamp, digesting = stamp_of(tmp_path / "a"), Digesting("xxh128")
+    with opened(tmp_path, "a", stamp) as file:
+        for position in (CHUNK + 1, 7, len(content)):
+            digesting.catch_up(file, stamp, position, threading.Event())
+            digesting.add(content[:10], 0)
+            assert digesting.position == max(position, CHUNK + 1)
+    assert digesting.digest() == f"xxh128:{xxhash.xxh3_128_hexdigest(content)}"
 
 
 def test_a_file_that_changed_since_it_was_seen_is_not_opened(tmp_path: Path) -> None:
@@ -92,11 +117,11 @@ def test_a_file_that_is_called_otherwise_now(tmp_path: Path) -> None:
     path.write_bytes(b"1")
     stamp = stamp_of(path)
     with opened(tmp_path, "a", stamp) as file:
-        assert whole(file, str(path), stamp) == b"1"
+        assert rest(file, str(path), stamp) == b"1"
         path.rename(tmp_path / "b")
         assert moved(file, str(path))
         with pytest.raises(GoneError):
-            whole(file, str(path), stamp)
+            rest(file, str(path), stamp)
         (tmp_path / "a").write_bytes(b"2")
         assert moved(file, str(path)), "another one has its name"
         (tmp_path / "b").unlink()

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 from beamhub.agent.config import Config
-from beamhub.agent.service import OffsetError, RefusedError, RestartError, Service, UnavailableError
+from beamhub.agent.service import (
+    DigestRequiredError,
+    OffsetError,
+    RefusedError,
+    RestartError,
+    Service,
+    UnavailableError,
+)
 from beamhub.schemas import Heartbeat, UploadState
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -183,6 +190,23 @@ async def test_a_small_file_goes_along_with_its_announcement(tmp_path: Path) -> 
     async with stranger("HTTP/1.1 460 Checksum Mismatch\n\n", tmp_path) as (_, service):
         with pytest.raises(RestartError):
             await service.create("a", 5, "sha256:" + "0" * 64, experiment=None, key="k", content=b"12345")
+
+
+async def test_a_digest_that_comes_at_the_end(tmp_path: Path) -> None:
+    begun = UPLOAD.replace('"digest": null', '"digest": null, "digest_follows": "xxh128"')
+    async with stranger(f"HTTP/1.1 201 Created\nLocation: /uploads/1\n\n{begun}", tmp_path) as (
+        server,
+        service,
+    ):
+        _, upload = await service.create("a", 5, "xxh128", experiment=None, key="k")
+        assert upload.digest_follows == "xxh128"
+        assert "Upload-Metadata: filename YQ==,digest eHhoMTI4\r\n" in server.requests[0]
+    async with stranger("HTTP/1.1 428 No\n\n", tmp_path) as (_, service):
+        with pytest.raises(DigestRequiredError):
+            await service.create("a", 5, "xxh128", experiment=None, key="k")
+    async with stranger("HTTP/1.1 204 No Content\nUpload-Offset: 5\n\n", tmp_path) as (server, service):
+        assert await service.append("/uploads/1", 5, 5, 0, nothing(), DIGEST) == 5
+        assert "Upload-Metadata: xxh128 MDAwMDAwMDAw" in server.requests[0]
 
 
 async def test_a_name_in_any_script_travels(tmp_path: Path) -> None:

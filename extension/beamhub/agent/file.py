@@ -115,19 +115,54 @@ def moved(file: int, path: str) -> bool:
     return status.st_nlink > 0 and (there is None or there.inode != Stamp.of(status).inode)
 
 
-def whole(file: int, path: str, stamp: Stamp) -> bytes:
-    """All of a small open file in the state `stamp`.
+class Digesting:
+    """The digest of a file in the making, while it is read piece by piece for another purpose.
+
+    Pieces may come again, as they do when a connection has broken; none may be left out.
+    """
+
+    def __init__(self, algorithm: DigestAlgorithm) -> None:
+        self.algorithm = algorithm
+        self.position = 0  # up to which all has gone into it
+        self._hasher = ALGORITHMS[algorithm]()
+
+    def add(self, piece: bytes, position: int) -> None:
+        """A piece that was read at `position`."""
+        if position <= self.position < position + len(piece):
+            self._hasher.update(memoryview(piece)[self.position - position :])
+            self.position = position + len(piece)
+
+    def catch_up(self, file: int, stamp: Stamp, position: int, stop: threading.Event) -> None:
+        """Reads what lies before `position` and has not gone into it.
+
+        Raises:
+            ChangedError: the open file is not in the state `stamp`, or `stop` was set.
+        """
+        while self.position < position:
+            self.add(read(file, stamp, min(CHUNK, position - self.position), self.position), self.position)
+            if stop.is_set():
+                raise ChangedError
+
+    def digest(self) -> str:
+        """Of all up to `position` (see beamhub.digests)."""
+        return f"{self.algorithm}:{self._hasher.hexdigest()}"
+
+
+def rest(file: int, path: str, stamp: Stamp, position: int = 0) -> bytes:
+    """What an open file in the state `stamp` has from `position` on; little.
 
     Raises:
         ChangedError: it is in another state.
         GoneError: it is called otherwise than `path` now.
     """
-    data = read(file, stamp, stamp.size, 0)
-    if len(data) != stamp.size:
-        raise ChangedError
+    pieces = list[bytes]()
+    while position < stamp.size:
+        pieces.append(read(file, stamp, stamp.size - position, position))
+        position += len(pieces[-1])
+    unchanged(file, stamp)
     if moved(file, path):
         raise GoneError(path)
-    return data
+    return b"".join(pieces)
 
 
 def digest_of(file: int, stamp: Stamp, algorithm: DigestAlgorithm, stop: threading.Event) -> str:
@@ -136,17 +171,10 @@ def digest_of(file: int, stamp: Stamp, algorithm: DigestAlgorithm, stop: threadi
     Raises:
         ChangedError: it changed while it was read, or `stop` was set.
     """
-    hasher = ALGORITHMS[algorithm]()
-    position = 0
-    while chunk := os.pread(file, CHUNK, position):
-        hasher.update(chunk)
-        position += len(chunk)
-        if stop.is_set() or position > stamp.size:
-            raise ChangedError
+    digesting = Digesting(algorithm)
+    digesting.catch_up(file, stamp, stamp.size, stop)
     unchanged(file, stamp)
-    if position != stamp.size:
-        raise ChangedError
-    return f"{algorithm}:{hasher.hexdigest()}"
+    return digesting.digest()
 
 
 def printable(text: str) -> str:

@@ -155,7 +155,8 @@ class Journal(Snapshot):
             (path, stamp.inode, stamp.size, stamp.mtime_ns),
         )
 
-    def hashed(self, path: str, digest: str, key: str) -> None:
+    def hashed(self, path: str, digest: str | None, key: str) -> None:
+        """With which key the file is announced, and its digest where that is known already."""
         self._connection.execute("UPDATE files SET digest = ?, key = ? WHERE path = ?", (digest, key, path))
 
     def begun(self, path: str, upload: str, experiment: str) -> None:

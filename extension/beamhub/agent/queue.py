@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .config import Watch
-from .file import Stamp
+from .file import Digesting, Stamp
 
 
 @dataclass(order=True, slots=True)
@@ -21,6 +21,7 @@ class Item:
     stamp: Stamp = field(compare=False)
     sent: int = field(default=0, compare=False)
     restarts: int = field(default=0, compare=False)
+    digesting: Digesting | None = field(default=None, compare=False)  # while it is sent
     finished: Stamp | None = field(default=None, compare=False)  # a later state that is ready at once
     sending: asyncio.Task[bool] | None = field(default=None, compare=False)
     announced: asyncio.Event = field(default_factory=asyncio.Event, compare=False)  # no answer is awaited

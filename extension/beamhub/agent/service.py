@@ -57,6 +57,10 @@ class RestartError(Exception):
     """What has been sent is lost or not what was announced: begin this file again."""
 
 
+class DigestRequiredError(Exception):
+    """The service may have the file already, and has to know its digest before it begins."""
+
+
 class OffsetError(Exception):
     """The service has another number of bytes than we thought: ask it."""
 
@@ -119,7 +123,8 @@ class Service:
 
         Args:
             name: of the file, below the experiment's raw/.
-            digest: of the whole file (see beamhub.digests).
+            digest: of the whole file (see beamhub.digests), or only the name of its algorithm; then the last
+                `append` brings it.
             experiment: that it has to go to; None: the one that is active now.
             key: repeated with the same one, the announcement begins no second upload.
             content: of the whole file, so that this one request delivers it.
@@ -129,17 +134,19 @@ class Service:
 
         Raises:
             RestartError: the content is not what was announced.
-            RefusedError
+            DigestRequiredError, RefusedError
         """
         algorithm, _, value = digest.partition(":")
-        announced = {"filename": name, algorithm: value} | ({"experiment": experiment} if experiment else {})
-        metadata = ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in announced.items())
-        headers = {"Upload-Length": str(size), "Upload-Metadata": metadata, "Idempotency-Key": key}
+        announced = {"filename": name} | ({algorithm: value} if value else {"digest": algorithm})
+        announced |= {"experiment": experiment} if experiment else {}
+        headers = {"Upload-Length": str(size), **_metadata(announced), "Idempotency-Key": key}
         if content:
             headers |= {"Content-Type": _BYTES}
         response = await self._send("POST", "uploads", {**_TUS, **headers}, content or None)
         if response.status_code in (410, 460):
             raise RestartError(_reason(response))
+        if response.status_code == 428:
+            raise DigestRequiredError(_reason(response))
         self._raise_unless_begun(response, experiment)
         # only its path: behind a proxy the service may not know its own outer address, and the token
         # must not go to any other host
@@ -197,11 +204,18 @@ class Service:
         return self._read(Upload, response)
 
     async def append(
-        self, location: str, size: int, offset: int, length: int, body: AsyncIterator[bytes]
+        self,
+        location: str,
+        size: int,
+        offset: int,
+        length: int,
+        body: AsyncIterator[bytes],
+        digest: str | None = None,
     ) -> int:
         """Sends `length` bytes from `offset` on; the answer is how many bytes the service has now.
 
-        When these are all, the service has verified and published the file.
+        When these are all, the service has verified and published the file; `digest` is of the whole file,
+        if it was not announced with one.
 
         Raises:
             OffsetError, RestartError, RefusedError
@@ -214,6 +228,7 @@ class Service:
                 "Content-Type": _BYTES,
                 "Upload-Offset": str(offset),
                 "Content-Length": str(length),
+                **(_metadata(dict([digest.split(":")])) if digest else {}),
             },
             content=body,
         )
@@ -291,6 +306,11 @@ class Service:
             raise UnavailableError(
                 f"{self._config.service.api} does not answer like beamhub: check url under [service]"
             ) from error
+
+
+def _metadata(values: Mapping[str, str]) -> dict[str, str]:
+    pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
+    return {"Upload-Metadata": ",".join(pairs)}
 
 
 def _offset(response: httpx.Response, size: int) -> int:

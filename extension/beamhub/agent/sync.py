@@ -25,6 +25,7 @@ from .done import Listener
 from .file import (
     CHUNK,
     ChangedError,
+    Digesting,
     GoneError,
     Stamp,
     digest_of,
@@ -33,14 +34,22 @@ from .file import (
     opened,
     printable,
     read,
+    rest,
     shortened,
-    whole,
 )
 from .journal import Entry, Journal, State
 from .orders import LONGEST_NAME, Orders
 from .pause import Pause
 from .queue import Item, Queue
-from .service import PART, OffsetError, RefusedError, RestartError, Service, UnavailableError
+from .service import (
+    PART,
+    DigestRequiredError,
+    OffsetError,
+    RefusedError,
+    RestartError,
+    Service,
+    UnavailableError,
+)
 from .settle import Settling
 from .throttle import Throttle
 from .watch import LostError, Sighting, Tree
@@ -300,6 +309,7 @@ class Agent:
         except RestartError as error:
             self._journal.restart(path)
             item.restarts += 1
+            item.digesting = None
             if item.restarts < ATTEMPTS:
                 log.info("%s is sent again from its beginning: %s", printable(path), error)
                 return True
@@ -330,41 +340,62 @@ class Agent:
         with opened(item.watch.path, item.name, item.stamp) as file:
             entry = self._journal.find(path)
             assert entry  # noqa: S101 (it has been ready)
-            digest, key = entry.digest, entry.key
-            if digest is None or key is None:
-                digest = await asyncio.to_thread(
-                    digest_of, file, item.stamp, self._config.upload.digest, self._stop_reading
-                )
-                key = secrets.token_hex(16)
-                self._journal.hashed(path, digest, key)
             if item.watch.in_place:
+                digest, key = await self._hash(file, item, entry)
                 name = item.watch.destination(item.name)
                 await self._service.register(path, name, size, digest, experiment=entry.experiment, key=key)
                 return
             if entry.upload:
                 location, upload = entry.upload, await self._service.upload(entry.upload)
             else:
-                name = item.watch.destination(item.name)
-                content = await self._small(file, item)
-                item.announced.clear()
-                try:
-                    location, upload = await self._service.create(
-                        name, size, digest, experiment=entry.experiment, key=key, content=content
-                    )
-                    self._journal.begun(path, location, upload.experiment)
-                finally:
-                    item.announced.set()
-                item.sent = upload.offset
-                self._rate.add(len(content))
+                location, upload = await self._announce(file, item, entry)
             await self._send_rest(file, item, location, upload)
 
-    async def _small(self, file: int, item: Item) -> bytes:
-        """The content of a file that goes along with its announcement; b"" if it is too large for that."""
-        size = item.stamp.size
-        if not 0 < size <= SMALL:
-            return b""
-        await self._throttle.take(size)
-        return await asyncio.to_thread(whole, file, item.path, item.stamp)
+    async def _announce(self, file: int, item: Item, entry: Entry) -> tuple[str, Upload]:
+        """Begins the upload of a file. A small one goes along; of a large one that the service does not seem
+        to have, the digest is computed while it is sent."""
+        content, digest = b"", entry.digest
+        key = entry.key or secrets.token_hex(16)
+        if item.stamp.size <= SMALL:
+            await self._throttle.take(item.stamp.size)
+            content = await asyncio.to_thread(rest, file, item.path, item.stamp)
+            digesting = Digesting(self._config.upload.digest)
+            digesting.add(content, 0)
+            digest = digesting.digest()
+        self._journal.hashed(item.path, digest, key)
+        try:
+            begun = await self._begin(item, digest or self._config.upload.digest, entry, key, content)
+        except DigestRequiredError:
+            digest, key = await self._hash(file, item, entry)
+            begun = await self._begin(item, digest, entry, key)
+        item.sent = begun[1].offset
+        self._rate.add(len(content))
+        return begun
+
+    async def _begin(
+        self, item: Item, digest: str, entry: Entry, key: str, content: bytes = b""
+    ) -> tuple[str, Upload]:
+        name, size = item.watch.destination(item.name), item.stamp.size
+        item.announced.clear()
+        try:
+            location, upload = await self._service.create(
+                name, size, digest, experiment=entry.experiment, key=key, content=content
+            )
+            self._journal.begun(item.path, location, upload.experiment)
+        finally:
+            item.announced.set()
+        return location, upload
+
+    async def _hash(self, file: int, item: Item, entry: Entry) -> tuple[str, str]:
+        """The digest of a file before anything of it is sent, and the key of its announcement."""
+        digest = entry.digest
+        if digest is None:
+            digest = await asyncio.to_thread(
+                digest_of, file, item.stamp, self._config.upload.digest, self._stop_reading
+            )
+        key = entry.key or secrets.token_hex(16)
+        self._journal.hashed(item.path, digest, key)
+        return digest, key
 
     async def _send_rest(self, file: int, item: Item, location: str, upload: Upload) -> None:
         size = item.stamp.size
@@ -372,9 +403,18 @@ class Agent:
         while upload.state is UploadState.RECEIVING:
             item.sent = upload.offset
             length = min(PART, size - upload.offset)
-            body = self._body(file, item, upload.offset, length)
+            digest = None
+            if upload.digest_follows is None:
+                body = self._body(file, item, upload.offset, length)
+            else:
+                await self._catch_up(file, item, upload)
+                if size - upload.offset > CHUNK:
+                    length = min(PART, size - upload.offset - CHUNK)
+                    body = self._body(file, item, upload.offset, length)
+                else:
+                    body, digest = await self._ending(file, item, upload.offset)
             try:
-                offset = await self._service.append(location, size, upload.offset, length, body)
+                offset = await self._service.append(location, size, upload.offset, length, body, digest)
             except OffsetError as error:
                 surprises += 1
                 if surprises == ATTEMPTS:
@@ -382,18 +422,46 @@ class Agent:
                 upload = await self._service.upload(location)
             else:
                 self._pause.end()
-                if offset == size:  # and so verified and published
+                if offset == size and (digest or upload.digest_follows is None):  # verified and published
                     return
                 upload = upload.model_copy(update={"offset": offset})
         if upload.state is UploadState.FAILED:
             raise RestartError(upload.error)
+
+    async def _catch_up(self, file: int, item: Item, upload: Upload) -> None:
+        """The digest goes on from where the service is; before a restart it may have come further."""
+        assert upload.digest_follows  # noqa: S101 (so it was announced)
+        if item.digesting is None:
+            item.digesting = Digesting(upload.digest_follows)
+        await asyncio.to_thread(item.digesting.catch_up, file, item.stamp, upload.offset, self._stop_reading)
+
+    async def _ending(self, file: int, item: Item, offset: int) -> tuple[AsyncIterator[bytes], str]:
+        """The last bytes of a file, and its digest, which has to be known before they are sent."""
+        assert item.digesting  # noqa: S101 (it has come as far as this)
+        content = await asyncio.to_thread(rest, file, item.path, item.stamp, offset)
+        item.digesting.add(content, offset)
+        digest = item.digesting.digest()
+        entry = self._journal.find(item.path)
+        if entry and entry.key:
+            self._journal.hashed(item.path, digest, entry.key)
+        return self._pieces(item, content, offset), digest
+
+    async def _pieces(self, item: Item, content: bytes, offset: int) -> AsyncIterator[bytes]:
+        done = 0
+        while done < len(content):
+            length = self._throttle.piece(len(content) - done)
+            await self._throttle.take(length)
+            yield content[done : done + length]
+            done += length
+            item.sent = offset + done
+            self._rate.add(length)
 
     async def _body(self, file: int, item: Item, offset: int, length: int) -> AsyncIterator[bytes]:
         end = offset + length
         while offset < end:
             length = self._throttle.piece(min(CHUNK, end - offset))
             await self._throttle.take(length)
-            chunk = await asyncio.to_thread(read, file, item.stamp, length, offset)
+            chunk = await asyncio.to_thread(_read, file, item, length, offset)
             if offset + len(chunk) == item.stamp.size and moved(file, item.path):
                 raise GoneError(item.name)  # what it is called now is sent by that name
             yield chunk
@@ -601,6 +669,13 @@ class Agent:
                 self.stop()
             self._step.clear()
             await self._step.wait()
+
+
+def _read(file: int, item: Item, length: int, offset: int) -> bytes:
+    chunk = read(file, item.stamp, length, offset)
+    if item.digesting:
+        item.digesting.add(chunk, offset)
+    return chunk
 
 
 def _looks(paths: list[str]) -> list[Stamp | None]:
