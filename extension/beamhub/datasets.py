@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,12 +23,14 @@ from beamhub.access import SYSTEM, Action, Principal
 from beamhub.errors import Conflict, Gone, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.frames import formats, picture
-from beamhub.frames.format import DatasetInfo, MissingFrameError, Part
+from beamhub.frames.format import Contents, DatasetInfo, MissingFrameError, Part
 from beamhub.frames.inspect import Inspector, Mask, Place
 from beamhub.frames.outside import FileProblem, HostileFile
 from beamhub.incoming import versions
 from beamhub.schemas import Dataset, DatasetState, Page, Upload
 from beamhub.store import Store, Transaction
+from beamhub.store.datasets import DatasetFile
+from beamhub.uploads import Findings
 
 MASKS = 8  # kept; that of a 16M detector has 18 MB
 GROWTH = ("dataset.started", "dataset.frames")  # what shows that a dataset is still being received
@@ -144,43 +147,29 @@ class Datasets:
 
     # --- arriving files ---
 
-    async def examine(self, upload: Upload) -> Callable[[Transaction], None]:
-        """Looks at a file that has just been published; the result is to be run in the transaction that
-        completes its upload. A detector file that can't be used stays a file, and its upload says why.
-
-        Raises HostileFile for one that is built to mislead its readers."""
-        path = PurePosixPath(upload.path)
-        part = formats.part(path)
-        if path.parts[0] != folders.RAW or part is None:
-            return lambda _tx: None
-        root = self._data_dir / upload.experiment / folders.RAW
-        try:
-            file = self._data_dir / upload.experiment / path
-            found = await self._inspector.look(Place(part.format, file, root))
-        except HostileFile:
-            raise
-        except FileProblem as problem:
-            reason = f"not usable as a detector file: {problem.reason}"
-
-            def refuse(tx: Transaction) -> None:
-                tx.uploads.change(upload.id, error=reason)
-                if part.is_member:  # its place in the series is taken, and nothing can be read there
-                    _member_arrived(tx, upload, part, None, 0)
-
-            return refuse
-
-        def record(tx: Transaction) -> None:
-            if found.frames is not None:
-                tx.uploads.change(upload.id, frames=found.frames)
-            if part.is_member:
-                _member_arrived(tx, upload, part, found.info, found.frames or 0)
-            elif found.info is not None:
-                _master_arrived(tx, upload, part, found.info)
-            elif found.frames is not None:
-                for dataset in tx.datasets.needing(upload.experiment, upload.path):
-                    _data_arrived(tx, dataset, upload.path, found.frames, upload)
-
-        return record
+    async def examine(self, uploads: Sequence[Upload]) -> Findings:
+        """Looks at files of one experiment that have just been published; what is to be recorded of them is
+        run in the transaction that completes their uploads. A detector file that can't be used stays a file,
+        and its upload says why; one that is built to mislead its readers is hostile."""
+        detectors: list[tuple[Upload, Part, Place]] = []
+        for upload in uploads:
+            path = PurePosixPath(upload.path)
+            if path.parts[0] == folders.RAW and (part := formats.part(path)):
+                home = self._data_dir / upload.experiment
+                detectors.append((upload, part, Place(part.format, home / path, home / folders.RAW)))
+        answers = await self._inspector.look_at_all([place for _, _, place in detectors])
+        looked: list[_Looked] = []
+        hostile: dict[str, str] = {}
+        for (upload, part, _), answer in zip(detectors, answers, strict=True):
+            match answer:
+                case HostileFile():
+                    hostile[upload.id] = answer.reason
+                case FileProblem():
+                    reason = f"not usable as a detector file: {answer.reason}"
+                    looked.append(_Looked(upload, part, Contents(None, None), reason))
+                case _:
+                    looked.append(_Looked(upload, part, answer))
+        return Findings(hostile, lambda tx: _arrived(tx, looked))
 
     async def expire(self, now: datetime) -> None:
         """Marks as incomplete what has stopped early: no new file for long, and none on its way."""
@@ -202,6 +191,41 @@ class Datasets:
     def _give_up(self, tx: Transaction, now: datetime) -> None:
         for dataset in self._stalled(tx, now):
             _end(tx, dataset, SYSTEM.name)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A detector's file that has arrived, and what it holds."""
+
+    upload: Upload
+    part: Part
+    contents: Contents
+    problem: str = ""  # why nothing can be read in it
+
+    @property
+    def frames(self) -> int:
+        return self.contents.frames or 0
+
+
+def _arrived(tx: Transaction, files: Sequence[_Looked]) -> None:
+    """Files of one experiment have come: what datasets they begin, and which grow by them."""
+    tx.uploads.change({file.upload.id: {"error": file.problem} for file in files if file.problem})
+    counted = [file for file in files if file.contents.frames is not None]
+    tx.uploads.change({file.upload.id: {"frames": file.frames} for file in counted})
+    series: dict[str, list[_Looked]] = {}
+    for file in files:
+        if file.part.is_member and file.part.dataset:
+            series.setdefault(file.part.dataset, []).append(file)
+        elif file.contents.info is not None:
+            _master_arrived(tx, file.upload, file.part, file.contents.info)
+    for path, members in series.items():
+        _members_arrived(tx, path, members)
+    data = {file.upload.path: file for file in counted if not file.part.is_member and not file.contents.info}
+    if data:
+        experiment = next(iter(data.values())).upload.experiment
+        for dataset, paths in tx.datasets.needing(experiment, data).items():
+            frames = {path: data[path].frames for path in paths}
+            _data_arrived(tx, dataset, frames, data[paths[-1]].upload)
 
 
 def _belongs(tx: Transaction, dataset: Dataset, path: str) -> bool:
@@ -236,13 +260,13 @@ def _master_arrived(tx: Transaction, upload: Upload, part: Part, info: DatasetIn
     files = [str(folder / data.name) for data in info.files]
     dataset = _create(tx, upload, part, info, files, info.frames_announced or 0)
     _emit(tx, dataset, "dataset.started", upload.instrument, upload.created_by)
-    for path, count in sorted(tx.uploads.frames(upload.experiment, files).items()):
-        _data_arrived(tx, dataset.id, path, count, upload)
+    if frames := tx.uploads.frames(upload.experiment, files):
+        _data_arrived(tx, dataset.id, frames, upload)
 
 
-def _data_arrived(tx: Transaction, id_: int, path: str, frames: int, upload: Upload) -> None:
-    """A data file of this dataset has come."""
-    tx.datasets.arrived(id_, path, frames)
+def _data_arrived(tx: Transaction, id_: int, frames: Mapping[str, int], upload: Upload) -> None:
+    """Data files of this dataset have come, the last with this upload: path -> frames."""
+    tx.datasets.arrived(id_, frames)
     before = tx.datasets.require(id_)
     readable, missing = 0, False
     for file in tx.datasets.files(id_):
@@ -258,29 +282,32 @@ def _data_arrived(tx: Transaction, id_: int, path: str, frames: int, upload: Upl
         }
     )
     tx.datasets.change(id_, state=dataset.state, frames_readable=readable, ended=dataset.ended)
-    _emit(tx, dataset, "dataset.frames", upload.instrument, upload.created_by, file=path)
+    _emit(tx, dataset, "dataset.frames", upload.instrument, upload.created_by, file=max(frames))
     if complete and before.state is not DatasetState.COMPLETE:
         _emit(tx, dataset, "dataset.complete", upload.instrument, upload.created_by)
 
 
-def _member_arrived(
-    tx: Transaction, upload: Upload, part: Part, info: DatasetInfo | None, frames: int
-) -> None:
-    """A file of a series has come; without `info` it holds nothing that can be read."""
-    if part.dataset is None or part.number is None:
-        raise AssertionError(f"{upload.path} is no file of a series")
-    before = tx.datasets.at(upload.experiment, part.dataset)
+def _members_arrived(tx: Transaction, path: str, files: Sequence[_Looked]) -> None:
+    """Files of a series have come; those without `info` hold nothing that can be read."""
+    by_number = {file.part.number: file for file in files if file.part.number is not None}
+    usable = [file for number, file in sorted(by_number.items()) if file.contents.info is not None]
+    newest = files[-1].upload
+    before = tx.datasets.at(newest.experiment, path)
     if before is None:
-        if info is None:  # nothing is known of the series yet
+        if not usable or usable[0].contents.info is None:  # nothing is known of the series yet
             return
-        before = _create(tx, upload, part, info, [], 1)
-        _emit(tx, before, "dataset.started", upload.instrument, upload.created_by)
+        before = _create(tx, usable[0].upload, usable[0].part, usable[0].contents.info, [], 1)
+        _emit(tx, before, "dataset.started", newest.instrument, newest.created_by)
     span = tx.datasets.span(before.id)
-    tx.datasets.add(before.id, part.number, upload.path, frames)
+    tx.datasets.add(
+        before.id, *(DatasetFile(n, file.upload.path, file.frames) for n, file in by_number.items())
+    )
     values: dict[str, Any] = {"state": DatasetState.RECEIVING, "ended": None}
-    if span and part.number < span[0] and info is not None:  # where the scan starts, the first one knows
+    lowest, highest = min(by_number), max(by_number)
+    info = by_number[lowest].contents.info
+    if span and lowest < span[0] and info is not None:  # where the scan starts, the first one knows
         values |= {"kind": info.kind, "metadata": {k: v.model_dump() for k, v in info.metadata.items()}}
-    first, last = (min(span[0], part.number), max(span[1], part.number)) if span else (part.number,) * 2
+    first, last = (min(span[0], lowest), max(span[1], highest)) if span else (lowest, highest)
     same_start = span is not None and span[0] == first
     readable = before.frames_readable if same_start else 0
     # what may not be the first frame is not counted as such: 0 or 1 is, others are when nothing has come
@@ -289,7 +316,7 @@ def _member_arrived(
     values |= {"frames_announced": last - first + 1, "frames_readable": readable}
     tx.datasets.change(before.id, **values)
     dataset = tx.datasets.require(before.id)
-    _emit(tx, dataset, "dataset.frames", upload.instrument, upload.created_by, file=upload.path)
+    _emit(tx, dataset, "dataset.frames", newest.instrument, newest.created_by, file=newest.path)
 
 
 def _end(tx: Transaction, dataset: Dataset, actor: str) -> Dataset:

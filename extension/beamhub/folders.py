@@ -89,6 +89,15 @@ def _complaint_of_new(name: str) -> str:
     return ""
 
 
+def unversioned(path: str) -> str:
+    """What a file was called before its version gave it another place: the same for all its versions."""
+    folder, _, name = path.rpartition("/")
+    above, _, last = folder.rpartition("/")
+    if not VERSION.fullmatch(last):
+        return path
+    return f"{above}/{name}" if above else name
+
+
 @contextlib.contextmanager
 def folder(root: Path, path: PurePosixPath, *, create: bool = False) -> Iterator[int]:
     """A descriptor of the folder `path` below `root`. With `create`, what is missing is made, durably.

@@ -7,6 +7,7 @@ way is followed. All of it blocks: to be called in threads.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -15,7 +16,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -57,6 +58,20 @@ class Incoming:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
             with contextlib.suppress(Gone):  # it was there, and has just been removed as an orphan
                 return self.hold(upload)
+
+    def keep(self, upload: Upload, content: memoryview) -> Held:
+        """A temporary file with all the bytes of an upload, which are known to be those that were announced,
+        held. They stay there once `flush` has been called. Raises Conflict, OSError."""
+        held = self.make_room(upload)
+        try:
+            held.cut(0)  # what a kill has left
+            held.write(0, [content], None)
+            os.fchmod(held.fileno(), _mode(upload))
+        except BaseException:
+            self.discard(upload)
+            held.close()
+            raise
+        return held
 
     def _require_room(self, upload: Upload) -> None:
         if self.free(upload) < upload.size:
@@ -137,10 +152,7 @@ class Incoming:
         try:
             while not _lock(held.fileno(), fcntl.LOCK_EX):
                 if not _lock(held.fileno(), fcntl.LOCK_SH):
-                    raise Conflict(
-                        f"Another request is sending {upload.path}.",
-                        "Wait for it, ask for the offset, and go on from there.",
-                    )
+                    raise busy(upload)
                 fcntl.flock(held.fileno(), fcntl.LOCK_UN)
                 time.sleep(WAIT)
             held.size()  # it may have been removed before it was locked
@@ -149,15 +161,17 @@ class Incoming:
             raise
         return held
 
-    def claim(self, experiment: str, path: str) -> int | None:
-        """The right to publish under this name, before all other processes: a descriptor, to be closed
-        afterwards; None while somebody else has it. A kill gives it back."""
+    def claim(self, experiment: str, paths: Collection[str]) -> int | None:
+        """The right to publish under these names, before all other processes: a descriptor, to be closed
+        afterwards; None while somebody else has one of them. A kill gives it back."""
         lock = os.open(self._data_dir / LOCKS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        place = int.from_bytes(hashlib.blake2b(f"{experiment}/{path}".encode(), digest_size=7).digest())
-        # of the open file, not of the process: two claims of one process exclude each other too
-        one_byte = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
+        names = (f"{experiment}/{path}".encode() for path in paths)
+        places = {int.from_bytes(hashlib.blake2b(name, digest_size=7).digest()) for name in names}
         try:
-            fcntl.fcntl(lock, fcntl.F_OFD_SETLK, one_byte)
+            for place in sorted(places):  # in one order, so that of two who want the same, one gets all
+                # of the open file, not of the process: two claims of one process exclude each other too
+                one_byte = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
+                fcntl.fcntl(lock, fcntl.F_OFD_SETLK, one_byte)
         except BlockingIOError:
             os.close(lock)
             return None
@@ -167,9 +181,9 @@ class Incoming:
         return lock
 
     @contextlib.contextmanager
-    def claimed(self, experiment: str, path: str) -> Iterator[None]:
+    def claimed(self, experiment: str, *paths: str) -> Iterator[None]:
         """As `claim`, and waits for it."""
-        while (lock := self.claim(experiment, path)) is None:
+        while (lock := self.claim(experiment, paths)) is None:
             time.sleep(WAIT)
         try:
             yield
@@ -208,37 +222,61 @@ class Incoming:
             stream.seek(0)
             digest = digests.of_file(stream, digests.algorithm_of(upload.digest) if upload.digest else USUAL)
             if upload.digest not in (None, digest):
-                raise ChecksumMismatch(
-                    f"{upload.path} arrived with another content than announced.",
-                    "Announce and send it again.",
-                )
-        # what the instrument has measured is never changed; in shared/ people work
-        file.seal(0o440 if upload.path.startswith(f"{folders.RAW}/") else 0o660)
+                raise different(upload.path)
+        file.seal(_mode(upload))
         return digest
 
-    def publish(self, upload: Upload, file: Held, paths: Sequence[str]) -> str:
-        """Gives the held file the first of these names that is free, durably; the name."""
-        return self._link(upload, file.fileno(), paths)
+    def publish(
+        self, experiment: str, files: Sequence[tuple[Upload, Held, Sequence[str]]]
+    ) -> list[str | Conflict | OSError]:
+        """Gives each of these held files the first of its names that is free, durably: that name, or why it
+        got none."""
+        results: list[str | Conflict | OSError] = []
+        with self._parents(experiment) as parent:
+            for upload, file, paths in files:
+                try:
+                    results.append(self._link(upload, file.fileno(), paths, parent))
+                except (Conflict, OSError) as error:
+                    results.append(error)
+        return results
 
-    def _link(self, upload: Upload, file: int, paths: Sequence[str]) -> str:
+    @contextlib.contextmanager
+    def _parents(self, experiment: str) -> Iterator[Callable[[PurePosixPath], int]]:
+        """Opens folders of an experiment, each once, and makes those that are missing. What has been put into
+        them stays, also after a power cut."""
+        found: dict[PurePosixPath, int] = {}
+        with contextlib.ExitStack() as stack:
+
+            def parent(path: PurePosixPath) -> int:
+                if path not in found:
+                    opening = folders.folder(self._data_dir / experiment, path, create=True)
+                    found[path] = stack.enter_context(opening)
+                return found[path]
+
+            yield parent
+            for descriptor in found.values():
+                os.fsync(descriptor)
+
+    def _link(
+        self, upload: Upload, file: int, paths: Sequence[str], parent: Callable[[PurePosixPath], int]
+    ) -> str:
         status = os.fstat(file)
         # a name it has already, since before a kill, counts as free: look for that one first
         named = [path for path in paths if self._names(upload, path, status)] if status.st_nlink > 1 else []
         for path in named or paths:
             where = PurePosixPath(path)
             try:
-                with folders.folder(self._data_dir / upload.experiment, where.parent, create=True) as parent:
-                    with contextlib.suppress(FileExistsError):
-                        os.link(_this(file), where.name, dst_dir_fd=parent)
-                    found = os.stat(where.name, dir_fd=parent, follow_symlinks=False)
-                    if os.path.samestat(found, status):
-                        os.fsync(parent)
-                        return path
+                folder = parent(where.parent)
             except NotFound as error:
                 raise Conflict(
                     f"{where.parent} is not a folder, so {upload.path} can't be put there.",
                     "Choose another name.",
                 ) from error
+            with contextlib.suppress(FileExistsError):
+                os.link(_this(file), where.name, dst_dir_fd=folder)
+                return path
+            if path in named:
+                return path
         raise Conflict(f"There are {MAX_VERSIONS} versions of {upload.path}.", "Choose another name.")
 
     def _names(self, upload: Upload, path: str, status: os.stat_result) -> bool:
@@ -269,9 +307,10 @@ class Incoming:
         except NotFound:
             return False
 
-    def discard(self, upload: Upload) -> None:
-        """Removes the temporary file; the published name stays."""
-        self.temporary(upload).unlink(missing_ok=True)
+    def discard(self, *uploads: Upload) -> None:
+        """Removes their temporary files; the published names stay."""
+        for upload in uploads:
+            self.temporary(upload).unlink(missing_ok=True)
 
     # --- what nobody may get ---
 
@@ -294,7 +333,8 @@ class Incoming:
         with self.quarantined(upload).open("rb") as file:
             if upload.source is None:
                 os.fchmod(file.fileno(), 0o440)
-            return self._link(upload, file.fileno(), versions(upload.path))
+            with self._parents(upload.experiment) as parent:
+                return self._link(upload, file.fileno(), versions(upload.path), parent)
 
     def take_back(self, upload: Upload) -> None:
         """A quarantined file has no other name, whatever a kill has left."""
@@ -320,6 +360,28 @@ class Incoming:
     def found(self) -> list[Path]:
         """All temporary files; each has the id of its upload as its name."""
         return list(self._data_dir.glob(f"*/{folders.INCOMING}/*"))
+
+
+def _mode(upload: Upload) -> int:
+    """What the instrument has measured is never changed; in shared/ people work."""
+    return 0o440 if upload.path.startswith(f"{folders.RAW}/") else 0o660
+
+
+def flush(files: Sequence[Held]) -> None:
+    """Lets the bytes of all these files stay as they are, also after a power cut.
+
+    All are given to the disk before the first is waited for. To flush the whole file system at once would be
+    as fast, but not beside a large upload, whose bytes it waits for too.
+    """
+    for file in files:
+        _SYNC_FILE_RANGE(file.fileno(), 0, 0, _WRITE)  # a hint: what it misses, fsync does and tells of
+    for file in files:
+        os.fsync(file.fileno())
+
+
+_SYNC_FILE_RANGE = ctypes.CDLL(None).sync_file_range
+_SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 
 
 def _open(temporary: Path) -> int:
@@ -386,7 +448,7 @@ class Held:
             raise _over(self.upload)
         return status.st_size
 
-    def write(self, position: int, block: Sequence[bytes], hasher: Hasher | None) -> None:
+    def write(self, position: int, block: Sequence[bytes | memoryview], hasher: Hasher | None) -> None:
         """Writes all chunks of a block, and adds them to the hash. Raises Gone if the upload is over."""
         self.size()
         for chunk in block:
@@ -447,6 +509,18 @@ def _copy(source: int, target: int, size: int, position: int) -> None:
         if count == 0:
             raise ChecksumMismatch("A file became shorter while it was copied.", "Try again.")
         done += count
+
+
+def different(path: str) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"{path} arrived with another content than announced.", "Announce and send it again."
+    )
+
+
+def busy(upload: Upload) -> Conflict:
+    return Conflict(
+        f"Another request is sending {upload.path}.", "Wait for it, ask for the offset, and go on from there."
+    )
 
 
 def _over(upload: Upload) -> Gone:

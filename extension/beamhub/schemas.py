@@ -435,6 +435,37 @@ class Registration(Request):
     experiment: str | None = Field(None, description="that has to be active; without it, the one that is")
 
 
+class BatchFile(Request):
+    """One of many small files that are sent together. What is wrong with it is said of it alone."""
+
+    filename: str = Field(description="its path below raw/, a user's below shared/")
+    size: int = Field(ge=0, le=2**23, description="at most 1 MiB")
+    digest: str | None = Field(
+        None, description="of its bytes, algorithm:hexadecimal; without one, they are taken as they come"
+    )
+    key: str | None = Field(None, max_length=255, description="as an Idempotency-Key, of this file")
+
+
+class Batch(Request):
+    """What is sent together, in the order in which the bytes follow."""
+
+    files: list[BatchFile] = Field(min_length=1, max_length=256)
+    experiment: str | None = Field(None, description="needed from users; an instrument's active one")
+
+
+class Delivery(Model):
+    """What has become of one file of a batch: its upload, or why it was refused."""
+
+    upload: Upload | None = None
+    problem: Problem | None = None
+
+
+class Deliveries(Model):
+    """One for each file of a batch, in its order."""
+
+    items: list[Delivery]
+
+
 class DatasetKind(StrEnum):
     ROTATION = "rotation"
     RASTER = "raster"  # a grid scan

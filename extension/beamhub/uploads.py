@@ -23,11 +23,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -47,24 +47,47 @@ from beamhub.errors import (
     TooLarge,
     TooMany,
 )
-from beamhub.events import Live, emit
+from beamhub.events import Live, emit, emit_all
 from beamhub.frames import formats
-from beamhub.frames.outside import HostileFile
-from beamhub.incoming import Held, Incoming, explained, remove, versions
+from beamhub.incoming import (
+    USUAL,
+    Held,
+    Incoming,
+    busy,
+    different,
+    explained,
+    flush,
+    remove,
+    versions,
+)
 from beamhub.schemas import Digest, DigestAlgorithm, Page, Upload, UploadState
 from beamhub.store import Store, Transaction
-from beamhub.store.uploads import PARTIAL
+from beamhub.store.uploads import PARTIAL, PUBLISHED
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Looks at a published file; what it returns is run in the transaction that completes the upload.
-Examine = Callable[[Upload], Awaitable[Callable[[Transaction], None]]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What published files turned out to be: why some are hostile, by their uploads' ids, and what is to be
+    recorded of all others, in the transaction that completes their uploads."""
+
+    hostile: Mapping[str, str]
+    record: Callable[[Transaction], None]
+
+
+# looks at files of one experiment that have just been published
+Examine = Callable[[Sequence[Upload]], Awaitable[Findings]]
 
 AT_ONCE = 64  # requests; an agent has at most half as many files in flight
 EXPIRES = timedelta(days=1)  # after its last byte, an unfinished upload is given up
 MAX_SIZE = 8 * 2**40  # bytes
 WRITE = 512 * 2**10  # bytes handed to a thread at once, which writes them in the blocks that they came in
 THREADS = 4
+BATCHES = 2  # prepared at a time; others wait for their turn
+BATCH_FILES, BATCH_BYTES = 256, 8 * 2**20  # at most, in one delivery
+BATCH_FILE = 2**20  # bytes of one of its files, at most
 PROGRESS = 0.25  # seconds between live messages about one upload
 LONGEST_PAUSE = 0.5  # seconds between looks at what another request with the same key is doing
 CLAIM = 0.01  # seconds between attempts to claim a name that somebody else is publishing under
@@ -99,11 +122,14 @@ class Uploads:
         self._incoming = Incoming(data_dir)
         self._examine = examine
         self._threads = ThreadPoolExecutor(THREADS, "beamhub-upload")
-        self._finishing: set[asyncio.Task[Upload]] = set()
+        # threads of their own, which may wait for names: those who have the names need the others
+        self._preparing = ThreadPoolExecutor(BATCHES, "beamhub-batch")
+        self._finishing: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Waits for the files that are being published."""
         await asyncio.gather(*self._finishing, return_exceptions=True)
+        self._preparing.shutdown()
         self._threads.shutdown()
 
     # --- the tus verbs ---
@@ -250,8 +276,9 @@ class Uploads:
         def look(tx: Transaction) -> tuple[Upload, bool, _Kin | None]:
             if begun := _begun(tx, principal, id_):
                 return begun, True, None
-            proposed = _proposed(tx, principal, file, id_)
-            return proposed, False, _kin(tx, proposed) if file.concat != PARTIAL else None
+            proposed = file.proposed(principal, id_, *_destination(tx, principal, file.experiment))
+            kin = _kin(tx, proposed.experiment, [proposed.path]) if file.concat != PARTIAL else {}
+            return proposed, False, kin.get(proposed.path)
 
         upload, begun, kin = await self._store.read(look)
         if begun:
@@ -263,9 +290,9 @@ class Uploads:
             if upload.state is not UploadState.RECEIVING or waits:
                 return await self._run(self._incoming.measured, upload)
         elif kin:
-            _, _, twin = await self._versions(upload, kin)
-            if twin:
-                return twin
+            found = await self._run(self._versions, upload, kin)
+            if isinstance(found, Upload):
+                return found
             if file.digest_follows and any(there.size == file.size for there in kin.published.values()):
                 raise DigestRequired(
                     f"There is a {file.path} of {file.size} bytes already.", "Announce it with its digest."
@@ -369,21 +396,133 @@ class Uploads:
             return await asyncio.shield(self._begin_to_finish(upload, file, until_then.pop_all()))
 
     @contextlib.contextmanager
-    def _one_more(self, principal: Principal) -> Iterator[None]:
+    def _one_more(self, principal: Principal, weight: int = 1) -> Iterator[None]:
         """Counts the requests of a principal that bring bytes; a client that holds many open keeps nobody
         else from sending."""
         who = (principal.kind, principal.name)
-        if self._sending[who] >= self._at_once:
+        if self._sending[who] + weight > self._at_once:
             raise TooMany(
                 f"{principal.name} is sending {self._at_once} files already.", "Wait until one has arrived."
             )
-        self._sending[who] += 1
+        self._sending[who] += weight
         try:
             yield
         finally:
-            self._sending[who] -= 1
+            self._sending[who] -= weight
             if not self._sending[who]:
                 del self._sending[who]
+
+    # --- many small files at once ---
+
+    def bringing(self, principal: Principal) -> contextlib.AbstractContextManager[None]:
+        """To be held while the files of a delivery are collected in memory, which is why they count as many
+        requests. Raises TooMany."""
+        return self._one_more(principal, max(1, self._at_once // 4))
+
+    async def deliver(
+        self, principal: Principal, files: Sequence[Whole], experiment: str | None = None
+    ) -> Sequence[Upload | BeamhubError]:
+        """Publishes small files whose bytes are here; each comes to what it would come to by itself.
+
+        They share looks at the store, flushes of the disk and transactions. The answer has, in their order,
+        each one's upload, or why it was refused: none keeps the others back.
+        """
+        task = asyncio.create_task(self._deliver(principal, files, experiment))
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        return await asyncio.shield(task)  # a sender that goes away does not stop what it has waited for
+
+    async def _deliver(
+        self, principal: Principal, files: Sequence[Whole], experiment: str | None
+    ) -> Sequence[Upload | BeamhubError]:
+        loop = asyncio.get_running_loop()
+        batch = await loop.run_in_executor(self._preparing, self._prepare, principal, files, experiment)
+        answers = batch.answers
+        with batch.held:
+            arrivals = batch.arrivals
+            if arrivals:
+                new = [arrival.upload for arrival in arrivals.values()]
+                refused = await self._store.write(lambda tx: _begin_all(tx, new))
+                for number in [n for n, arrival in arrivals.items() if arrival.upload.id in refused]:
+                    upload = arrivals.pop(number).upload
+                    answers[number] = refused[upload.id]
+                    await self._run(self._incoming.discard, upload)
+            if arrivals:
+                placed = await self._place(list(arrivals.values()))
+                answers |= dict(zip(arrivals, placed, strict=True))
+        for number in batch.begun:
+            answers[number] = await self._go_on(principal, files[number], experiment)
+        return [answers[number] for number in range(len(files))]
+
+    def _prepare(self, principal: Principal, files: Sequence[Whole], experiment: str | None) -> _Batch:
+        """All that comes before the rows of a batch: which of its files are refused or there already; the
+        others claimed, and durable in their temporary files."""
+        answers: dict[int, Upload | BeamhubError] = {}
+        told: dict[int, _File] = {}
+        paths = Counter(file.path for file in files)
+        for number, file in enumerate(files):
+            try:
+                told[number] = file.checked(experiment)
+                if paths[file.path] > 1:
+                    raise Invalid(f"{file.path} is in the batch {paths[file.path]} times.", "Send one each.")
+            except BeamhubError as error:
+                told.pop(number, None)
+                answers[number] = error
+        ids = {n: _id(principal, key) if (key := files[n].key) else secrets.token_hex(16) for n in told}
+
+        def look(tx: Transaction) -> tuple[set[str], tuple[str, str] | BeamhubError]:
+            begun = set(tx.uploads.all(ids.values()))
+            try:
+                return begun, _destination(tx, principal, experiment)
+            except BeamhubError as error:
+                return begun, error
+
+        known, destination = self._store.read_sync(look)
+        begun = [number for number, id_ in ids.items() if id_ in known]
+        fresh = {number: file for number, file in told.items() if ids[number] not in known}
+        if isinstance(destination, BeamhubError):
+            return _Batch({**answers, **dict.fromkeys(fresh, destination)}, begun)
+        uploads = {
+            number: file.proposed(principal, ids[number], *destination) for number, file in fresh.items()
+        }
+        with contextlib.ExitStack() as held:
+            place, names = destination[1], [upload.path for upload in uploads.values()]
+            held.enter_context(self._incoming.claimed(place, *names))
+            kin = self._store.read_sync(lambda tx: _kin(tx, place, names))
+            arrivals: dict[int, _Arrival] = {}
+            for number, upload in uploads.items():
+                try:
+                    found = self._versions(upload, kin[upload.path])
+                    if isinstance(found, Upload):
+                        answers[number] = found
+                        continue
+                    kept = held.enter_context(self._incoming.keep(upload, files[number].content))
+                    arrivals[number] = _Arrival(upload, kept, found)
+                except BeamhubError as error:
+                    answers[number] = error
+                except OSError as error:
+                    if not isinstance(problem := explained(error, upload), BeamhubError):
+                        raise
+                    answers[number] = problem
+            flush([arrival.file for arrival in arrivals.values()])
+            return _Batch(answers, begun, arrivals, held.pop_all())
+
+    async def _go_on(
+        self, principal: Principal, file: Whole, experiment: str | None
+    ) -> Upload | BeamhubError:
+        """What has been announced before, with the same key, is sent on from where it is."""
+
+        async def rest(offset: int) -> AsyncIterator[bytes]:
+            yield bytes(file.content[offset:])
+
+        told = file.path, len(file.content), file.digest, experiment
+        try:
+            upload = await self.create(principal, *told, key=file.key)
+            if upload.state is UploadState.RECEIVING:
+                upload = await self.append(principal, upload.id, upload.offset, rest(upload.offset))
+        except BeamhubError as error:
+            return error
+        return upload
 
     async def terminate(self, principal: Principal, id_: str) -> None:
         """Gives up an upload that is on its way. A published file stays: Conflict."""
@@ -488,7 +627,7 @@ class Uploads:
                 "Announce it again, with its real size.",
             )
         free = await self._run(self._incoming.free, upload)
-        left = await self._store.read(lambda tx: _left_of_quota(tx, upload.experiment))
+        left = await self._store.read(lambda tx: _Quota.of(tx, upload.experiment).left)
         full = explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
         quota = QuotaExceeded(
             f"{upload.path} has grown beyond the quota of {upload.experiment}.",
@@ -542,46 +681,74 @@ class Uploads:
             return await self._publish(upload.model_copy(update={"digest": digest}), file)
 
     async def _publish(self, upload: Upload, file: Held) -> Upload:
-        current, kin = await self._store.read(lambda tx: (tx.uploads.get(upload.id), _kin(tx, upload)))
+        def look(tx: Transaction) -> tuple[Upload | None, _Kin]:
+            return tx.uploads.get(upload.id), _kin(tx, upload.experiment, [upload.path])[upload.path]
+
+        current, kin = await self._store.read(look)
         if current is None or current.state is not UploadState.RECEIVING:
             return current or upload
-        published, awaited, twin = await self._versions(upload, kin)
-        if twin:
-            return await self._merge(upload, twin)
-        paths = versions(upload.path)
+        found = await self._run(self._versions, upload, kin)
+        if isinstance(found, Upload):
+            return await self._merge(upload, found)
+        (placed,) = await self._place([_Arrival(upload, file, found)])
+        if isinstance(placed, Exception):
+            raise placed
+        return placed
+
+    async def _place(self, arrivals: Sequence[_Arrival]) -> Sequence[Upload | BeamhubError]:
+        """Publishes verified files of one sender in one experiment, whose names are claimed. For each, its
+        upload, or why it could not be published."""
+        first = arrivals[0].upload
+        files = [(arrival.upload, arrival.file, arrival.names) for arrival in arrivals]
+        results: dict[str, Upload | BeamhubError] = {}
+        placed: dict[str, Upload] = {}
         try:
-            names = [awaited, *paths] if awaited else paths
-            path = await self._run(self._incoming.publish, upload, file, names)
-        except Conflict as error:
-            await self._fail(upload, error.detail, upload.created_by)
-            raise
+            paths = await self._run(self._incoming.publish, first.experiment, files)
         except OSError as error:
-            raise explained(error, upload) from error
-        placed = upload.model_copy(
-            update={
-                "path": path,
-                "version": paths.index(path) + 1,
-                "state": UploadState.COMPLETE,
-                "offset": upload.size,
-            }
-        )
-        try:
-            record = await self._examine(placed)
-        except HostileFile as problem:
-            return await self._quarantine(placed, file, problem.reason)
+            raise explained(error, first) from error
+        for arrival, path in zip(arrivals, paths, strict=True):
+            upload = arrival.upload
+            match path:
+                case str():
+                    placed[upload.id] = arrival.as_published(path)
+                case Conflict():
+                    await self._fail(upload, path.detail, upload.created_by)
+                    results[upload.id] = path
+                case OSError():
+                    if not isinstance(problem := explained(path, upload), BeamhubError):
+                        raise path
+                    results[upload.id] = problem
+        findings = await self._examine(list(placed.values()))
+        for arrival in arrivals:
+            if reason := findings.hostile.get(arrival.upload.id):
+                upload = placed.pop(arrival.upload.id)
+                results[upload.id] = await self._quarantine(upload, arrival.file, reason)
+        earlier = {path for arrival in arrivals if arrival.upload.id in placed for path in arrival.earlier}
 
-        def complete(tx: Transaction) -> Upload | None:
-            tx.uploads.supersede(upload.experiment, published)
-            tx.uploads.end(
-                upload.id, UploadState.COMPLETE, path=path, version=placed.version, digest=upload.digest
+        def complete(tx: Transaction) -> dict[str, Upload]:
+            tx.uploads.supersede(first.experiment, earlier)
+            tx.uploads.end_all(
+                {
+                    id_: {"path": upload.path, "version": upload.version, "digest": upload.digest}
+                    for id_, upload in placed.items()
+                },
+                UploadState.COMPLETE,
             )
-            _emit(tx, placed, "file.complete", upload.created_by)
-            record(tx)
-            return tx.uploads.get(upload.id)
+            emit_all(
+                tx,
+                "file.complete",
+                actor=first.created_by,
+                instrument=first.instrument,
+                experiment=first.experiment,
+                data={id_: {"path": upload.path, "size": upload.size} for id_, upload in placed.items()},
+            )
+            findings.record(tx)
+            return tx.uploads.all(placed)
 
-        completed = await self._store.write(complete)
-        await self._run(self._incoming.discard, upload)
-        return completed or placed
+        if placed:
+            results |= await self._store.write(complete)
+            await self._run(self._incoming.discard, *placed.values())
+        return [results[arrival.upload.id] for arrival in arrivals]
 
     async def _quarantine(self, upload: Upload, file: Held, reason: str) -> Upload:
         """What is built to mislead its readers reaches none of them."""
@@ -597,23 +764,23 @@ class Uploads:
         await self._run(self._incoming.discard, upload)
         return quarantined or upload
 
-    async def _versions(self, upload: Upload, kin: _Kin) -> tuple[set[str], str | None, Upload | None]:
-        """Of an upload that is not published yet: where other versions of it are, where a dataset waits for
-        it, and the published file that it equals."""
-        published = set(kin.published)
+    def _versions(self, upload: Upload, kin: _Kin) -> _Names | Upload:
+        """Of an upload that is not published yet: the names that it may get, or the published file that it
+        equals."""
+        published = frozenset(kin.published)
         for twin in kin.quarantined:
             if twin.digest == upload.digest:
-                return published, None, twin
+                return twin
         awaited = kin.awaited
         if awaited in published:  # something else came there, and can't be replaced
             awaited = None
         if awaited is None and upload.digest is not None:
             for twin in kin.published.values():
-                if await self._run(self._incoming.holds, twin, upload.size, upload.digest):
-                    return published, None, twin
+                if self._incoming.holds(twin, upload.size, upload.digest):
+                    return twin
         if awaited is None and kin.growing not in published:
             awaited = kin.growing
-        return published, awaited, None
+        return _Names(published, awaited)
 
     async def _merge(self, upload: Upload, twin: Upload) -> Upload:
         """The same file has come while this one was on its way: nothing new has arrived. Where that one is in
@@ -660,7 +827,9 @@ class Uploads:
     async def _claim(self, upload: Upload) -> contextlib.ExitStack:
         """One upload at a time is published under a name, in all processes. To be left with `with`."""
         while True:
-            claiming = asyncio.ensure_future(self._run(self._incoming.claim, upload.experiment, upload.path))
+            claiming = asyncio.ensure_future(
+                self._run(self._incoming.claim, upload.experiment, [upload.path])
+            )
             claim = await self._kept(claiming, lambda claim: os.close(claim) if claim is not None else None)
             if claim is not None:
                 stack = contextlib.ExitStack()
@@ -741,15 +910,92 @@ def _settled(tx: Transaction, upload: Upload, size: int | None, digest: str | No
             )
         change["digest"] = digest
     if change:
-        tx.uploads.change(upload.id, **change)
+        tx.uploads.change({upload.id: change})
         upload = upload.model_copy(update=change)
-        _require_quota(tx, upload)
+        _Quota.of(tx, upload.experiment).require(upload, announced=True)
     return upload
 
 
 def _id(principal: Principal, key: str) -> str:
     """The id of the upload that this principal announces with this key, at every repetition."""
     return hashlib.sha256(f"{principal.kind}:{principal.name}\0{key}".encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A small file with all its bytes, as a sender delivers it."""
+
+    path: str
+    content: memoryview
+    digest: str | None = None
+    key: str | None = None
+
+    def checked(self, experiment: str | None) -> _File:
+        """What is known of it, once its bytes are those that were announced. Raises Invalid,
+        ChecksumMismatch."""
+        size = len(self.content)
+        file = _File(self.path, size, self.digest, experiment)
+        file.check()
+        if size > BATCH_FILE:
+            raise TooLarge(
+                f"{self.path} has {size} bytes; a file of a batch has at most {BATCH_FILE}.",
+                "Send it by itself.",
+            )
+        algorithm = algorithm_of(self.digest) if self.digest else USUAL
+        hasher = ALGORITHMS[algorithm]()
+        hasher.update(self.content)
+        digest = f"{algorithm}:{hasher.hexdigest()}"
+        if self.digest not in (None, digest):
+            raise different(self.path)
+        return replace(file, computed=digest)
+
+
+@dataclass
+class _Batch:
+    """What has become of the files of a delivery, by their numbers in it."""
+
+    answers: dict[int, Upload | BeamhubError]
+    begun: Sequence[int] = ()  # that were announced before
+    arrivals: dict[int, _Arrival] = field(default_factory=dict)  # that are to be published
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # until they are
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What a file that is not published yet may be called."""
+
+    earlier: frozenset[str]  # where other versions of it are
+    awaited: str | None  # where something waits for it
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """A file that has come, verified, to be published."""
+
+    upload: Upload
+    file: Held
+    found: _Names
+
+    @property
+    def earlier(self) -> frozenset[str]:
+        return self.found.earlier
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What it may be called, the best first."""
+        awaited = self.found.awaited
+        return [*((awaited,) if awaited else ()), *versions(self.upload.path)]
+
+    def as_published(self, path: str) -> Upload:
+        """Its upload, now that the file has this name."""
+        return self.upload.model_copy(
+            update={
+                "path": path,
+                "version": versions(self.upload.path).index(path) + 1,
+                "state": UploadState.COMPLETE,
+                "offset": self.upload.size,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -763,6 +1009,7 @@ class _File:
     concat: str | None = None
     source: str | None = None
     digest_follows: DigestAlgorithm | None = None
+    computed: str | None = None  # its digest, where its bytes are known already
 
     def check(self) -> None:
         folders.parse(self.path, new=True)
@@ -784,6 +1031,28 @@ class _File:
             upload.source,
             upload.digest_follows is None,
         ) and self.experiment in (None, upload.experiment)
+
+    def proposed(self, principal: Principal, id_: str, area: str, experiment: str) -> Upload:
+        """The upload that would begin with it."""
+        return Upload(
+            id=id_,
+            experiment=experiment,
+            instrument=principal.instrument,
+            path=f"{area}/{self.path}",
+            size=self.size or 0,
+            deferred=self.size is None,
+            offset=0,
+            digest=self.digest or self.computed,
+            digest_follows=self.digest_follows,
+            digest_by="sender" if self.digest or self.digest_follows else "service",
+            version=1,
+            state=UploadState.RECEIVING,
+            source=self.source,
+            concat=self.concat,
+            created=datetime.now(UTC),
+            ended=None,
+            created_by=principal.name,
+        )
 
 
 def _too_long(size: int) -> Invalid:
@@ -810,46 +1079,39 @@ class _Kin:
     growing: str | None  # and the one at which a series of such files grows
 
 
-def _kin(tx: Transaction, upload: Upload) -> _Kin:
-    paths = versions(upload.path)
-    part = formats.part(PurePosixPath(upload.path))
-    # of a series, the file's dataset under each version
-    member = part is not None and part.is_member and part.dataset
-    series = dict(zip(versions(member), paths, strict=True)) if member else {}
-    growing = tx.datasets.growing(upload.experiment, series) if series else None
-    return _Kin(
-        published=tx.uploads.published(upload.experiment, paths),
-        quarantined=tx.uploads.quarantined(upload.experiment, paths),
-        awaited=tx.datasets.awaited(upload.experiment, paths),
-        growing=series[growing] if growing is not None else None,
+def _kin(tx: Transaction, experiment: str, paths: Sequence[str]) -> dict[str, _Kin]:
+    """By the path of each file's first version."""
+    others = tx.uploads.versions(experiment, paths)
+    parts = {path: formats.part(PurePosixPath(path)) for path in paths}
+    # a master may wait for what is a detector's file by its name; a series is a dataset under each version
+    awaited = {
+        name: path
+        for path, part in parts.items()
+        if part is not None and not part.is_member
+        for name in versions(path)
+    }
+    series = {part.dataset for part in parts.values() if part and part.is_member and part.dataset}
+    waiting = tx.datasets.awaited(experiment, awaited) if awaited else []
+    growing = (
+        tx.datasets.growing(experiment, [name for one in series for name in versions(one)]) if series else []
     )
+    found = {}
+    for path, part in parts.items():
+        mine = others.get(path, ())
+        names = versions(path)
+        homes = versions(part.dataset) if part and part.is_member and part.dataset else ()
+        home = next((home for home in growing if home in homes), None)
+        found[path] = _Kin(
+            published={one.path: one for one in mine if one.state in PUBLISHED},
+            quarantined=[one for one in mine if one.state is UploadState.QUARANTINED],
+            awaited=next((name for name in waiting if awaited[name] == path), None),
+            growing=None if home is None else names[homes.index(home)],
+        )
+    return found
 
 
 def _begun(tx: Transaction, principal: Principal, id_: str) -> Upload | None:
     return _writable(tx, principal, id_) if tx.uploads.get(id_) else None
-
-
-def _proposed(tx: Transaction, principal: Principal, file: _File, id_: str) -> Upload:
-    area, experiment = _destination(tx, principal, file.experiment)
-    return Upload(
-        id=id_,
-        experiment=experiment,
-        instrument=principal.instrument,
-        path=f"{area}/{file.path}",
-        size=file.size or 0,
-        deferred=file.size is None,
-        offset=0,
-        digest=file.digest,
-        digest_follows=file.digest_follows,
-        digest_by="sender" if file.digest or file.digest_follows else "service",
-        version=1,
-        state=UploadState.RECEIVING,
-        source=file.source,
-        concat=file.concat,
-        created=datetime.now(UTC),
-        ended=None,
-        created_by=principal.name,
-    )
 
 
 def _begin(tx: Transaction, upload: Upload, parts: Sequence[Upload]) -> bool:
@@ -858,28 +1120,57 @@ def _begin(tx: Transaction, upload: Upload, parts: Sequence[Upload]) -> bool:
         return False
     if tx.uploads.forget([part.id for part in parts]) != len(parts):
         raise Conflict(f"A part of {upload.path} is no longer there.", "Send the file again.")
+    _Quota.of(tx, upload.experiment).require(upload)
     tx.uploads.create(upload)
-    _require_quota(tx, upload)
     return True
 
 
-def _require_quota(tx: Transaction, upload: Upload) -> None:
-    """All that has been announced has to fit into the experiment's quota."""
-    experiment = tx.experiments.get(upload.experiment)
-    quota = experiment.quota if experiment else None
-    if quota is not None and (volume := tx.uploads.volume(upload.experiment)) > quota:
-        raise QuotaExceeded(
-            f"With {upload.path} ({upload.size} bytes) the uploads of {upload.experiment} come to {volume} "
-            f"bytes; its quota is {quota}.",
-            "Ask the staff of its instrument to raise the quota; then send on: what has arrived is kept.",
-        )
+def _begin_all(tx: Transaction, new: Sequence[Upload]) -> dict[str, BeamhubError]:
+    """Begins uploads of one experiment; those that can't begin, and why, by their ids."""
+    begun = tx.uploads.all([upload.id for upload in new])
+    quota = _Quota.of(tx, new[0].experiment)
+    refused: dict[str, BeamhubError] = {}
+    for upload in new:
+        try:
+            if upload.id in begun:
+                raise busy(upload)
+            quota.require(upload)
+        except BeamhubError as error:
+            refused[upload.id] = error
+    if fresh := [upload for upload in new if upload.id not in refused]:
+        tx.uploads.create(*fresh)
+    return refused
 
 
-def _left_of_quota(tx: Transaction, id_: str) -> int:
-    """How many bytes an experiment may still get."""
-    experiment = tx.experiments.get(id_)
-    quota = experiment.quota if experiment else None
-    return MAX_SIZE if quota is None else quota - tx.uploads.volume(id_)
+@dataclass
+class _Quota:
+    """All that has been announced to an experiment has to fit into its quota."""
+
+    quota: int | None
+    volume: int  # bytes of what has been
+
+    @classmethod
+    def of(cls, tx: Transaction, experiment: str) -> _Quota:
+        found = tx.experiments.get(experiment)
+        quota = found.quota if found else None
+        return cls(quota, tx.uploads.volume(experiment) if quota is not None else 0)
+
+    @property
+    def left(self) -> int:
+        """How many bytes may still come."""
+        return MAX_SIZE if self.quota is None else self.quota - self.volume
+
+    def require(self, upload: Upload, *, announced: bool = False) -> None:
+        """Raises QuotaExceeded unless this upload fits in too; it is counted already if it has been
+        announced."""
+        volume = self.volume if announced else self.volume + upload.size
+        if self.quota is not None and volume > self.quota:
+            raise QuotaExceeded(
+                f"With {upload.path} ({upload.size} bytes) the uploads of {upload.experiment} come to "
+                f"{volume} bytes; its quota is {self.quota}.",
+                "Ask the staff of its instrument to raise the quota; then send on: what has arrived is kept.",
+            )
+        self.volume = volume
 
 
 def _destination(tx: Transaction, principal: Principal, experiment: str | None) -> tuple[str, str]:
@@ -930,7 +1221,7 @@ def _writable(tx: Transaction, principal: Principal, id_: str) -> Upload:
 def _continued(tx: Transaction, principal: Principal, id_: str) -> Upload:
     upload = _writable(tx, principal, id_)
     if upload.state is UploadState.RECEIVING:
-        _require_quota(tx, upload)  # it may have been lowered
+        _Quota.of(tx, upload.experiment).require(upload, announced=True)  # it may have been lowered
     return upload
 
 

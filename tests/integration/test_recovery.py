@@ -33,7 +33,7 @@ from beamhub.events import Live
 from beamhub.experiments import Experiments
 from beamhub.schemas import *
 from beamhub.store import Store
-from beamhub.uploads import Uploads
+from beamhub.uploads import Findings, Uploads
 
 folder, step, content = Path(sys.argv[1]), sys.argv[2], bytes(range(256)) * 4096
 agent = Principal("instrument:mx", "instrument", instrument="mx")
@@ -42,10 +42,10 @@ operator = Principal("root", "user", operator=True)
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-async def examine(upload):
+async def examine(uploads):
     if step == "between publishing and committing":
         kill()
-    return kill if step == "inside the transaction" else lambda tx: None
+    return Findings({}, lambda tx: kill() if step == "inside the transaction" else None)
 
 def committed():
     if step == "between committing and cleaning up":

@@ -14,6 +14,7 @@ from jupyter_server.utils import url_path_join
 
 from beamhub.api import (
     agents,
+    batches,
     datasets,
     events,
     experiments,
@@ -40,6 +41,7 @@ _NOUNS = (
     agents,
     experiments,
     uploads,
+    batches,
     datasets,
     templates,
     triggers,

@@ -538,10 +538,10 @@ def _validate(model: type[BaseModel], value: Any, where: str) -> BaseModel:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _invalid(error, where) from error
+        raise invalid(error, where) from error
 
 
-def _invalid(error: ValidationError, where: str) -> Invalid:
+def invalid(error: ValidationError, where: str) -> Invalid:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     fields = [".".join(map(str, e["loc"])) or e["msg"] for e in found]
     return Invalid(
@@ -554,11 +554,11 @@ def _invalid(error: ValidationError, where: str) -> Invalid:
 def _problem(error: BaseException | None) -> tuple[Problem, dict[str, str]]:
     match error:
         case Refusal():
-            return _described(error), error.headers
+            return described(error), error.headers
         case Unavailable():
-            return _described(error), {"Retry-After": str(error.retry_after)}
+            return described(error), {"Retry-After": str(error.retry_after)}
         case BeamhubError():
-            return _described(error), {}
+            return described(error), {}
         case HTTPError():  # of Tornado, Jupyter Server or the hub's identity provider
             status = error.status_code
             title = HTTPStatus(status).phrase if status in _KNOWN else "Error"
@@ -578,7 +578,7 @@ def _problem(error: BaseException | None) -> tuple[Problem, dict[str, str]]:
     ), {}
 
 
-def _described(error: BeamhubError) -> Problem:
+def described(error: BeamhubError) -> Problem:
     return Problem(
         title=error.title, status=error.status, detail=error.detail, remedy=error.remedy, errors=error.errors
     )

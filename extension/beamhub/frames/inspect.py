@@ -19,7 +19,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 
 from beamhub.frames import formats, reader
 from beamhub.frames.format import MAX_PIXELS, Contents, Frames, MissingFrameError
-from beamhub.frames.outside import HostileFile, UnreadableFile
+from beamhub.frames.outside import FileProblem, HostileFile, UnreadableFile
 
 MAX_ANSWER = 1 << 24  # bytes of a line
 KEPT = 16  # datasets of which a child remembers where the frames lie
@@ -82,15 +82,16 @@ class Inspector:
     async def look(self, place: Place) -> Contents:
         """`Format.look`. Raises what that raises."""
 
-        def work(child: _Child) -> Contents:
-            answer = child.ask(_question("look", place), place.path.name)
-            try:
-                return _CONTENTS.validate_json(answer)
-            except ValueError as error:
-                raise _senseless(place.path.name) from error
-
         async with self._looking:
-            return await self._with_child(work)
+            return await self._with_child(lambda child: child.look(place))
+
+    async def look_at_all(self, places: Sequence[Place]) -> list[Contents | FileProblem]:
+        """As `look`, at many files; what it would raise of one is that one's answer, but for a file that is
+        gone, which raises."""
+        if not places:
+            return []
+        async with self._looking:
+            return await self._with_child(lambda child: child.look_at_all(places))
 
     async def counts(self, place: Place, index: int, shape: tuple[int, int]) -> NDArray[Any]:
         """Frame `index` (from 0) of a dataset, whose frames have this shape. Raises as `Frames.counts`."""
@@ -155,19 +156,48 @@ class _Child:
         if not answer:
             self.end()
             raise UnreadableFile(name, "looking at it exhausted or crashed its reader")
-        kind, _, rest = answer.partition(b" ")
-        if kind == b"ok":
-            return rest
-        try:  # whoever has taken over the child may answer anything
-            problem = _PROBLEM.validate_json(rest)
-            file, reason = problem["file"], problem["reason"]
-        except (ValueError, KeyError) as error:
-            raise _senseless(name) from error
-        if kind == b"missing":
-            raise FileNotFoundError(reason)
-        if kind == b"none":
-            raise MissingFrameError(reason)
-        raise (HostileFile if kind == b"hostile" else UnreadableFile)(file, reason)
+        return _content(answer, name)
+
+    def look(self, place: Place) -> Contents:
+        """`Format.look`. Raises as `ask`."""
+        answer = self.ask(_question("look", place), place.path.name)
+        try:
+            return _CONTENTS.validate_json(answer)
+        except ValueError as error:
+            raise _senseless(place.path.name) from error
+
+    def look_at_all(self, places: Sequence[Place]) -> list[Contents | FileProblem]:
+        """As `look`, with one question; each by itself when that comes to no answer, so that none has to
+        suffer for another."""
+        name = places[0].path.name
+        if len(places) > 1:
+            questions = [_question("look", place) for place in places]
+            try:
+                answer = self.ask({"what": "look at all", "path": name, "questions": questions}, name)
+                return self._verdicts(answer, places)
+            except UnreadableFile:
+                pass
+        found: list[Contents | FileProblem] = []
+        for place in places:
+            try:
+                found.append(self.look(place))
+            except FileProblem as problem:
+                found.append(problem)
+        return found
+
+    def _verdicts(self, answer: bytes, places: Sequence[Place]) -> list[Contents | FileProblem]:
+        """What the child says of each. Raises UnreadableFile for what makes no sense."""
+        found: list[Contents | FileProblem] = []
+        try:
+            verdicts = _VERDICTS.validate_json(answer)
+            for verdict, place in zip(verdicts, places, strict=True):
+                try:
+                    found.append(_CONTENTS.validate_json(_content(verdict.encode(), place.path.name)))
+                except FileProblem as problem:
+                    found.append(problem)
+        except ValueError as error:
+            raise _senseless(places[0].path.name) from error
+        return found
 
     def ask_array(
         self, question: dict[str, Any], name: str, shape: tuple[int, int]
@@ -260,12 +290,30 @@ class _Child:
 
 _CONTENTS = TypeAdapter(Contents)
 _PROBLEM = TypeAdapter(dict[str, str])
+_VERDICTS = TypeAdapter(list[str])  # one answer each
 _ARRAY = TypeAdapter(dict[str, str | int])
 
 
 def _question(what: str, place: Place, **more: Any) -> dict[str, Any]:
     where = {"format": place.format, "path": os.fspath(place.path), "root": os.fspath(place.root)}
     return {"what": what, **where, "first": place.first, **more}
+
+
+def _content(answer: bytes, name: str) -> bytes:
+    """What an answer about a file called `name` says, if that is no problem; else raises it."""
+    kind, _, rest = answer.partition(b" ")
+    if kind == b"ok":
+        return rest
+    try:  # whoever has taken over the child may answer anything
+        problem = _PROBLEM.validate_json(rest)
+        file, reason = problem["file"], problem["reason"]
+    except (ValueError, KeyError) as error:
+        raise _senseless(name) from error
+    if kind == b"missing":
+        raise FileNotFoundError(reason)
+    if kind == b"none":
+        raise MissingFrameError(reason)
+    raise (HostileFile if kind == b"hostile" else UnreadableFile)(file, reason)
 
 
 def _senseless(name: str) -> UnreadableFile:
@@ -282,24 +330,32 @@ def _serve(memory: int, seconds: int, shared: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     for line in sys.stdin.buffer:
         question = json.loads(line)
-        name = Path(question["path"]).name
         used = resource.getrusage(resource.RUSAGE_SELF)
         spent = math.ceil(used.ru_utime + used.ru_stime)
         resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds + 1, resource.RLIM_INFINITY))
-        try:
-            answer = b"ok " + _answer(question, shared)
-        except HostileFile as problem:
-            answer = _problem("hostile", problem.file, problem.reason)
-        except UnreadableFile as problem:
-            answer = _problem("unreadable", problem.file, problem.reason)
-        except MissingFrameError as problem:
-            answer = _problem("none", name, str(problem))
-        except FileNotFoundError:
-            answer = _problem("missing", name, f"there is no file {name}")
-        except MemoryError:
-            answer = _problem("unreadable", name, "reading it needs more memory than is allowed")
+        if question["what"] == "look at all":
+            verdicts = [_verdict(one, shared).decode() for one in question["questions"]]
+            answer = b"ok " + _VERDICTS.dump_json(verdicts)
+        else:
+            answer = _verdict(question, shared)
         sys.stdout.buffer.write(answer + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _verdict(question: dict[str, Any], shared: int) -> bytes:
+    name = Path(question["path"]).name
+    try:
+        return b"ok " + _answer(question, shared)
+    except HostileFile as problem:
+        return _problem("hostile", problem.file, problem.reason)
+    except UnreadableFile as problem:
+        return _problem("unreadable", problem.file, problem.reason)
+    except MissingFrameError as problem:
+        return _problem("none", name, str(problem))
+    except FileNotFoundError:
+        return _problem("missing", name, f"there is no file {name}")
+    except MemoryError:
+        return _problem("unreadable", name, "reading it needs more memory than is allowed")
 
 
 def _answer(question: dict[str, Any], shared: int) -> bytes:

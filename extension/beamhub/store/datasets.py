@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from beamhub.schemas import Dataset, DatasetKind, DatasetState, Page, Quantity
 from beamhub.store.pages import among, paginate
@@ -148,16 +149,18 @@ class Datasets:
         query = query.where(dataset_files.c.dataset == dataset, dataset_files.c.path == path)
         return self._connection.execute(query).first() is not None
 
-    def add(self, dataset: int, number: int, path: str, frames: int) -> None:
-        """A file of a series, with its number."""
-        values = {"path": path, "frames": frames}
-        changed = self._connection.execute(
-            update(dataset_files)
-            .where(dataset_files.c.dataset == dataset, dataset_files.c.number == number)
-            .values(values)
+    def add(self, dataset: int, *files: DatasetFile) -> None:
+        """Files of a series, with their numbers; what had such a number before gives it up."""
+        numbers = [file.number for file in files]
+        mine = dataset_files.c.dataset == dataset
+        self._connection.execute(delete(dataset_files).where(mine, dataset_files.c.number.in_(numbers)))
+        self._connection.execute(
+            insert(dataset_files),
+            [
+                {"dataset": dataset, "number": file.number, "path": file.path, "frames": file.frames}
+                for file in files
+            ],
         )
-        if changed.rowcount == 0:
-            self._connection.execute(insert(dataset_files).values(dataset=dataset, number=number, **values))
 
     def span(self, dataset: int) -> tuple[int, int] | None:
         """The lowest and the highest number of a series' files."""
@@ -178,23 +181,27 @@ class Datasets:
             if length < RUN:
                 return start
 
-    def needing(self, experiment: str, path: str) -> Sequence[int]:
-        """Ids of the datasets that this file, which has not arrived for them yet, belongs to."""
+    def needing(self, experiment: str, paths: Collection[str]) -> Mapping[int, Sequence[str]]:
+        """The datasets that files at these paths, which have not arrived for them yet, belong to: id ->
+        their paths."""
         query = (
-            select(datasets.c.id)
+            select(datasets.c.id, dataset_files.c.path)
             .join(dataset_files, datasets.c.id == dataset_files.c.dataset)
             .where(
                 datasets.c.experiment == experiment,
                 dataset_files.c.frames.is_(None),
-                dataset_files.c.path == path,
+                among(self._connection, dataset_files.c.path, paths),
             )
             .distinct()
-            .order_by(datasets.c.id)
+            .order_by(datasets.c.id, dataset_files.c.path)
         )
-        return list(self._connection.scalars(query))
+        found = defaultdict[int, Any](list)
+        for id_, path in self._connection.execute(query):
+            found[id_].append(path)
+        return found
 
-    def awaited(self, experiment: str, paths: Collection[str]) -> str | None:
-        """The one of these paths that the newest dataset being received waits for."""
+    def awaited(self, experiment: str, paths: Collection[str]) -> Sequence[str]:
+        """Those of these paths that datasets being received wait for, the newest dataset's first."""
         query = (
             select(dataset_files.c.path)
             .join(datasets, datasets.c.id == dataset_files.c.dataset)
@@ -206,23 +213,26 @@ class Datasets:
             )
             .order_by(datasets.c.id.desc())
         )
-        return self._connection.scalars(query).first()
+        return list(self._connection.scalars(query))
 
-    def growing(self, experiment: str, paths: Collection[str]) -> str | None:
-        """The one of these paths (of series) where the newest dataset is being received."""
+    def growing(self, experiment: str, paths: Collection[str]) -> Sequence[str]:
+        """Those of these paths (of series) where datasets are being received, the newest first."""
         query = select(datasets.c.path).where(
             datasets.c.experiment == experiment,
             datasets.c.state == DatasetState.RECEIVING,
             datasets.c.open_ended,
             among(self._connection, datasets.c.path, paths),
         )
-        return self._connection.scalars(query.order_by(datasets.c.id.desc())).first()
+        return list(self._connection.scalars(query.order_by(datasets.c.id.desc())))
 
-    def arrived(self, dataset: int, path: str, frames: int) -> None:
+    def arrived(self, dataset: int, frames: Mapping[str, int]) -> None:
+        """Data files have come, with so many frames: path -> frames."""
+        statement = update(dataset_files).where(
+            dataset_files.c.dataset == dataset, dataset_files.c.path == bindparam("_path")
+        )
         self._connection.execute(
-            update(dataset_files)
-            .where(dataset_files.c.dataset == dataset, dataset_files.c.path == path)
-            .values(frames=frames)
+            statement.values(frames=bindparam("_frames")),
+            [{"_path": path, "_frames": count} for path, count in frames.items()],
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +38,29 @@ class Events:
         }
         id_ = self._connection.execute(insert(events).values(values).returning(events.c.id)).scalar_one()
         return Event(id=id_, **values)
+
+    def append_all(
+        self,
+        kind: str,
+        *,
+        actor: str,
+        instrument: str | None,
+        experiment: str | None,
+        data: Mapping[str, dict[str, Any]],
+    ) -> None:
+        """As `append`, for many subjects at once: subject -> data."""
+        if not data:
+            return
+        told = {
+            "time": datetime.now(UTC),
+            "kind": kind,
+            "instrument": instrument,
+            "experiment": experiment,
+            "actor": actor,
+        }
+        self._connection.execute(
+            insert(events), [{**told, "subject": subject, "data": one} for subject, one in data.items()]
+        )
 
     def latest(self, experiment: str, subject: str, kinds: Collection[str]) -> datetime | None:
         """When the newest event of these kinds about this subject happened."""

@@ -184,7 +184,9 @@ uploads = Table(
     Column("concat", Text),  # tus: "partial", or "final;" and the uploads it was put together from
     Column("deferred", Boolean, nullable=False),  # its length is still to come
     Column("digest_follows", String(10)),  # the algorithm of a digest that comes with the last bytes
+    Column("first_path", String(1000), nullable=False),  # of the first version: what all versions share
     Index("ix_uploads_experiment_path", "experiment", "path"),
+    Index("ix_uploads_experiment_first_path", "experiment", "first_path"),
 )
 # written out, as it is in the index: neither database would use that for a parameter
 RECEIVING = uploads.c.state == literal_column("'receiving'")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
+from beamhub import folders
 from beamhub.schemas import Page, Upload, UploadState
 from beamhub.store.pages import among, paginate
 from beamhub.store.tables import RECEIVING, uploads
@@ -27,6 +29,11 @@ class Uploads:
     def get(self, upload: str) -> Upload | None:
         row = self._connection.execute(select(uploads).where(uploads.c.id == upload)).first()
         return _upload(row) if row else None
+
+    def all(self, ids: Collection[str]) -> dict[str, Upload]:
+        """Those of these that there are."""
+        query = select(uploads).where(among(self._connection, uploads.c.id, ids))
+        return {row.id: _upload(row) for row in self._connection.execute(query)}
 
     def list(
         self,
@@ -78,14 +85,18 @@ class Uploads:
         )
         return self._connection.scalar(query) is not None
 
-    def quarantined(self, experiment: str, paths: Collection[str]) -> Sequence[Upload]:
-        """What was to come to these paths, and is in quarantine."""
+    def versions(self, experiment: str, paths: Collection[str]) -> Mapping[str, Sequence[Upload]]:
+        """What has arrived under these paths, in any version: by the path of the first, the oldest first.
+        What is in quarantine is among it."""
         query = select(uploads).where(
             uploads.c.experiment == experiment,
-            among(self._connection, uploads.c.path, paths),
-            uploads.c.state == UploadState.QUARANTINED,
+            among(self._connection, uploads.c.first_path, paths),
+            uploads.c.state.in_(ARRIVED),
         )
-        return [_upload(row) for row in self._connection.execute(query)]
+        found = defaultdict[str, Any](list)
+        for row in self._connection.execute(query.order_by(uploads.c.ended)):
+            found[row.first_path].append(_upload(row))
+        return found
 
     def frames(self, experiment: str, paths: Collection[str]) -> dict[str, int]:
         """How many frames the detector files published at these paths have."""
@@ -110,26 +121,47 @@ class Uploads:
         """Removes uploads that have become parts of another one, or were given up before; how many."""
         return self._connection.execute(delete(uploads).where(uploads.c.id.in_(ids))).rowcount
 
-    def create(self, upload: Upload) -> None:
-        self._connection.execute(insert(uploads).values(upload.model_dump(exclude={"offset"})))
+    def create(self, *new: Upload) -> None:
+        self._connection.execute(
+            insert(uploads), [_named(upload.model_dump(exclude={"offset"})) for upload in new]
+        )
 
-    def change(self, upload: str, **values: Any) -> None:
-        """Sets columns: path, version, state, error, ended, frames."""
-        self._connection.execute(update(uploads).where(uploads.c.id == upload).values(**values))
+    def change(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+        """Sets columns (path, version, state, error, ended, frames, digest) of uploads, the same ones of
+        each: id -> column -> value."""
+        if not values:
+            return
+        columns = _named(next(iter(values.values()))).keys()
+        statement = update(uploads).where(uploads.c.id == bindparam("_id"))
+        statement = statement.values({column: bindparam(f"_{column}") for column in columns})
+        self._connection.execute(
+            statement,
+            [
+                {"_id": id_, **{f"_{column}": value for column, value in _named(one).items()}}
+                for id_, one in values.items()
+            ],
+        )
 
     def move(self, source: str, target: str, path: str, new: str, version: int) -> None:
         """What was published at this path of one experiment is now in another."""
         self._connection.execute(
             update(uploads)
             .where(uploads.c.experiment == source, uploads.c.path == path, uploads.c.state.in_(PUBLISHED))
-            .values(experiment=target, path=new, version=version)
+            .values(_named({"experiment": target, "path": new, "version": version}))
         )
 
     def end(self, upload: str, state: UploadState, **values: Any) -> None:
-        self.change(upload, state=state, ended=datetime.now(UTC), **values)
+        self.end_all({upload: values}, state)
+
+    def end_all(self, values: Mapping[str, Mapping[str, Any]], state: UploadState) -> None:
+        """As `end`, with the values of each; id -> column -> value, the same columns of each."""
+        now = datetime.now(UTC)
+        self.change({id_: {**one, "state": state, "ended": now} for id_, one in values.items()})
 
     def supersede(self, experiment: str, paths: Collection[str]) -> None:
         """What was published at these paths is no longer the newest version."""
+        if not paths:
+            return
         self._connection.execute(
             update(uploads)
             .where(
@@ -139,6 +171,12 @@ class Uploads:
             )
             .values(state=UploadState.SUPERSEDED)
         )
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """These columns, and the one that follows from the path."""
+    more = {"first_path": folders.unversioned(values["path"])} if "path" in values else {}
+    return {**values, **more}
 
 
 def _upload(row: Row[Any]) -> Upload:
