@@ -80,6 +80,9 @@ class BeamhubApp(ExtensionApp):
     warm = Bool(True, help="Compile at the start what jobs and pictures of frames would wait for").tag(
         config=True
     )
+    ready = Integer(
+        2, help="Interpreters that wait for jobs of each active experiment, so that these start at once"
+    ).tag(config=True)
     stall = Float(300.0, help="Seconds without a new file after which a dataset counts as stopped early").tag(
         config=True
     )
@@ -125,10 +128,11 @@ class BeamhubApp(ExtensionApp):
     def _absolute(self, proposal: Any) -> str:
         return str(Path(proposal.value).absolute()) if proposal.value else ""
 
-    @validate("cpus")
+    @validate("cpus", "ready")
     def _possible(self, proposal: Any) -> int:
         if proposal.value < 0:
-            raise TraitError(f"BeamhubApp.cpus is {proposal.value}; it has to be 0 (all) or more.")
+            what = {"cpus": "0 (all) or more", "ready": "0 (none) or more"}[proposal.trait.name]
+            raise TraitError(f"BeamhubApp.{proposal.trait.name} is {proposal.value}; it has to be {what}.")
         return int(proposal.value)
 
     @validate("profiles", "slurm")
@@ -196,6 +200,7 @@ class BeamhubApp(ExtensionApp):
             state_dir,
             data_dir,
             warm=self.warm,
+            ready=self.ready if self.warm else 0,
             require_sandbox=self.require_sandbox,
         )
         cluster = SlurmRunner(

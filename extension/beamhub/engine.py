@@ -92,8 +92,9 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep(self.dispatch, self._wake(), REST))
-            tasks.create_task(self._warm())
-            for name in self._runners:  # none waits for another
+            tasks.create_task(self._get_ready())
+            for name, runner in self._runners.items():  # none waits for another
+                runner.on_change(self._started[name].set)
                 tasks.create_task(self._keep(partial(self.schedule, name), self._wake(), REST))
                 tasks.create_task(self._keep(partial(self.collect, name), self._started[name], PULSE))
 
@@ -106,9 +107,23 @@ class Engine:
         self._committed.append(asyncio.Event())
         return self._committed[-1]
 
-    async def _warm(self) -> None:
+    async def _get_ready(self) -> None:
+        """Does once what makes all jobs start faster, and then again and again what makes those start faster
+        that are to be expected."""
         await asyncio.gather(*(runner.warm() for runner in self._runners.values()))
         self.warm.set()
+        try:
+            await self._keep(self.foresee, asyncio.Event(), REST)
+        finally:
+            await self._expect([])
+
+    async def foresee(self) -> None:
+        """Has the runners get ready for jobs of the experiments that are being measured."""
+        active = await self._store.read(lambda tx: tx.instruments.active_experiments())
+        await self._expect([self._data_dir / experiment for experiment in sorted(active)])
+
+    async def _expect(self, experiments: Sequence[Path]) -> None:
+        await asyncio.gather(*(runner.expect(experiments) for runner in self._runners.values()))
 
     async def _keep(self, step: Callable[[], Awaitable[object]], wake: asyncio.Event, rest: float) -> None:
         """Does a step again and again: after each wake, and after `rest` seconds anyway."""
@@ -228,6 +243,7 @@ class Engine:
             parameters=job.parameters,
             inputs=inputs,
             cpus=job.profile.cpus,
+            memory=job.profile.memory,
             live=job.live,
             folder=str(folder.path),
         )

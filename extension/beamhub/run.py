@@ -8,27 +8,35 @@ database: whoever started it watches the folder.
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import importlib.util
 import json
 import math
 import os
 import platform
 import re
+import resource
 import shlex
 import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from beamhub import notebooks
 from beamhub.schemas import Artifact, JobResult, JobSpec, Quantity
 from beamhub.text import one_line
+
+if TYPE_CHECKING:
+    from beamhub.kernel import Kernel
 
 # Importing jsonschema (papermill does, by way of nbformat) builds a grammar for the "iri" format with this
 # package, for 1.5 s. Notebooks have no such fields, and jsonschema does without the package where it is
@@ -46,16 +54,42 @@ SOFTWARE = (
     "matplotlib",
     "gemmi",
 )
+GO = b"go\n"  # the word
+READY = ".ready"  # a file that tells that only the word is missing
+ENGINE = ("papermill", "ipykernel.kernelapp", "ipykernel.zmqshell", "beamhub.kernel", "beamhub.report")
+PRELOADED = ("beamhub_notebooks.warm", "matplotlib_inline.backend_inline")  # as far as it is installed
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-def main(folder: Path) -> int:
-    """Run the job in `folder` to its end. Returns the exit code: 0 finished, 1 failed."""
+def main(folder: Path, *, held: bool = False, warm: bool = False) -> int:
+    """Run the job in `folder` to its end. Returns the exit code: 0 finished, 1 failed.
+
+    Args:
+        held: wait for the word on standard input before the folder is looked at. Without it, nothing is run.
+        warm: import beforehand what notebooks usually need. Makes sense only if there is time for it.
+    """
     os.chdir(folder)
+    sys.path[:] = [path for path in sys.path if Path(path) != folder]  # python -m puts it there
+    _get_ready(warm=warm)
+    from beamhub.kernel import Kernel
+
+    kernel = Kernel()
+    if warm:
+        Path(READY).touch()
+    if held and os.read(0, len(GO)) != GO:
+        kernel.end()
+        return 1
     spec = JobSpec.model_validate_json(Path("job.json").read_bytes())
-    _prepare_environment(spec)
+    environment = _environment(spec)
+    os.environ.update(environment)
+    # memory of each process, as a first line: the runner watches what they use together
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_DATA: spec.memory}
+    for limit, value in limits.items():
+        resource.setrlimit(limit, (value, value))
+    kernel.settle(environment, limits)
     with Path("log.txt").open("a", encoding="utf-8", errors="replace", buffering=1) as log:
-        outcome = _run(spec, log)
+        outcome = _run(spec, kernel, log)
+    kernel.end()
     result = outcome.model_copy(update=_reported())
     temporary = Path("result.json.part")
     with temporary.open("w", encoding="utf-8") as file:
@@ -66,16 +100,9 @@ def main(folder: Path) -> int:
     return 0 if result.outcome == "finished" else 1
 
 
-def _prepare_environment(spec: JobSpec) -> None:
-    """What the kernel and the programs that it starts inherit."""
-    threads = str(spec.cpus)
+def _get_ready(*, warm: bool) -> None:
+    """All that can be done before it is known what is to be run."""
     os.environ |= {
-        "BEAMHUB_JOB_FOLDER": str(Path.cwd()),
-        "BEAMHUB_CPUS": threads,
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "NUMBA_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -87,6 +114,17 @@ def _prepare_environment(spec: JobSpec) -> None:
         own = Path(tempfile.mkdtemp(prefix="warm-"))
         shutil.copytree(shared, own, dirs_exist_ok=True)
         os.environ |= {"NUMBA_CACHE_DIR": str(own / "numba"), "MPLCONFIGDIR": str(own / "matplotlib")}
+    for name in (*ENGINE, *(PRELOADED if warm else ())):
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
+    _software()
+
+
+def _environment(spec: JobSpec) -> dict[str, str]:
+    """What the kernel and the programs that it starts learn of the job."""
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    cpus = dict.fromkeys(("BEAMHUB_CPUS", *threads), str(spec.cpus))
+    return {"BEAMHUB_JOB_FOLDER": str(Path.cwd()), **cpus}
 
 
 def parameters(spec: JobSpec, template: bytes) -> dict[str, Any]:
@@ -104,20 +142,18 @@ def parameters(spec: JobSpec, template: bytes) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in known}
 
 
-def _run(spec: JobSpec, log: TextIOWrapper) -> JobResult:
+def _run(spec: JobSpec, kernel: Kernel, log: TextIOWrapper) -> JobResult:
     try:
         given = parameters(spec, Path("template.ipynb").read_bytes())
     except ValueError as error:
         log.write(traceback.format_exc())
         return _failed(f"The parameters are wrong: {_one_line(str(error))}.", None)
-    return _execute(given, log).model_copy(update={"command": _command(given)})
+    return _execute(given, kernel, log).model_copy(update={"command": _command(given)})
 
 
-def _execute(given: Mapping[str, Any], log: TextIOWrapper) -> JobResult:
-    # papermill is imported only when job.json has been read: a wrong one is refused at once
+def _execute(given: Mapping[str, Any], kernel: Kernel, log: TextIOWrapper) -> JobResult:
     import papermill
     from nbclient.exceptions import DeadKernelError
-    from traitlets.config import Config
 
     try:
         # relative names, because papermill takes {} in paths for its own
@@ -128,10 +164,8 @@ def _execute(given: Mapping[str, Any], log: TextIOWrapper) -> JobResult:
             progress_bar=False,
             stdout_file=log,
             stderr_file=log,
-            start_timeout=120,
             autosave_cell_every=5,
-            # sockets in a private folder: other users of a node cannot connect, as they could to a TCP port
-            config=Config({"KernelManager": {"transport": "ipc"}}),
+            **_kernel_for(Path("template.ipynb"), kernel),
         )
     except papermill.PapermillExecutionError as error:
         log.write(_ANSI.sub("", "\n".join(error.traceback)) + "\n")
@@ -150,6 +184,17 @@ def _execute(given: Mapping[str, Any], log: TextIOWrapper) -> JobResult:
             f"The notebook could not be run: {type(error).__name__}: {_one_line(str(error))}", None
         )
     return JobResult(outcome="finished", software=_software(), host=platform.node())
+
+
+def _kernel_for(notebook: Path, kernel: Kernel) -> dict[str, Any]:
+    """What papermill's engine is told of kernels: to use this one, if the notebook does not want another."""
+    from traitlets.config import Config
+
+    from beamhub.kernel import NAME, START, TRANSPORT
+
+    if json.loads(notebook.read_bytes())["metadata"].get("kernelspec", {}).get("name", NAME) == NAME:
+        return {"km": kernel.manager}
+    return {"config": Config(TRANSPORT), "start_timeout": int(START)}
 
 
 def _failed(reason: str, cell: int | None) -> JobResult:
@@ -178,7 +223,7 @@ def _reported() -> dict[str, Any]:
     """Metrics, artifacts and programs that the notebook reported; the last word on each counts."""
     metrics: dict[str, Quantity] = {}
     artifacts: dict[str, Artifact] = {}
-    software: dict[str, str] = _software()
+    software: dict[str, str] = dict(_software())
     report = Path("report.jsonl")
     for line in report.read_text("utf-8").splitlines() if report.exists() else []:
         told = json.loads(line)
@@ -194,6 +239,7 @@ def _reported() -> dict[str, Any]:
     return {"metrics": metrics, "artifacts": list(artifacts.values()), "software": software}
 
 
+@cache
 def _software() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in SOFTWARE:
@@ -219,6 +265,9 @@ def _command(given: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m beamhub.run FOLDER")
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(prog="python -m beamhub.run", description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--held", action="store_true", help="wait for the word on standard input")
+    parser.add_argument("--warm", action="store_true", help="import beforehand what notebooks usually need")
+    options = parser.parse_args()
+    sys.exit(main(options.folder, held=options.held, warm=options.warm))

@@ -933,6 +933,7 @@ class JobSpec(Model):
     parameters: dict[str, JsonValue]
     inputs: list[SpecInput]
     cpus: int
+    memory: int  # bytes that a process of it may have
     live: bool = False  # follows a dataset that is still growing
     folder: str  # absolute path of the job's own folder
 

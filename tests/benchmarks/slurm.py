@@ -17,7 +17,7 @@ from beamhub.runners.slurm import SCRIPT
 from beamhub.schemas import JobSpec, JobState, SpecInput
 from beamhub.testing_slurm import running_cluster
 
-from tests.integration.test_jobs import GIB, condition, template
+from tests.integration.test_jobs import condition, template
 from tests.integration.test_slurm import PROFILES, SlurmLab
 
 RUNS = 5
@@ -71,6 +71,7 @@ async def _bare(lab: SlurmLab, number: int) -> float:
         parameters={"n": 1, "label": ""},
         inputs=[SpecInput(id=1, path=str(experiment / "raw" / "lyso_master.h5"))],
         cpus=1,
+        memory=4 * 1024**3,
         folder=str(folder.path),
     )
     folder.lay(spec, (lab.templates / "try_it.ipynb").read_bytes())
@@ -78,7 +79,7 @@ async def _bare(lab: SlurmLab, number: int) -> float:
     began = time.perf_counter()
     submitted = await lab.ask(
         *("sbatch", "--parsable", "--mem=1024", f"--chdir={folder.path}", "--output=log.txt"),
-        *(str(SCRIPT), str(settings.python), str(GIB // 1024), str(folder.path)),
+        *(str(SCRIPT), str(settings.python), str(folder.path)),
         *(f"--experiment={experiment}", f"--hide={lab.folder / 'state'}", f"--hide={lab.data_dir}"),
     )
 

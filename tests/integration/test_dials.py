@@ -47,6 +47,7 @@ def run(folder: Path, data: Path, **parameters: Any) -> JobResult:
         parameters=parameters,
         inputs=[SpecInput(id=1, path=str(data))],
         cpus=1,
+        memory=4 * 1024**3,
         folder=str(folder),
     )
     (folder / "job.json").write_text(spec.model_dump_json())

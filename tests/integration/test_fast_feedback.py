@@ -36,6 +36,7 @@ class RunningJob:
             parameters=parameters,
             inputs=[SpecInput(id=1, path=str(data))],
             cpus=1,
+            memory=4 * 1024**3,
             folder=str(folder),
         )
         (folder / "job.json").write_text(spec.model_dump_json())

@@ -253,6 +253,7 @@ def test_a_fresh_folder_has_nothing_of_an_earlier_start(folder: JobFolder) -> No
         parameters={"a": 1},
         inputs=[SpecInput(id=1, name="d", path="/d")],
         cpus=1,
+        memory=4 * 1024**3,
         folder=str(folder.path),
     )
     folder.lay(spec, b"{}")

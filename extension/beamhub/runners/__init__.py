@@ -10,7 +10,7 @@ No method blocks the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -73,5 +73,13 @@ class Runner(Protocol):
     async def cancel(self, ref: Ref) -> None:
         """Ends all processes of the job, at once. `poll` tells when they are gone."""
 
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called in the event loop when `poll` may have something new to tell. A runner that
+        does not learn of that by itself never does."""
+
     async def warm(self) -> None:
         """Does what can be done once to make all jobs start faster."""
+
+    async def expect(self, experiments: Sequence[Path]) -> None:
+        """Gets ready for jobs of these experiments' folders, and no others; again and again, as it may take
+        several times. None at all: the service ends."""

@@ -7,30 +7,31 @@ found again by the group's number and the start time of its first process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from beamhub import sandbox
 from beamhub.folders import INCOMING
+from beamhub.run import GO
 from beamhub.runners import Phase, Ref, Status
+from beamhub.runners.pool import Pool
 from beamhub.schemas import JobSpec, Profile
 
 log = logging.getLogger(__name__)
 
-# Waits for the release; if the service dies first, `read` fails and nothing is run. Limits the private memory
-# of each process (KiB), as a first line: poll() watches what they use together.
-GATE = 'read go && ulimit -c 0 && ulimit -d "$0" && exec nice -n "$@"'
 LOST = "each can read all experiments, the service's secrets and the network"
 WARM = "beamhub_notebooks.warm"  # does once what jobs would otherwise do each time
 # Niceness: the service comes first, then what somebody at the detector watches, then all else.
-LIVE, BATCH = "5", "10"
+LIVE, BATCH, IDLE = 5, 10, 19
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -42,12 +43,20 @@ class LocalRunner:
         state: the service's own folder; keeps caches of compiled code and fonts. Jobs see nothing else of it.
         data_dir: the folder of all experiments. A job sees its own experiment's, and no other.
         warm: whether `warm` is to fill these caches.
+        ready: how many interpreters wait for jobs of each experiment that is expected to have some.
         require_sandbox: refuse jobs where sandboxes can't be made. Otherwise jobs run without one there, as a
             warning says once, with all that the service itself may read and write.
     """
 
     def __init__(
-        self, cpus: int, state: Path, data_dir: Path, *, warm: bool = True, require_sandbox: bool = False
+        self,
+        cpus: int,
+        state: Path,
+        data_dir: Path,
+        *,
+        warm: bool = True,
+        ready: int = 0,
+        require_sandbox: bool = False,
     ) -> None:
         self.cpus = cpus
         self._broken = sandbox.works()
@@ -64,28 +73,72 @@ class LocalRunner:
         self._caches = self._state / "warm"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._codes: dict[int, int] = {}  # exit codes of those that have ended, until they are asked for
+        self._niceness: dict[int, int] = {}  # of children that have not been let go
+        self._watched: set[int] = set()
+        self._changed: Callable[[], None] = lambda: None
+        # without a sandbox that a folder's new name reaches, nobody waits
+        self.pool = Pool(0 if self._broken else ready, max(ready, cpus), self._wait)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._changed = callback
 
     async def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
-        return await asyncio.to_thread(self._prepare, spec, profile, experiment)
+        ref = await asyncio.to_thread(self._prepare, spec, profile, experiment)
+        self._watch(_int(ref, "pid"))
+        return ref
 
     async def release(self, ref: Ref) -> None:
         await asyncio.to_thread(self._release, ref)
 
     async def poll(self, refs: Sequence[Ref]) -> list[Status]:
+        for ref in refs:
+            self._watch(_int(ref, "pid"))
         return await asyncio.to_thread(self._poll, refs)
 
     async def cancel(self, ref: Ref) -> None:
         await asyncio.to_thread(self._cancel, ref)
 
+    async def expect(self, experiments: Sequence[Path]) -> None:
+        await asyncio.to_thread(self.pool.expect, experiments)
+
+    def _watch(self, pid: int) -> None:
+        """Has the change told when this process ends: it is the last of a sandbox to do so."""
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            self._watched.discard(pid)
+            self._changed()
+
+        if pid not in self._watched:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and is being looked at
+                descriptor = os.pidfd_open(pid)
+                loop.add_reader(descriptor, ended)
+                self._watched.add(pid)
+
     def _prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
         if self._broken and self._require_sandbox:
             raise OSError(self._broken)
         folder = Path(spec.folder)
+        child = self.pool.take(folder, experiment) or self._spawn(folder, experiment, LIVE)
+        self._children[child.pid] = child
+        self._niceness[child.pid] = LIVE if spec.live else BATCH
+        started = _process(child.pid)
+        if started is None:
+            raise OSError("the job's first process ended at once")
+        return {"pid": child.pid, "start_time": started.start_time, "memory": profile.memory}
+
+    def _wait(self, folder: Path, experiment: Path) -> subprocess.Popen[bytes]:
+        return self._spawn(folder, experiment, IDLE if _may_hurry() else LIVE, "--warm")
+
+    def _spawn(self, folder: Path, experiment: Path, nice: int, *options: str) -> subprocess.Popen[bytes]:
+        """The first process of a job in `folder`, which waits for the word and then looks at the folder."""
         self._caches.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "beamhub.run", spec.folder]
+        argv = [sys.executable, "-m", "beamhub.run", "--held", *options, str(folder)]
         environment = self._environment()
         if self._broken:
-            environment["HOME"] = spec.folder
+            environment["HOME"] = str(folder)
         else:
             argv = sandbox.command(
                 argv,
@@ -98,7 +151,7 @@ class LocalRunner:
         # appended to, so that a job which truncates its log does not make holes in it
         with (folder / "log.txt").open("ab") as output:
             child = subprocess.Popen(
-                ["/bin/sh", "-c", GATE, str(profile.memory // 1024), LIVE if spec.live else BATCH, *argv],
+                argv,
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -106,19 +159,17 @@ class LocalRunner:
                 env=environment,
                 start_new_session=True,
             )
-        self._children[child.pid] = child
-        started = _process(child.pid)
-        if started is None:
-            raise OSError("the job's first process ended at once")
-        return {"pid": child.pid, "start_time": started.start_time, "memory": profile.memory}
+        os.setpriority(os.PRIO_PGRP, child.pid, nice)
+        return child
 
     def _release(self, ref: Ref) -> None:
         child = self._children.get(_int(ref, "pid"))
         if child is not None and child.stdin is not None:
             try:
-                child.stdin.write(b"go\n")
+                os.setpriority(os.PRIO_PGRP, child.pid, self._niceness.pop(child.pid))
+                child.stdin.write(GO)
                 child.stdin.close()
-            except BrokenPipeError:  # it has been killed meanwhile: poll() tells
+            except (BrokenPipeError, ProcessLookupError):  # it has been killed meanwhile: poll() tells
                 log.warning("the job's process %d ended before it was let go", child.pid)
 
     def _poll(self, refs: Sequence[Ref]) -> list[Status]:
@@ -127,6 +178,7 @@ class LocalRunner:
             if (code := child.poll()) is not None:  # takes the exit code, so that no zombie stays
                 self._children.pop(pid, None)
                 self._codes[pid] = code if code >= 0 else 128 - code
+                self._niceness.pop(pid, None)
                 if child.stdin is not None:
                     child.stdin.close()
         return [self._status(ref, processes) for ref in refs]
@@ -189,6 +241,20 @@ class LocalRunner:
                 reason=f"It used more than {limit / 1024**3:g} GiB of memory: choose a profile with more.",
             )
         return Status(Phase.RUNNING)
+
+
+@cache
+def _may_hurry() -> bool:
+    """Whether a process that has been made slow can be made faster again: that takes a privilege."""
+    with subprocess.Popen(["sleep", "60"]) as trial:
+        try:
+            os.setpriority(os.PRIO_PROCESS, trial.pid, IDLE)
+            os.setpriority(os.PRIO_PROCESS, trial.pid, LIVE)
+        except PermissionError:
+            return False
+        finally:
+            trial.kill()
+    return True
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -232,6 +232,12 @@ class SlurmRunner:
     async def warm(self) -> None:
         """Nothing to do: nodes that the caches of the service's own machine reach use those."""
 
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Slurm tells nothing by itself."""
+
+    async def expect(self, experiments: Sequence[Path]) -> None:
+        """Nothing to do: nodes are not kept."""
+
     # --- submitting ----------------------------------------------------------------------------------------
 
     async def _submit(self, name: str, spec: JobSpec, profile: Profile, experiment: Path) -> int:
@@ -252,7 +258,7 @@ class SlurmRunner:
             *([] if spec.live else [f"--nice={LATER}"]),
             *(f"--{option}={value}" for option, value in options.items() if value),
         ]
-        script = [str(SCRIPT), str(self._settings.python), str(profile.memory // 1024), str(folder)]
+        script = [str(SCRIPT), str(self._settings.python), str(folder)]
         script += [f"--experiment={experiment}", f"--hide={self._state}", f"--hide={self._data_dir}"]
         script += [f"--caches={self._state / 'warm'}"]
         script += ["--require-sandbox"] if self._require_sandbox else []
