@@ -135,7 +135,7 @@ class Client(AsyncKernelClient):
         if not self.ready:
             super().start_channels(*channels, **named)
 
-    async def _async_wait_for_ready(self, timeout: float | None = None) -> None:
+    async def _async_wait_for_ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 (theirs)
         end = time.monotonic() + (timeout or START)
         while not self.ready:
             asked = self.kernel_info()

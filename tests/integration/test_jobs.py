@@ -156,6 +156,19 @@ class Lab:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
+    @contextlib.asynccontextmanager
+    async def running_ready(self, ready: int = 1) -> AsyncIterator[LocalRunner]:
+        """With so many interpreters that wait for jobs of the experiment."""
+        self.store.write_sync(lambda tx: tx.instruments.change("sim-mx", active_experiment=self.experiment))
+        runner = LocalRunner(2, self.folder / "state", self.data_dir, warm=False, ready=ready)
+
+        async def wait() -> bool:
+            return runner.pool.ready(self.data_dir / self.experiment) == ready
+
+        async with self.running(self.engine(runner)):
+            await condition(wait)
+            yield runner
+
     async def submit(self, name: str, profile: str = "cpu-1", **parameters: Any) -> Job:
         request = JobCreate(
             template=name, parameters=parameters, inputs=[self.dataset], profile=profile, sponsor="lab"
@@ -268,10 +281,14 @@ assert cpus == report.cpus() == 1
 """
 
 
-async def test_a_job_finishes_and_all_it_reported_is_there(lab: Lab) -> None:
+READY = pytest.mark.parametrize("ready", [False, True], ids=["interpreter starts", "interpreter waits"])
+
+
+@READY
+async def test_a_job_finishes_and_all_it_reported_is_there(lab: Lab, ready: bool) -> None:
     template(lab.templates, "try_it", REPORT)
     with lab.live.subscribe() as queue:
-        async with lab.running():
+        async with lab.running_ready() if ready else lab.running():
             job = await lab.submit("try_it", n=3, label=LABEL)
             assert job.state is JobState.QUEUED
             done = await lab.until(job)
@@ -362,7 +379,10 @@ os.symlink(json.loads(PATHS)["other"], "series/stolen.jsonl")
 """
 
 
-async def test_a_job_sees_its_experiment_and_nothing_else(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+@READY
+async def test_a_job_sees_its_experiment_and_nothing_else(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "secret")
     monkeypatch.setenv("MY_SECRET", "secret")
     paths = {
@@ -379,7 +399,7 @@ async def test_a_job_sees_its_experiment_and_nothing_else(lab: Lab, monkeypatch:
     template(lab.templates, "escape", f"PATHS = {json.dumps(texts)!r}", ESCAPE)
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with server, lab.running():
+    async with server, lab.running_ready() if ready else lab.running():
         job = await lab.submit("escape", n=port)
         done = await lab.until(job)
     assert (done.state, done.reason) == (JobState.FINISHED, "")

@@ -166,7 +166,7 @@ class LocalRunner:
         child = self._children.get(_int(ref, "pid"))
         if child is not None and child.stdin is not None:
             try:
-                os.setpriority(os.PRIO_PGRP, child.pid, self._niceness.pop(child.pid))
+                _set_niceness(child.pid, self._niceness.pop(child.pid))
                 child.stdin.write(GO)
                 child.stdin.close()
             except (BrokenPipeError, ProcessLookupError):  # it has been killed meanwhile: poll() tells
@@ -305,6 +305,14 @@ def _descendants(roots: Iterable[int], processes: Iterable[_Process]) -> set[int
             found.add(pid)
             waiting += children.get(pid, [])
     return found
+
+
+def _set_niceness(pid: int, nice: int) -> None:
+    """Of a process and all that it has started, with all their threads."""
+    processes = list(_processes())
+    family = _descendants([pid], processes)
+    for group in {process.group for process in processes if process.pid in family}:
+        os.setpriority(os.PRIO_PGRP, group, nice)
 
 
 def _private_memory(pid: int) -> int:
