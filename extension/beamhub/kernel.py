@@ -19,9 +19,9 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import run_sync
 from traitlets import Any as Anything
 from traitlets import Bool, Type
@@ -160,7 +160,7 @@ class Manager(AsyncKernelManager):
     connected = Anything()
     client_factory = Type(Client, klass=AsyncKernelClient)
 
-    def client(self, **options: Any) -> AsyncKernelClient:
+    def client(self, **options: Any) -> AsyncKernelClient:  # type: ignore[override]
         if self.connected is None:
             self.connected = super().client(**options)
         client: AsyncKernelClient = self.connected

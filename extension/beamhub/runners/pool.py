@@ -63,9 +63,7 @@ class Pool:
         spawn: starts an interpreter that waits in a folder, for a job of an experiment.
     """
 
-    def __init__(
-        self, size: int, limit: int, spawn: Callable[[Path, Path], subprocess.Popen[bytes]]
-    ) -> None:
+    def __init__(self, size: int, limit: int, spawn: Callable[[Path, Path], subprocess.Popen[bytes]]) -> None:
         self._size = size
         self._limit = limit
         self._spawn = spawn
@@ -84,6 +82,7 @@ class Pool:
                 if slot.process.returncode is not None or slot.experiment not in experiments or _short():
                     self._slots.remove(slot)
                     slot.end()
+            self._known &= set(experiments)  # what is not expected here may be another's for a while
             for experiment in set(experiments) - self._known:
                 shutil.rmtree(_slots(experiment), ignore_errors=True)
                 self._known.add(experiment)
