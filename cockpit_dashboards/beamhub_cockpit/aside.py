@@ -287,6 +287,9 @@ def licence(item: Licence) -> Element:
         "li.bh-licence",
         el("span.bh-licence-title", item.title, title=item.id),
         el("span.bh-licence-left", f"{cpu_hours(item.available)} left"),
+        el("span.bh-licence-low", "running low", title="At most a tenth of it is left: ask for a grant")
+        if item.low
+        else None,
         bar(left, f"{item.title}: CPU-hours left", tone),
         el(
             "span.bh-licence-line",

@@ -63,7 +63,10 @@ class JobPage(Page):
         launch, asked = self.launch, self.question
         found: list[Element] = []
         if launch is not None and self.scene is not None:
-            found.append(rerun.show(launch, self.scene.templates, self.scene.profiles, self.scene.sponsors))
+            scene = self.scene
+            found.append(
+                rerun.show(launch, scene.templates, scene.profiles, scene.sponsors, scene.experiment)
+            )
         if asked is not None:
             found.append(question.show(asked))
         return tuple(found)

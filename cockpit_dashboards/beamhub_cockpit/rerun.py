@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from beamhub.client import ApiError, Client
-from beamhub.schemas import Dataset, Job, Licence, Profile, Template
+from beamhub.schemas import Dataset, Experiment, Job, Profile, Sponsor, Template
+from beamhub.terms import Case, refusal
 from pydantic import JsonValue
 
 from beamhub_cockpit import form
@@ -125,9 +127,16 @@ class Launch:
 
 
 def show(
-    launch: Launch, templates: Mapping[str, Template], profiles: list[Profile], sponsors: list[Licence]
+    launch: Launch,
+    templates: Mapping[str, Template],
+    profiles: list[Profile],
+    sponsors: Sequence[Sponsor],
+    experiment: Experiment | None = None,
 ) -> Element:
-    """The dialog."""
+    """The dialog; with the experiment, it knows which sponsors don't pay there for the chosen template."""
+    if experiment is not None:
+        case, now = Case.of(experiment, launch.template), datetime.now(UTC)
+        sponsors = [s.model_copy(update={"refusal": refusal(s, case, now)}) for s in sponsors]
     template = templates.get(launch.template)
     parent = launch.parent
     title = f"Rerun #{parent.id} {parent.title}" if parent else "New job"
@@ -241,7 +250,7 @@ def _profile(launch: Launch, profiles: list[Profile]) -> Element:
     )
 
 
-def _licence(launch: Launch, sponsors: list[Licence]) -> Element:
+def _licence(launch: Launch, sponsors: Sequence[Sponsor]) -> Element:
     return el(
         "div.bh-field",
         el("label", "Paid by", for_="launch-sponsor"),
@@ -250,9 +259,10 @@ def _licence(launch: Launch, sponsors: list[Licence]) -> Element:
             [
                 el(
                     "option",
-                    f"{s.title} · {cpu_hours(s.available)} left",
+                    f"{s.title} · {'does not pay here' if s.refusal else f'{cpu_hours(s.available)} left'}",
                     value=s.id,
                     selected=s.id == launch.sponsor or None,
+                    disabled=bool(s.refusal) or None,
                 )
                 for s in sponsors
             ],
@@ -261,6 +271,7 @@ def _licence(launch: Launch, sponsors: list[Licence]) -> Element:
             value=launch.sponsor,
             on={"change": ["launch.keep"]},
         ),
+        [el("p.bh-hint.bh-sponsor-refused", s.refusal, data_licence=s.id) for s in sponsors if s.refusal],
     )
 
 
@@ -271,7 +282,7 @@ def _hold(launch: Launch, profiles: list[Profile]) -> str:
     return f"Sets aside at most {cpu_hours(chosen.cpus * chosen.walltime)}; only what it uses is charged."
 
 
-def _cannot(launch: Launch, template: Template | None, sponsors: list[Licence]) -> str:
+def _cannot(launch: Launch, template: Template | None, sponsors: Sequence[Sponsor]) -> str:
     if template is None:
         return "The template of this job is not available any more. Choose another one."
     if template.missing:
@@ -281,12 +292,15 @@ def _cannot(launch: Launch, template: Template | None, sponsors: list[Licence]) 
         return (
             "No licence pays for your jobs in this experiment. Ask the staff of the instrument for CPU-hours."
         )
+    if any(s.id == launch.sponsor and s.refusal for s in sponsors):
+        return f"{launch.sponsor} does not pay for this job. Choose another licence."
     return "" if launch.sponsor else "Choose a licence that pays."
 
 
-def _sponsor(wanted: str, sponsors: list[Licence]) -> str:
-    ids = [s.id for s in sponsors]
-    return wanted if wanted in ids else ids[0] if ids else ""
+def _sponsor(wanted: str, sponsors: Sequence[Sponsor]) -> str:
+    """The one that is wanted, if it pays; else one that does."""
+    ids = [s.id for s in sorted(sponsors, key=lambda s: bool(s.refusal))]
+    return wanted if wanted in [s.id for s in sponsors if not s.refusal] else ids[0] if ids else ""
 
 
 def _texts(template: Template | None, values: Mapping[str, JsonValue]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from beamhub.schemas import (
     Member,
     Profile,
     Quantity,
+    Sponsor,
     Template,
     Trigger,
     Upload,
@@ -60,7 +61,7 @@ class Scene:
     files: list[File] = field(default_factory=list)  # of shared/
     quarantine: list[Upload] = field(default_factory=list)  # of the instrument, for its staff
     finalisation: Finalisation | None = None
-    sponsors: list[Licence] = field(default_factory=list)
+    sponsors: list[Sponsor] = field(default_factory=list)
     licences: list[Licence] = field(default_factory=list)
     triggers: dict[int, Trigger] = field(default_factory=dict)
     templates: dict[str, Template] = field(default_factory=dict)

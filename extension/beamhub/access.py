@@ -42,6 +42,7 @@ class Action(StrEnum):
     UPLOAD_RAW = "raw.upload"
     OPERATE = "instrument.operate"
     SEE_LAB_LICENCES = "licences.read"
+    SET_TERMS = "licences.terms"
     MANAGE_LICENCES = "licences.manage"
     ADMINISTER = "facility.administer"
 
@@ -51,7 +52,7 @@ Standing = Role | Literal["operator", "instrument"]
 _VIEW = frozenset({Action.READ})
 _WORK = _VIEW | {Action.RUN_JOB, Action.CANCEL_JOB, Action.UPLOAD_SHARED, Action.OPEN_SESSION}
 _LEAD = _WORK | {Action.MANAGE_MEMBERS, Action.EDIT, Action.TUNE_RULES}
-_STAFF = _LEAD | {Action.EDIT_RULES, Action.OPERATE, Action.SEE_LAB_LICENCES}
+_STAFF = _LEAD | {Action.EDIT_RULES, Action.OPERATE, Action.SEE_LAB_LICENCES, Action.SET_TERMS}
 
 PERMISSIONS: Mapping[Standing, frozenset[Action]] = {
     Role.VIEWER: _VIEW,
@@ -74,6 +75,7 @@ _WHEN_CLOSED = {
     Action.READ,
     Action.OPERATE,
     Action.SEE_LAB_LICENCES,
+    Action.SET_TERMS,
     Action.MANAGE_LICENCES,
     Action.ADMINISTER,
 }

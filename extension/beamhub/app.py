@@ -302,6 +302,7 @@ class BeamhubApp(ExtensionApp):
         await self.service.uploads.expire(now)
         if self._duty.on:
             await self.service.datasets.expire(now)
+            await self.service.licences.keep_up()
             await self.service.store.write(lambda tx: tx.idempotency.expire(now - ANSWERS_KEPT))
 
     # --- stop ----------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from beamhub.schemas import (
     Attempt,
     Because,
     Comparison,
+    Correction,
     Dataset,
     DatasetMove,
     Event,
@@ -49,6 +50,7 @@ from beamhub.schemas import (
     FinalisationState,
     FinaliseRequest,
     Grant,
+    Granted,
     Health,
     Heartbeat,
     Instrument,
@@ -62,6 +64,7 @@ from beamhub.schemas import (
     JobRerun,
     JobState,
     JobStep,
+    LabTerms,
     LedgerLine,
     Licence,
     LicenceCreate,
@@ -74,6 +77,8 @@ from beamhub.schemas import (
     Role,
     SeriesPage,
     SkipRequest,
+    Sponsor,
+    SponsorshipRule,
     Template,
     Trigger,
     TriggerCall,
@@ -367,9 +372,9 @@ class Client:
     def remove_member(self, experiment: str, user: str) -> None:
         self._call("DELETE", f"experiments/{_part(experiment)}/members/{_part(user)}")
 
-    def sponsors(self, experiment: str) -> list[Licence]:
+    def sponsors(self, experiment: str, template: str | None = None) -> list[Sponsor]:
         """The licences that the caller's jobs in this experiment may be charged to."""
-        return self._list(Licence, f"experiments/{_part(experiment)}/sponsors")
+        return self._list(Sponsor, f"experiments/{_part(experiment)}/sponsors", template=template)
 
     def files(self, experiment: str, prefix: str = "", limit: int | None = None) -> list[File]:
         return self._list(File, f"experiments/{_part(experiment)}/files", limit, prefix=prefix)
@@ -634,10 +639,34 @@ class Client:
     def create_licence(self, licence: LicenceCreate) -> Licence:
         return self._send(Licence, "POST", "licences", licence)
 
-    def grant(self, licence: str, cpu_hours: float, note: str = "") -> Licence:
+    def grant(
+        self,
+        licence: str,
+        cpu_hours: float,
+        note: str = "",
+        *,
+        valid_from: datetime | None = None,
+        valid_until: datetime | None = None,
+    ) -> Licence:
         return self._send(
-            Licence, "POST", f"licences/{_part(licence)}/grants", Grant(cpu_hours=cpu_hours, note=note)
+            Licence,
+            "POST",
+            f"licences/{_part(licence)}/grants",
+            Grant(cpu_hours=cpu_hours, note=note, valid_from=valid_from, valid_until=valid_until),
         )
+
+    def grants(self, licence: str, *, limit: int | None = None) -> list[Granted]:
+        """The parts of its allowance, newest first."""
+        return self._list(Granted, f"licences/{_part(licence)}/grants", limit)
+
+    def set_terms(self, licence: str, rules: Sequence[SponsorshipRule]) -> Licence:
+        """Says for what a lab's licence pays; without rules, for everything on its instruments."""
+        return self._send(Licence, "PUT", f"licences/{_part(licence)}/terms", LabTerms(rules=list(rules)))
+
+    def correct(self, job: int, attempt: int, cpu_seconds: int, note: str = "") -> Job:
+        """Charges what an attempt of a job has used in truth."""
+        body = Correction(attempt=attempt, cpu_seconds=cpu_seconds, note=note)
+        return self._send(Job, "POST", f"jobs/{job}/corrections", body)
 
     def ledger(self, licence: str, *, limit: int | None = None) -> list[LedgerLine]:
         """Newest first."""

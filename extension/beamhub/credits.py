@@ -1,10 +1,14 @@
 """Credits: who pays for a job. CPU-hours are CPUs x runtime, nothing else; all amounts are integer
 CPU-seconds.
 
-A job is paid for in two steps. Before it is queued, all that it may use at most is put on hold; when it ends,
-what it did use is charged and the rest released. Each step happens at most once per job, and each is a line
-of the ledger, so that at any moment the lines add up to the licence: granted = sum of grants, charged = sum
-of charges, held = holds - charges - releases.
+An attempt of a job is paid for in two steps. Before it is queued, all that it may use at most is put on hold;
+when it ends, what it did use is charged and the rest released. Each step happens at most once per attempt,
+and each is a line of the ledger, so that at any moment the lines add up to the licence: granted = grants -
+what expired of them, charged = charges + corrections, held = holds - charges - releases.
+
+What is available never falls below 0. What is on hold does not expire before it is released. A correction
+charges at most what is available, and never more than was on hold for the attempt: the facility bears the
+rest.
 """
 
 from __future__ import annotations
@@ -12,22 +16,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from beamhub import access
+from beamhub import access, terms
 from beamhub.access import Action, Principal
 from beamhub.errors import Conflict, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.schemas import (
+    Correction,
     Experiment,
     Grant,
+    Granted,
     Job,
+    LabTerms,
     LedgerKind,
     LedgerLine,
     Licence,
     LicenceCreate,
     Page,
     Profile,
+    Sponsor,
 )
 from beamhub.store import Store, Transaction
+from beamhub.terms import Case
+
+SHARE = 10  # a licence is low when at most one part in so many of what was granted is left
+SYSTEM = access.SYSTEM.name
 
 
 def cost(profile: Profile) -> int:
@@ -39,36 +51,118 @@ def hold(tx: Transaction, job: Job, *, actor: str) -> bool:
     """Puts what the job may use on hold, which begins an attempt; False, and nothing changed, if its sponsor
     cannot pay that now."""
     amount = cost(job.profile)
+    keep_up(tx, job.sponsor)
     if not tx.licences.hold(job.sponsor, amount):
         return False
     tx.jobs.hold(job.id, amount)
-    tx.attempts.begin(job.id, job.profile.runner)
-    tx.licences.record(job.sponsor, LedgerKind.HOLD, amount, job=job.id, actor=actor)
+    number = tx.attempts.begin(job.id, job.profile.runner)
+    tx.licences.record(job.sponsor, LedgerKind.HOLD, amount, job=job.id, attempt=number, actor=actor)
     return True
 
 
 def settle(tx: Transaction, job_id: int, used: int, *, actor: str) -> int:
-    """Charges what the job used, at most what is on hold for it, and releases the rest. Done once per hold:
-    a job that has nothing on hold is not charged (again). Returns the CPU-seconds charged."""
+    """Charges what the job's attempt used, at most what is on hold for it, and releases the rest. Done once
+    per hold: a job that has nothing on hold is not charged (again). Returns the CPU-seconds charged."""
     task = tx.jobs.task(job_id)
     if task is None or task.held == 0:
         return 0
     charged = min(max(used, 0), task.held)
     if not tx.jobs.settle(job_id, task.held, charged):
         return 0
-    sponsor = task.job.sponsor
+    sponsor, number = task.job.sponsor, tx.attempts.count(job_id)
     tx.licences.settle(sponsor, task.held, charged)
-    if charged:
-        tx.licences.record(sponsor, LedgerKind.CHARGE, charged, job=job_id, actor=actor)
-    if charged < task.held:
-        tx.licences.record(sponsor, LedgerKind.RELEASE, task.held - charged, job=job_id, actor=actor)
+
+    def record(kind: LedgerKind, amount: int) -> None:
+        if amount:
+            tx.licences.record(sponsor, kind, amount, job=job_id, attempt=number, actor=actor)
+
+    record(LedgerKind.CHARGE, charged)
+    record(LedgerKind.RELEASE, task.held - charged)
+    _used(tx, sponsor, charged)
     return charged
 
 
-def grant(tx: Transaction, licence: str, cpu_seconds: int, *, actor: str, note: str = "") -> None:
-    """Adds to the allowance."""
-    tx.licences.grant(licence, cpu_seconds)
-    tx.licences.record(licence, LedgerKind.GRANT, cpu_seconds, job=None, actor=actor, note=note)
+def correct(tx: Transaction, job_id: int, number: int, used: int, *, actor: str, note: str = "") -> int:
+    """Charges an attempt that is over what it used in truth, as its runner's accounts say later. May be
+    called any number of times: only what differs from what has been charged is booked. Returns that."""
+    job, attempt = tx.jobs.get(job_id), tx.attempts.get(job_id, number)
+    if job is None or attempt is None:
+        raise NotFound(f"Job {job_id} has no attempt {number}.", "Look them up: beamhub job attempts.")
+    if attempt.ended is None:
+        raise Conflict(f"Attempt {number} of job {job_id} is not over yet.", "Wait until it has ended.")
+    change = tx.licences.correct(job.sponsor, min(used, cost(job.profile)) - attempt.cpu_seconds)
+    if change:
+        tx.attempts.correct(job_id, number, change)
+        tx.jobs.correct(job_id, change)
+        tx.licences.record(
+            job.sponsor,
+            LedgerKind.CORRECTION,
+            change,
+            job=job_id,
+            attempt=number,
+            actor=actor,
+            note=note or f"it used {used} CPU-seconds",
+        )
+        _used(tx, job.sponsor, change)
+    return change
+
+
+def grant(
+    tx: Transaction,
+    licence: str,
+    cpu_seconds: int,
+    *,
+    actor: str,
+    note: str = "",
+    valid_from: datetime | None = None,
+    valid_until: datetime | None = None,
+) -> None:
+    """Adds to the allowance: now, or when its time has come."""
+    now = datetime.now(UTC)
+    tx.grants.create(
+        licence,
+        cpu_seconds,
+        valid_from=valid_from or now,
+        valid_until=valid_until,
+        created=now,
+        actor=actor,
+        note=note,
+    )
+    keep_up(tx, licence)
+
+
+def keep_up(tx: Transaction, licence: str | None = None, now: datetime | None = None) -> None:
+    """Books the grants whose time has come, and books away what is left of those whose time is over, but for
+    what is on hold; of all licences, or of one."""
+    now = now or datetime.now(UTC)
+    changed = set()
+    for one in tx.grants.beginning(now, licence):
+        tx.grants.count(one.id)
+        tx.licences.grant(one.licence, one.cpu_seconds)
+        tx.licences.record(one.licence, LedgerKind.GRANT, one.cpu_seconds, actor=one.actor, note=one.note)
+        changed.add(one.licence)
+    for one in tx.grants.ending(now, licence):
+        if gone := tx.licences.expire(one.licence, one.left):
+            tx.grants.expire(one.id, gone)
+            until = f"of grant {one.id}, valid until {one.valid_until:%Y-%m-%d %H:%M} UTC"
+            tx.licences.record(one.licence, LedgerKind.EXPIRE, gone, actor=SYSTEM, note=until)
+            changed.add(one.licence)
+    for id_ in changed:
+        _watch(tx, id_)
+
+
+def _used(tx: Transaction, licence: str, change: int) -> None:
+    """What follows from a charge: it is taken from the grants, of which the rest may be over."""
+    if change:
+        tx.grants.use(licence, change)
+    keep_up(tx, licence)
+    _watch(tx, licence)
+
+
+def _watch(tx: Transaction, licence: str) -> None:
+    """Tells once when little is left."""
+    if tx.licences.note_low(licence, SHARE):
+        _tell(tx, "licence.low", _get(tx, licence), SYSTEM)
 
 
 def shortage(licence: Licence, profile: Profile) -> str:
@@ -99,7 +193,7 @@ def usable(tx: Transaction, principal: Principal, instrument: str) -> Sequence[L
 
 
 def require_usable(tx: Transaction, principal: Principal, instrument: str, sponsor: str) -> None:
-    """Raises Invalid if this licence may not pay here, naming those that may."""
+    """Raises Invalid if this licence may not pay here at all, naming those that may."""
     choices = [licence.id for licence in usable(tx, principal, instrument)]
     if sponsor not in choices:
         raise Invalid(
@@ -108,6 +202,36 @@ def require_usable(tx: Transaction, principal: Principal, instrument: str, spons
             if choices
             else "There is none that could: ask an operator for a licence.",
         )
+
+
+def require_sponsor(
+    tx: Transaction, principal: Principal, experiment: Experiment, template: str, sponsor: str
+) -> None:
+    """Raises Invalid if this licence does not pay for a job of this template that the principal, whose role
+    the experiment tells, starts there now: it says why, and what to choose instead."""
+    require_usable(tx, principal, experiment.instrument, sponsor)
+    now, case = datetime.now(UTC), Case.of(experiment, template)
+    found = usable(tx, principal, experiment.instrument)
+    refusals = {one.id: terms.refusal(one, case, now) for one in found}
+    if why := refusals[sponsor]:
+        raise Invalid(why, _instead([one for one in found if not refusals[one.id]]))
+
+
+def require_terms(tx: Transaction, experiment: Experiment, template: str, sponsor: str) -> None:
+    """The same for what starts by itself."""
+    licence = tx.licences.get(sponsor)
+    case = Case.of(experiment.model_copy(update={"role": None}), template)
+    if licence is not None and (why := terms.refusal(licence, case, datetime.now(UTC))):
+        raise Invalid(why, "Rerun it with another licence, or let the staff change the rule.")
+
+
+def _instead(choices: Sequence[Licence]) -> str:
+    own = [one.id for one in choices if one.kind == "user"]
+    if own:
+        return f"Choose your own licence {' or '.join(own)}."
+    if choices:
+        return f"Choose one of: {', '.join(one.id for one in choices)}."
+    return "Ask the instrument's staff to change its terms, or an operator for a licence of your own."
 
 
 class Licences:
@@ -123,6 +247,8 @@ class Licences:
             raise Invalid("A user licence has an owner and no instruments.", "Give `owner` only.")
         if request.kind == "lab" and (request.owner is not None or not request.instruments):
             raise Invalid("A lab licence has instruments and no owner.", "Give `instruments` only.")
+        if request.kind == "user" and request.terms:
+            raise Invalid("A user licence has no terms.", "Leave `terms` out.")
         if request.valid_until is not None and request.valid_until.tzinfo is None:
             raise Invalid("The time `valid_until` has no time zone.", "Write it like 2030-12-31T00:00:00Z.")
 
@@ -131,11 +257,12 @@ class Licences:
                 raise Conflict(f"There is a licence {request.id!r} already.", "Choose another id.")
             for instrument in request.instruments:
                 access.require_instrument(tx, principal, instrument)
+            _check_terms(tx, request.instruments, LabTerms(rules=request.terms))
             tx.licences.create(request)
             if amount := round(request.cpu_hours * 3600):
                 grant(tx, request.id, amount, actor=principal.name, note="first grant")
             licence = _get(tx, request.id)
-            _tell(tx, "licence.created", licence, principal, request.cpu_hours)
+            _tell(tx, "licence.created", licence, principal.name, cpu_hours=request.cpu_hours)
             return licence
 
         return await self._store.write(work)
@@ -156,9 +283,17 @@ class Licences:
         def work(tx: Transaction) -> Licence:
             _require(tx, principal, licence)
             amount = max(round(request.cpu_hours * 3600), 1)
-            grant(tx, licence, amount, actor=principal.name, note=request.note)
+            grant(
+                tx,
+                licence,
+                amount,
+                actor=principal.name,
+                note=request.note,
+                valid_from=request.valid_from,
+                valid_until=request.valid_until,
+            )
             granted = _get(tx, licence)
-            _tell(tx, "licence.granted", granted, principal, request.cpu_hours)
+            _tell(tx, "licence.granted", granted, principal.name, cpu_hours=request.cpu_hours)
             return granted
 
         return await self._store.write(work)
@@ -174,14 +309,73 @@ class Licences:
 
         return await self._store.read(work)
 
-    async def sponsors(self, principal: Principal, experiment_id: str) -> Sequence[Licence]:
-        """The licences that may pay for jobs which this principal starts in this experiment."""
+    async def sponsors(
+        self, principal: Principal, experiment_id: str, template: str | None = None
+    ) -> Sequence[Sponsor]:
+        """The licences that may pay for jobs which this principal starts in this experiment, and which of
+        them do not just now, and why; of one template, or of any."""
 
-        def work(tx: Transaction) -> Sequence[Licence]:
+        def work(tx: Transaction) -> Sequence[Sponsor]:
             experiment: Experiment = access.require(tx, principal, experiment_id, Action.READ)
-            return usable(tx, principal, experiment.instrument)
+            now, case = datetime.now(UTC), Case.of(experiment, template)
+            return [
+                Sponsor(**dict(one), refusal=terms.refusal(one, case, now))
+                for one in usable(tx, principal, experiment.instrument)
+            ]
 
         return await self._store.read(work)
+
+    async def set_terms(self, principal: Principal, licence: str, request: LabTerms) -> Licence:
+        """Says for what a lab's licence pays; for the staff of all of its instruments, and operators."""
+
+        def work(tx: Transaction) -> Licence:
+            found = _require(tx, principal, licence)
+            if found.kind != "lab":
+                raise Invalid(f"{licence} is a user's own licence.", "Only a lab's licence has terms.")
+            for instrument in found.instruments:
+                access.require_instrument(tx, principal, instrument, Action.SET_TERMS)
+            _check_terms(tx, found.instruments, request)
+            tx.licences.set_terms(licence, request.rules)
+            changed = _get(tx, licence)
+            rules = [terms.describe(rule) for rule in request.rules]
+            _tell(tx, "licence.terms", changed, principal.name, rules=rules)
+            return changed
+
+        return await self._store.write(work)
+
+    async def grants(
+        self, principal: Principal, licence: str, *, after: str | None = None, limit: int = 100
+    ) -> Page[Granted]:
+        """The parts of its allowance, newest first."""
+
+        def work(tx: Transaction) -> Page[Granted]:
+            _require(tx, principal, licence)
+            return tx.grants.list(licence, after=after, limit=limit)
+
+        return await self._store.read(work)
+
+    async def correct(self, principal: Principal, job: int, request: Correction) -> Job:
+        """Charges what an attempt of a job has used in truth (operators)."""
+        access.require_operator(principal, Action.MANAGE_LICENCES)
+
+        def work(tx: Transaction) -> Job:
+            used = request.cpu_seconds
+            correct(tx, job, request.attempt, used, actor=principal.name, note=request.note)
+            found = tx.jobs.get(job)
+            assert found is not None  # noqa: S101 (it has been corrected in this transaction)
+            return found
+
+        return await self._store.write(work)
+
+    async def keep_up(self) -> None:
+        """Books what has become due, of all licences."""
+        now = datetime.now(UTC)
+
+        def due(tx: Transaction) -> bool:
+            return bool(tx.grants.beginning(now) or tx.grants.ending(now))
+
+        if await self._store.read(due):
+            await self._store.write(keep_up)
 
 
 def _visible(tx: Transaction, principal: Principal) -> frozenset[str] | None:
@@ -208,14 +402,27 @@ def _get(tx: Transaction, licence: str) -> Licence:
     return found
 
 
-def _tell(tx: Transaction, kind: str, licence: Licence, principal: Principal, cpu_hours: float) -> None:
+def _check_terms(tx: Transaction, instruments: Sequence[str], request: LabTerms) -> None:
+    """A rule that can never fit is a mistake."""
+    for rule in request.rules:
+        if strange := sorted(set(rule.instruments) - set(instruments)):
+            raise Invalid(
+                f"The licence does not sponsor {', '.join(strange)}.", f"Choose of: {', '.join(instruments)}."
+            )
+        for id_ in rule.experiments:
+            found = tx.experiments.get(id_)
+            if found is None or found.instrument not in (rule.instruments or instruments):
+                raise Invalid(f"There is no experiment {id_!r} on its instruments.", "Check its id.")
+
+
+def _tell(tx: Transaction, kind: str, licence: Licence, actor: str, **data: object) -> None:
     # staff hear of a lab licence by its instrument
     instrument = licence.instruments[0] if len(licence.instruments) == 1 else None
     emit(
         tx,
         kind,
-        actor=principal.name,
+        actor=actor,
         instrument=instrument,
         subject=licence.id,
-        data={"title": licence.title, "kind": licence.kind, "cpu_hours": cpu_hours},
+        data={"title": licence.title, "kind": licence.kind, "available": licence.available, **data},
     )

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from beamhub import access, templates
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
-from beamhub.credits import hold, require_usable, settle, shortage
+from beamhub.credits import hold, require_sponsor, require_terms, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.inputs import choose, inherit, kind
@@ -109,7 +109,7 @@ class Jobs:
         def work(tx: Transaction) -> Job:
             experiment = access.require(tx, principal, experiment_id, Action.RUN_JOB)
             inputs = choose(tx, experiment, plan.entry.template, request.inputs)
-            require_usable(tx, principal, experiment.instrument, plan.sponsor)
+            require_sponsor(tx, principal, experiment, plan.entry.template.name, plan.sponsor)
             return self._create(tx, experiment, inputs, plan, launched_by=principal.name)
 
         await self._store.read(lambda tx: access.require(tx, principal, experiment_id, Action.RUN_JOB))
@@ -133,7 +133,7 @@ class Jobs:
             template = plan.entry.template
             wanted = request.inputs if request.inputs is not None else inherit(parent, template)
             inputs = choose(tx, experiment, template, wanted)
-            require_usable(tx, principal, experiment.instrument, plan.sponsor)
+            require_sponsor(tx, principal, experiment, template.name, plan.sponsor)
             return self._create(tx, experiment, inputs, plan, launched_by=principal.name, parent=parent.id)
 
         parent = await self.get(principal, job_id)
@@ -296,6 +296,7 @@ class Jobs:
             if request.problem:
                 raise Invalid(request.problem, "Correct the rule.")
             plan = self._plan(request.template, request.parameters, request.profile, request.sponsor, None)
+            require_terms(tx, experiment, request.template, request.sponsor)
             taken = kind(plan.entry.template)
             wanted = {"dataset": dataset.id, "job": request.parent}.get(taken or "")
             inputs = choose(tx, experiment, plan.entry.template, [] if wanted is None else [wanted])

@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 import pytest
 from beamhub.access import Principal
-from beamhub.credits import Licences
+from beamhub.credits import Licences, grant
 from beamhub.engine import Engine
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
@@ -128,7 +128,7 @@ class Lab:
         tx.members.add(other, "eve", Role.PI, "sam")
         lab = LicenceCreate(id="lab", title="Lab", kind="lab", instruments=["sim-mx"])
         tx.licences.create(lab)
-        tx.licences.grant("lab", 100 * 3600)
+        grant(tx, "lab", 100 * 3600, actor="root")
         dataset = tx.datasets.create(
             experiment=experiment,
             name="lyso",

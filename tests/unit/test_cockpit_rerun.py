@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from beamhub.client import Client
-from beamhub.schemas import Job, JobInput, JobProgress, JobState, Licence, Me, Profile, Quantity, Template
+from beamhub.schemas import Job, JobInput, JobProgress, JobState, Me, Profile, Quantity, Sponsor, Template
 from beamhub_cockpit.details import Around
 from beamhub_cockpit.html import find, text
 from beamhub_cockpit.jobs import panel
@@ -42,8 +42,8 @@ XIA = template("xia", limit=LIMIT, pipeline={"enum": ["a", "b"], "default": "a"}
 XDS = template("xds")
 
 
-def licence(name: str) -> Licence:
-    return Licence(
+def licence(name: str) -> Sponsor:
+    return Sponsor(
         id=name,
         title=name,
         kind="lab",

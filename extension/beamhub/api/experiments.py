@@ -15,10 +15,11 @@ from beamhub.schemas import (
     File,
     Finalisation,
     FinaliseRequest,
-    Licence,
     Member,
     MemberCreate,
     Page,
+    Sponsor,
+    TemplateName,
 )
 
 
@@ -29,6 +30,10 @@ class ExperimentQuery(Paging):
 
 class FileQuery(Paging):
     prefix: str = Field("", max_length=1000, description="only files below this folder")
+
+
+class SponsorQuery(Paging):
+    template: TemplateName | None = None
 
 
 @route("GET", "experiments")
@@ -87,9 +92,10 @@ async def get_file(call: Call, experiment: str, path: str) -> Download:
 
 
 @route("GET", "experiments/{experiment}/sponsors")
-async def list_sponsors(call: Call, experiment: str, query: Paging) -> Page[Licence]:
-    """The licences that may pay for jobs which the caller starts in this experiment."""
-    found = await call.service.licences.sponsors(call.principal, experiment)
+async def list_sponsors(call: Call, experiment: str, query: SponsorQuery) -> Page[Sponsor]:
+    """The licences that may pay for jobs which the caller starts in this experiment, and which of them do
+    not just now, and why."""
+    found = await call.service.licences.sponsors(call.principal, experiment, query.template)
     return page_of(found, query, lambda licence: licence.id)
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from beamhub.api.routes import Call, Paging, route
-from beamhub.schemas import Grant, LedgerLine, Licence, LicenceCreate, Page
+from beamhub.schemas import (
+    BigInt,
+    Correction,
+    Grant,
+    Granted,
+    Job,
+    LabTerms,
+    LedgerLine,
+    Licence,
+    LicenceCreate,
+    Page,
+)
 
 
 @route("GET", "licences")
@@ -30,7 +41,25 @@ async def grant(call: Call, licence: str, body: Grant) -> Licence:
     return await call.service.licences.grant(call.principal, licence, body)
 
 
+@route("GET", "licences/{licence}/grants")
+async def list_grants(call: Call, licence: str, query: Paging) -> Page[Granted]:
+    """The parts of a licence's allowance and what is left of each, newest first."""
+    return await call.service.licences.grants(call.principal, licence, **query.model_dump())
+
+
+@route("PUT", "licences/{licence}/terms")
+async def set_terms(call: Call, licence: str, body: LabTerms) -> Licence:
+    """Say for what a lab's licence pays (staff of its instruments)."""
+    return await call.service.licences.set_terms(call.principal, licence, body)
+
+
+@route("POST", "jobs/{job}/corrections")
+async def correct(call: Call, job: BigInt, body: Correction) -> Job:
+    """Charge what an attempt of a job has used in truth (operators)."""
+    return await call.service.licences.correct(call.principal, job, body)
+
+
 @route("GET", "licences/{licence}/ledger")
 async def list_ledger(call: Call, licence: str, query: Paging) -> Page[LedgerLine]:
-    """Every grant, hold, charge and release of a licence, newest first."""
+    """Every line of a licence's account, newest first."""
     return await call.service.licences.ledger(call.principal, licence, **query.model_dump())

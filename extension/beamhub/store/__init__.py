@@ -24,6 +24,7 @@ from beamhub.store.datasets import Datasets
 from beamhub.store.events import Cursors, Events
 from beamhub.store.experiments import Experiments, Members
 from beamhub.store.finalisations import Finalisations
+from beamhub.store.grants import Grants
 from beamhub.store.idempotency import Idempotency
 from beamhub.store.instruments import Instruments
 from beamhub.store.jobs import Jobs
@@ -58,6 +59,7 @@ class Transaction:
         self.jobs = Jobs(connection)
         self.attempts = Attempts(connection)
         self.licences = Licences(connection)
+        self.grants = Grants(connection)
         self.events = Events(connection)
         self.cursors = Cursors(connection)
         self.idempotency = Idempotency(connection)

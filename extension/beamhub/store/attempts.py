@@ -45,6 +45,19 @@ class Attempts:
             update(attempts).where(attempts.c.job == job, attempts.c.ended.is_(None)).values(**values)
         )
 
+    def get(self, job: int, number: int) -> Attempt | None:
+        query = select(attempts).where(attempts.c.job == job, attempts.c.number == number)
+        row = self._connection.execute(query).first()
+        return Attempt.model_validate(row._mapping) if row else None
+
+    def correct(self, job: int, number: int, change: int) -> None:
+        """Changes what it was charged."""
+        self._connection.execute(
+            update(attempts)
+            .where(attempts.c.job == job, attempts.c.number == number)
+            .values(cpu_seconds=attempts.c.cpu_seconds + change)
+        )
+
     def of_job(self, job: int) -> Sequence[Attempt]:
         """In their order."""
         query = select(attempts).where(attempts.c.job == job).order_by(attempts.c.number)

@@ -222,6 +222,12 @@ class Jobs:
         )
         return changed.rowcount == 1
 
+    def correct(self, job: int, change: int) -> None:
+        """Changes what it was charged."""
+        self._connection.execute(
+            update(jobs).where(jobs.c.id == job).values(cpu_seconds=jobs.c.cpu_seconds + change)
+        )
+
     def tell(self, job: int, progress: JobProgress, metrics: Mapping[str, Quantity]) -> None:
         """What a running job has reported so far."""
         self._connection.execute(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, insert, not_, or_, select, update
 
-from beamhub.schemas import LedgerKind, LedgerLine, Licence, LicenceCreate, Page
+from beamhub.schemas import LedgerKind, LedgerLine, Licence, LicenceCreate, Page, SponsorshipRule
 from beamhub.store.pages import paginate
 from beamhub.store.tables import ledger, licences
 
@@ -52,6 +52,8 @@ class Licences:
                 held=0,
                 valid_from=datetime.now(UTC),
                 valid_until=request.valid_until,
+                terms=[rule.model_dump(mode="json") for rule in request.terms],
+                low=False,
             )
         )
 
@@ -59,6 +61,45 @@ class Licences:
         self._connection.execute(
             update(licences).where(licences.c.id == licence).values(granted=licences.c.granted + amount)
         )
+
+    def set_terms(self, licence: str, terms: Sequence[SponsorshipRule]) -> None:
+        values = [rule.model_dump(mode="json") for rule in terms]
+        self._connection.execute(update(licences).where(licences.c.id == licence).values(terms=values))
+
+    def expire(self, licence: str, amount: int) -> int:
+        """Takes back what was granted, at most what is available. Returns how much."""
+        part = min(amount, self._available(licence))
+        self._connection.execute(
+            update(licences).where(licences.c.id == licence).values(granted=licences.c.granted - part)
+        )
+        return part
+
+    def correct(self, licence: str, amount: int) -> int:
+        """Charges more, at most what is available, or (below 0) less. Returns how much."""
+        part = min(amount, self._available(licence)) if amount > 0 else amount
+        self._connection.execute(
+            update(licences).where(licences.c.id == licence).values(charged=licences.c.charged + part)
+        )
+        return part
+
+    def _available(self, licence: str) -> int:
+        # transactions that write follow one another: nobody changes it before this one is over
+        query = select(licences.c.granted - licences.c.charged - licences.c.held)
+        return max(self._connection.scalar(query.where(licences.c.id == licence)) or 0, 0)
+
+    def note_low(self, licence: str, share: int) -> bool | None:
+        """Notes whether at most one part in `share` of what was granted is left: True if that has just become
+        so, False if it has just ceased, None if it is as it was."""
+        little = (licences.c.granted - licences.c.charged) * share <= licences.c.granted
+        for low in (True, False):
+            changed = self._connection.execute(
+                update(licences)
+                .where(licences.c.id == licence, licences.c.low.is_(not low), little if low else not_(little))
+                .values(low=low)
+            )
+            if changed.rowcount:
+                return low
+        return None
 
     def hold(self, licence: str, amount: int) -> bool:
         """Puts an amount on hold if the licence is valid now and has that much; one conditional statement,
@@ -85,7 +126,15 @@ class Licences:
         )
 
     def record(
-        self, licence: str, kind: LedgerKind, amount: int, *, job: int | None, actor: str, note: str = ""
+        self,
+        licence: str,
+        kind: LedgerKind,
+        amount: int,
+        *,
+        job: int | None = None,
+        attempt: int | None = None,
+        actor: str,
+        note: str = "",
     ) -> None:
         """Appends a line to the ledger."""
         self._connection.execute(
@@ -95,6 +144,7 @@ class Licences:
                 kind=kind,
                 cpu_seconds=amount,
                 job=job,
+                attempt=attempt,
                 actor=actor,
                 note=note,
             )

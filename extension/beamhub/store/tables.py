@@ -369,7 +369,26 @@ licences = Table(
     Column("held", BigInteger, nullable=False),
     Column("valid_from", UTCDateTime, nullable=False),
     Column("valid_until", UTCDateTime),
+    Column("terms", JSON, nullable=False),  # a lab's: SponsorshipRules, of which one has to fit
+    Column("low", Boolean, nullable=False),  # little is left, and that has been told
     CheckConstraint("granted >= 0 AND charged >= 0 AND held >= 0", name="amounts"),
+)
+
+# the parts of an allowance, each with a validity of its own
+grants = Table(
+    "grants",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("licence", ForeignKey("licences.id"), nullable=False, index=True),
+    Column("cpu_seconds", BigInteger, nullable=False),
+    Column("used", BigInteger, nullable=False),  # charged, as long as it counted
+    Column("expired", BigInteger, nullable=False),  # booked away after its end
+    Column("counts", Boolean, nullable=False),  # it has begun: its line is in the ledger
+    Column("valid_from", UTCDateTime, nullable=False),
+    Column("valid_until", UTCDateTime),
+    Column("created", UTCDateTime, nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("note", Text, nullable=False),
 )
 
 ledger = Table(
@@ -381,6 +400,7 @@ ledger = Table(
     Column("kind", String(10), nullable=False),
     Column("cpu_seconds", BigInteger, nullable=False),
     Column("job", ForeignKey("jobs.id"), index=True),
+    Column("attempt", Integer),  # of the job
     Column("actor", String(255), nullable=False),
     Column("note", Text, nullable=False),
 )
