@@ -88,6 +88,7 @@ THREADS = 4
 BATCHES = 2  # prepared at a time; others wait for their turn
 BATCH_FILES, BATCH_BYTES = 256, 8 * 2**20  # at most, in one delivery
 BATCH_FILE = 2**20  # bytes of one of its files, at most
+REWRITE = 2**20  # bytes replaced at a time, at most
 PROGRESS = 0.25  # seconds between live messages about one upload
 LONGEST_PAUSE = 0.5  # seconds between looks at what another request with the same key is doing
 CLAIM = 0.01  # seconds between attempts to claim a name that somebody else is publishing under
@@ -394,6 +395,45 @@ class Uploads:
                 return upload
             # a sender that goes away now does not stop what it has waited for
             return await asyncio.shield(self._begin_to_finish(upload, file, until_then.pop_all()))
+
+    async def rewrite(
+        self, principal: Principal, id_: str, begin: int, end: int, chunks: AsyncIterator[bytes]
+    ) -> Upload:
+        """Replaces the bytes from `begin` to before `end` of what has come so far.
+
+        For files that are sent while they grow, and whose writer also changes what it has written before.
+        Only the digest at the end can vouch for them, so it has to have been promised. Raises Invalid,
+        Conflict (its digest has come, nothing has come there, another request is sending), TooLarge, Gone.
+        """
+        if not 0 <= begin < end <= begin + REWRITE:
+            raise Invalid(f"From 1 to {REWRITE} bytes are replaced at a time.", "Replace them in parts.")
+        upload = await self._store.read(lambda tx: _writable(tx, principal, id_))
+        if upload.state is not UploadState.RECEIVING or not upload.digest_follows or upload.digest:
+            raise Conflict(
+                f"What has come of {upload.path} can't be replaced.",
+                "Promise its digest when announcing it, and send that last.",
+            )
+        with await self._held(self._incoming.hold, upload) as file, self._one_more(principal):
+            if end > file.size():
+                raise Conflict(
+                    f"{file.size()} bytes of {upload.path} have come, so none before {end} can be replaced.",
+                    "Ask for the offset.",
+                )
+            block, size = list[bytes](), 0
+            async for chunk in chunks:
+                block.append(chunk)
+                size += len(chunk)
+                if size > end - begin:
+                    break
+            if size != end - begin:
+                raise Invalid(
+                    f"These are not the {end - begin} bytes that were announced.", "Send them again."
+                )
+            try:
+                await self._whole(file.write, begin, block, None)
+            except OSError as error:
+                raise explained(error, upload) from error
+            return upload.model_copy(update={"offset": file.size()})
 
     @contextlib.contextmanager
     def _one_more(self, principal: Principal, weight: int = 1) -> Iterator[None]:

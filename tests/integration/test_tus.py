@@ -144,6 +144,13 @@ def test_a_length_and_a_digest_that_come_later(agent: httpx.Client) -> None:
     sent = send(agent, url, 300_000, content[300_000:], Upload_Length="700000")
     assert (sent.status_code, sent.headers["Upload-Length"]) == (204, "700000")
     assert agent.get(url).json()["state"] == "receiving"
+    content = b"changed" + content[7:]
+    part = {"Content-Range": "bytes 0-6/*", **BINARY}
+    assert agent.put(url, headers=part, content=b"changed").status_code == 204
+    assert agent.put(url, headers=part, content=b"change").status_code == 422
+    assert (
+        agent.put(url, headers=part | {"Content-Range": "bytes 0-6/7"}, content=b"changed").status_code == 400
+    )
     digest = metadata(xxh128=xxhash.xxh3_128_hexdigest(content))
     assert send(agent, url, 700_000, b"", **digest).status_code == 204
     done = agent.get(url).json()

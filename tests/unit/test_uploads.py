@@ -48,7 +48,7 @@ from beamhub.schemas import (
     UploadState,
 )
 from beamhub.store import Store
-from beamhub.uploads import BATCH_FILE, CHECKSUMS, EXPIRES, MAX_SIZE, WRITE, Uploads, Whole
+from beamhub.uploads import BATCH_FILE, CHECKSUMS, EXPIRES, MAX_SIZE, REWRITE, WRITE, Uploads, Whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -983,6 +983,51 @@ async def test_a_part_whose_length_comes_later(site: Site) -> None:
         await site.uploads.concatenate(AGENT, "a.bin", [part.id], "final;1")
     await site.uploads.append(AGENT, part.id, 4, parts(b""), size=4)
     done = await site.uploads.concatenate(AGENT, "a.bin", [part.id], "final;1", sha256(b"abcd"))
+    assert done.state is UploadState.COMPLETE
+
+
+async def test_what_has_come_of_a_growing_file_is_replaced(site: Site) -> None:
+    content = os.urandom(5000)
+    upload = await site.uploads.create(AGENT, "a.bin", None, digest_follows="sha256")
+    await site.uploads.append(AGENT, upload.id, 0, parts(bytes(3000)))
+    for begin, end in ((0, 1500), (1500, 3000)):
+        grown = await site.uploads.rewrite(AGENT, upload.id, begin, end, parts(content[begin:end]))
+        assert (grown.offset, grown.state) == (3000, UploadState.RECEIVING)
+    done = await site.uploads.append(
+        AGENT, upload.id, 3000, parts(content[3000:]), size=5000, digest=sha256(content)
+    )
+    assert done.state is UploadState.COMPLETE
+    assert site.content("raw/a.bin") == content
+    with pytest.raises(Conflict):  # never one that is published
+        await site.uploads.rewrite(AGENT, upload.id, 0, 1, parts(b"x"))
+    assert site.content("raw/a.bin") == content
+
+
+async def test_what_can_not_be_replaced(site: Site) -> None:
+    upload = await site.uploads.create(AGENT, "a.bin", 4, digest_follows="sha256")
+    await site.uploads.append(AGENT, upload.id, 0, parts(b"abc"))
+    for begin, end, content in (
+        (0, 2, b"x"),
+        (0, 2, b"xxx"),
+        (1, 1, b""),
+        (-1, 1, b"xx"),
+        (2, 1, b"x"),
+        (0, REWRITE + 1, b""),
+    ):
+        with pytest.raises(Invalid):
+            await site.uploads.rewrite(AGENT, upload.id, begin, end, parts(content))
+    with pytest.raises(Conflict):
+        await site.uploads.rewrite(AGENT, upload.id, 2, 4, parts(b"xx"))
+    for who in (OTHER_AGENT, ADA, EVE):
+        with pytest.raises(NotFound):
+            await site.uploads.rewrite(who, upload.id, 0, 1, parts(b"x"))
+    with pytest.raises(ConnectionResetError):
+        await site.uploads.rewrite(AGENT, upload.id, 0, 2, broken(b"x"))
+    without = await site.announce("b.bin", b"abcd")
+    await site.uploads.append(AGENT, without.id, 0, parts(b"abc"))
+    with pytest.raises(Conflict):
+        await site.uploads.rewrite(AGENT, without.id, 0, 1, parts(b"a"))
+    done = await site.uploads.append(AGENT, upload.id, 3, parts(b"d"), digest=sha256(b"abcd"))
     assert done.state is UploadState.COMPLETE
 
 

@@ -36,6 +36,7 @@ CHECKSUM: dict[str, dict[str, Any]] = {
     "Upload-Checksum": {"type": "string", "description": "`algorithm base64`"}
 }
 _SIZE = re.compile(r"[0-9]{1,18}")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/\*")
 
 
 class UploadQuery(Paging):
@@ -167,6 +168,29 @@ async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     found = await call.service.uploads.append(
         call.principal, upload, offset, call.chunks, checksum, size=size, digest=digest
     )
+    return Reply(None, 204, _progress(found))
+
+
+@route(
+    "PUT",
+    "uploads/{upload}",
+    streams_body="application/offset+octet-stream",
+    headers=TUS | {"Content-Range": {"type": "string", "pattern": _RANGE.pattern}},
+)
+async def rewrite_upload(call: Call, upload: str) -> Reply[None]:
+    """Replace some bytes of what has been sent, before the promised digest has come.
+
+    `Content-Range: bytes 0-1023/*` says which. This is not of tus: it is for files that are sent while they
+    grow, and whose writer also changes what it has written before."""
+    _require_tus(call)
+    _require_bytes(call)
+    span = _RANGE.fullmatch(call.headers.get("Content-Range", ""))
+    if not span:
+        raise Refusal(
+            400, "The header Content-Range is missing or not like bytes 0-1023/*.", "Say which bytes."
+        )
+    begin, end = int(span[1]), int(span[2]) + 1
+    found = await call.service.uploads.rewrite(call.principal, upload, begin, end, call.chunks)
     return Reply(None, 204, _progress(found))
 
 
