@@ -75,6 +75,7 @@ from beamhub.schemas import (
     Problem,
     Profile,
     Role,
+    RunnerState,
     SeriesPage,
     SkipRequest,
     Sponsor,
@@ -530,6 +531,10 @@ class Client:
 
     def template(self, name: str) -> Template:
         return self._get(Template, f"templates/{_part(name)}")
+
+    def runners(self) -> list[RunnerState]:
+        """What there is for jobs now, by where they run."""
+        return self._list(RunnerState, "runners")
 
     def profiles(self) -> list[Profile]:
         return self._list(Profile, "profiles")

@@ -580,6 +580,25 @@ class Profile(Model):
     slurm: SlurmOptions = SlurmOptions()
 
 
+class NodeState(StrEnum):
+    FREE = "free"
+    BUSY = "busy"
+    OFF = "off"  # to save power; switched on for a job that needs it
+    STARTING = "starting"
+    UNAVAILABLE = "unavailable"  # down, drained, reserved or not answering
+
+
+class RunnerState(Model):
+    """What there is for jobs of a runner now."""
+
+    name: str
+    reason: str = ""  # why it can't be told
+    cpus: int = 0  # that jobs may have, on nodes that are off, too
+    free: int = 0  # for a job that starts now
+    cold: int = 0  # on nodes that would have to be switched on
+    nodes: dict[NodeState, int] = {}  # how many; none: the service's own machine
+
+
 class TriggerEvent(StrEnum):
     DATASET_STARTED = "dataset.started"
     DATASET_FRAMES = "dataset.frames"  # more can be read: every so many, or at parts of what was announced

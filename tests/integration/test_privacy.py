@@ -28,6 +28,7 @@ OPEN = {
     "list_templates": 200,
     "get_template": 200,
     "list_profiles": 200,
+    "list_runners": 200,
     "describe_tus": 204,
     # lists of what the caller belongs to: empty for a stranger
     "list_instruments": 200,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from beamhub.engine import Engine
 from beamhub.jobs import Jobs
 from beamhub.runners import Runner
 from beamhub.runners.slurm import SlurmRunner, SlurmSettings
-from beamhub.schemas import Job, JobCancel, JobState, LedgerKind, Profile, SlurmOptions
+from beamhub.schemas import Job, JobCancel, JobState, LedgerKind, NodeState, Profile, SlurmOptions
 from beamhub.testing import running_service
 from beamhub.testing_slurm import running_cluster
 from beamhub_hub.processes import end_stale
@@ -189,6 +190,13 @@ async def test_a_job_is_cancelled_where_it_waits_and_where_it_runs(lab: SlurmLab
         waiting = await lab.submit("sleep", "node")
         told = await lab.waits_for(waiting, "Waits for free CPUs and memory in Slurm; it probably starts at ")
         assert told.state is JobState.QUEUED
+        state = await lab.slurm().state()
+        assert (state.cpus, state.free, state.cold, state.nodes) == (4, 0, 0, {NodeState.BUSY: 2})
+        estimate = await lab.slurm().estimate(PROFILES[1], "sim-mx")
+        assert estimate
+        assert estimate - datetime.now(UTC) > timedelta(minutes=5)  # both nodes are taken for ten
+        with pytest.raises(OSError, match="invalid partition"):
+            await lab.slurm().estimate(PROFILES[3], "sim-mx")
         assert (await lab.jobs.cancel(ADA, waiting.id, JobCancel())).state is JobState.QUEUED
         gone = await lab.until(waiting)
         assert (gone.state, gone.reason, gone.cpu_seconds) == (JobState.CANCELLED, "Cancelled by ada.", 0)
@@ -311,6 +319,8 @@ async def test_a_node_that_is_switched_off_is_waited_for(tmp_path: Path) -> None
             return (await lab.ask("sinfo", "-h", "-p", "normal", "-o", "%t")).split() == ["idle~"]
 
         await condition(off)
+        state = await lab.slurm().state()
+        assert (state.cpus, state.free, state.cold, state.nodes) == (4, 0, 4, {NodeState.OFF: 2})
         async with lab.running(lab.both()):
             job = await lab.submit("try_it", "node")
             told = await lab.waits_for(job, "which is being switched on.")

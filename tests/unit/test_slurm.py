@@ -18,9 +18,11 @@ from beamhub.runners.slurm import (
     SlurmRunner,
     SlurmSettings,
     _account_line,
+    _node_line,
     _queue_line,
     _seconds,
 )
+from beamhub.schemas import NodeState
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +49,27 @@ def line(state: str, why: str = "None", **known: Any) -> Line:
 def leave(ref: Ref, name: str, text: str) -> None:
     """A file in the job's folder."""
     Path(str(ref["folder"]), name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        ("idle", NodeState.FREE),
+        ("mixed", NodeState.BUSY),
+        ("allocated", NodeState.BUSY),
+        ("completing", NodeState.BUSY),
+        ("idle~", NodeState.OFF),
+        ("allocated#", NodeState.STARTING),
+        ("mixed#", NodeState.STARTING),
+        ("idle%", NodeState.OFF),
+        ("idle*", NodeState.UNAVAILABLE),
+        ("down*", NodeState.UNAVAILABLE),
+        ("drained", NodeState.UNAVAILABLE),
+        ("reserved", NodeState.UNAVAILABLE),
+    ],
+)
+def test_nodes_are_free_busy_off_or_not_to_be_had(told: str, state: NodeState) -> None:
+    assert _node_line(f"n1|{told}|3/5/0/8 ") == ("n1", (state, 5, 8))
 
 
 @pytest.mark.parametrize("state", sorted(ENDS))

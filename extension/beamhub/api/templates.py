@@ -1,4 +1,4 @@
-"""Routes of templates and profiles."""
+"""Routes of templates and profiles, and of where jobs run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from beamhub.api.routes import Call, Paging, page_of, route
-from beamhub.schemas import Page, Profile, Request, Template
+from beamhub.schemas import Page, Profile, Request, RunnerState, Template
 
 
 class TemplateQuery(Request):
@@ -38,6 +38,13 @@ async def _folder(call: Call, experiment: str | None) -> Path | None:
     if experiment is None:
         return None
     return Path((await call.service.experiments.get(call.principal, experiment)).folder)
+
+
+@route("GET", "runners")
+async def list_runners(call: Call, query: Paging) -> Page[RunnerState]:
+    """Where jobs run: how many CPUs there are, how many of them are free, and which nodes are switched
+    off."""
+    return page_of(await call.service.engine.runners(), query, lambda runner: runner.name)
 
 
 @route("GET", "profiles")

@@ -173,6 +173,21 @@ def job_log(client: Client, job: int, follow: bool) -> str | None:
         next(m for m in watch if m.subject == str(job) and m.kind.startswith("job."))
 
 
+@job.command("runners")
+@connected
+def job_runners(client: Client) -> Table:
+    """Where jobs run, and what is free there."""
+    columns: Columns = {
+        "runner": "name",
+        "CPUs": "cpus",
+        "free": "free",
+        "switched off": "cold",
+        "nodes": lambda r: ", ".join(f"{count} {state}" for state, count in r.nodes.items()),
+        "note": "reason",
+    }
+    return Table(client.runners(), columns, "Jobs can't run here.")
+
+
 @job.command("files")
 @click.argument("job", type=int)
 @connected

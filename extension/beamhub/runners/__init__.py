@@ -19,7 +19,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from beamhub.schemas import JobSpec, Profile
+from beamhub.schemas import JobSpec, Profile, RunnerState
 
 Ref = dict[str, JsonValue]
 
@@ -69,6 +69,13 @@ class Runner(Protocol):
 
     async def poll(self, refs: Sequence[Ref]) -> list[Status]:
         """How each of them is."""
+
+    async def estimate(self, profile: Profile, instrument: str) -> datetime | None:
+        """When a job that was handed over now would probably begin; None if the runner does not know. Raises
+        Unavailable, and OSError if it would not take such a job."""
+
+    async def state(self) -> RunnerState:
+        """What there is for its jobs now. What jobs of a runner with `cpus` use is not known to it."""
 
     async def cancel(self, ref: Ref) -> None:
         """Ends all processes of the job, at once. `poll` tells when they are gone."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from beamhub.folders import INCOMING
 from beamhub.run import GO
 from beamhub.runners import Phase, Ref, Status
 from beamhub.runners.pool import Pool
-from beamhub.schemas import JobSpec, Profile
+from beamhub.schemas import JobSpec, Profile, RunnerState
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,13 @@ class LocalRunner:
 
     async def cancel(self, ref: Ref) -> None:
         await asyncio.to_thread(self._cancel, ref)
+
+    async def estimate(self, profile: Profile, instrument: str) -> datetime | None:  # noqa: ARG002
+        """It begins when the jobs before it have made room."""
+        return None
+
+    async def state(self) -> RunnerState:
+        return RunnerState(name="local", cpus=self.cpus, free=self.cpus)
 
     async def expect(self, experiments: Sequence[Path]) -> None:
         await asyncio.to_thread(self.pool.expect, experiments)

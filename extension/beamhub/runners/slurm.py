@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from beamhub.errors import NotFound
 from beamhub.jobfolder import STARTED, JobFolder
 from beamhub.runners import Phase, Ref, Status, Unavailable
-from beamhub.schemas import JobSpec, Profile, Slug, SlurmOptions
+from beamhub.schemas import JobSpec, NodeState, Profile, RunnerState, Slug, SlurmOptions
 from beamhub.text import one_line
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ LATER = "100"  # niceness of what nobody at the detector watches
 STRAY = 60.0  # seconds after which a held job that nobody has remembered is removed
 INSIST = 10.0  # seconds between two `scancel` of one job
 FORMAT = "%i|%T|%r|%S|%e|%M|%C|%V|%N|%j"  # of squeue; the name is last, as anything may stand in it
+NODES = "%N|%T|%C"  # of sinfo; CPUs are allocated/idle/other/total
 FIELDS = "JobIDRaw,State,Start,End,ElapsedRaw,NCPUS,NodeList,JobName"  # of sacct
 # What these commands say when nobody could answer, or no more is taken for now; all else is a refusal.
 LATER_MAYBE = re.compile(
@@ -48,6 +49,7 @@ LATER_MAYBE = re.compile(
     re.IGNORECASE,
 )
 PREFIX = re.compile(r"^\w+: error: (Batch job submission failed: )?")  # of what they say
+STARTS = re.compile(r"to start at (\d+) ")  # what sbatch --test-only says
 MEMORY = re.compile(rb"slurmstepd.*(exceeded .*memory limit|oom.kill)", re.IGNORECASE)
 
 RUNNING = {"RUNNING", "COMPLETING", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
@@ -229,6 +231,35 @@ class SlurmRunner:
             log.warning("Slurm's job %d could not be cancelled: %s", number, error)
         self._looked = 0.0
 
+    async def estimate(self, profile: Profile, instrument: str) -> datetime | None:
+        try:
+            told = await self._call(
+                *("sbatch", "--test-only", *self._asks(profile, instrument), str(SCRIPT)), errors=True
+            )
+        except Refused as error:
+            raise OSError(f"Slurm refuses it: {error}") from error
+        found = STARTS.search(told)
+        return _moment(found[1]) if found else None
+
+    async def state(self) -> RunnerState:
+        """Of the nodes that the account may use, whatever their partition."""
+        try:
+            told = await self._call("sinfo", "--noheader", "--Node", f"--format={NODES}")
+        except (Unavailable, Refused) as error:
+            return RunnerState(name="slurm", reason=f"{str(error).removesuffix('.')}.")
+        nodes = dict(_node_line(row) for row in told.splitlines())  # each is listed once for each partition
+        counts = dict.fromkeys(NodeState, 0)
+        for state, _, _ in nodes.values():
+            counts[state] += 1
+        there = [node for node in nodes.values() if node[0] is not NodeState.UNAVAILABLE]
+        return RunnerState(
+            name="slurm",
+            cpus=sum(total for _, _, total in there),
+            free=sum(idle for state, idle, _ in there if state is not NodeState.OFF),
+            cold=sum(idle for state, idle, _ in there if state is NodeState.OFF),
+            nodes={state: count for state, count in counts.items() if count},
+        )
+
     async def warm(self) -> None:
         """Nothing to do: nodes that the caches of the service's own machine reach use those."""
 
@@ -242,21 +273,13 @@ class SlurmRunner:
 
     async def _submit(self, name: str, spec: JobSpec, profile: Profile, experiment: Path) -> int:
         folder = Path(spec.folder)
-        instrument = spec.experiment.rsplit("-", 2)[0]
-        options = profile.slurm.model_dump()
-        if instrument in self._settings.instruments:
-            own = self._settings.instruments[instrument].model_dump()
-            options |= {option: value for option, value in own.items() if value}
         line = [
             *("--hold", "--no-requeue", "--parsable", "--export=ALL", "--open-mode=append"),
-            *("--nodes=1", "--ntasks=1", f"--cpus-per-task={profile.cpus}"),
-            f"--mem={-(-profile.memory // 1024**2)}M",
-            f"--time={-(-profile.walltime // 60)}",
+            *self._asks(profile, spec.experiment.rsplit("-", 2)[0]),
             f"--job-name={name}",
             f"--chdir={folder}",
             f"--output={str(folder / 'log.txt').replace('%', '%%')}",
             *([] if spec.live else [f"--nice={LATER}"]),
-            *(f"--{option}={value}" for option, value in options.items() if value),
         ]
         script = [str(SCRIPT), str(self._settings.python), str(folder)]
         script += [f"--experiment={experiment}", f"--hide={self._state}", f"--hide={self._data_dir}"]
@@ -270,6 +293,19 @@ class SlurmRunner:
             self._unsure = True  # it may have been taken nevertheless
             raise
         return int(told.split(";")[0])
+
+    def _asks(self, profile: Profile, instrument: str) -> list[str]:
+        """What a job of this profile asks Slurm for."""
+        options = profile.slurm.model_dump()
+        if instrument in self._settings.instruments:
+            own = self._settings.instruments[instrument].model_dump()
+            options |= {option: value for option, value in own.items() if value}
+        return [
+            *("--nodes=1", "--ntasks=1", f"--cpus-per-task={profile.cpus}"),
+            f"--mem={-(-profile.memory // 1024**2)}M",
+            f"--time={-(-profile.walltime // 60)}",
+            *(f"--{option}={value}" for option, value in options.items() if value),
+        ]
 
     async def _tidy(self, remembered: set[int]) -> None:
         """Removes what was submitted and never remembered, and lets go what was remembered and never let
@@ -388,8 +424,8 @@ class SlurmRunner:
 
     # --- Slurm's commands ----------------------------------------------------------------------------------
 
-    async def _call(self, *argv: str) -> str:
-        """What the command prints. Raises Refused or Unavailable."""
+    async def _call(self, *argv: str, errors: bool = False) -> str:
+        """What the command prints; with `errors`, what it prints there. Raises Refused or Unavailable."""
         environment = {
             "PATH": self._settings.path
             or os.pathsep.join((str(self._settings.python.parent), os.environ.get("PATH", os.defpath))),
@@ -414,7 +450,7 @@ class SlurmRunner:
             raise OSError(f"Slurm's command {argv[0]} is not installed on the service's machine") from error
         try:
             async with asyncio.timeout(self._settings.timeout):
-                output, errors = await process.communicate()
+                output, complaints = await process.communicate()
         except TimeoutError as error:
             self._silent = self._silent or datetime.now(UTC)
             raise Unavailable(self._silence()) from error
@@ -423,11 +459,11 @@ class SlurmRunner:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
-        lines = (PREFIX.sub("", line).strip() for line in errors.decode(errors="replace").splitlines())
+        lines = (PREFIX.sub("", line).strip() for line in complaints.decode(errors="replace").splitlines())
         told = one_line("; ".join(filter(None, lines)), 500)
         if process.returncode == 0:
             self._silent = None
-            return output.decode(errors="replace")
+            return told if errors else output.decode(errors="replace")
         if LATER_MAYBE.search(told):
             if "MaxSubmit" in told:
                 raise Unavailable(f"Slurm takes no more jobs for now: {told}.")
@@ -460,6 +496,26 @@ def _queue_line(row: str) -> Line | None:
         nodes,
         _moment(submitted),
     )
+
+
+def _node_line(row: str) -> tuple[str, tuple[NodeState, int, int]]:
+    """A node's name, and its state, idle and total CPUs."""
+    name, state, cpus = row.strip().split("|")
+    _, idle, _, total = map(int, cpus.split("/"))
+    match state.rstrip("*~#!%$@^-+"), state[-1]:
+        case _, "*":
+            known = NodeState.UNAVAILABLE  # it does not answer
+        case _, "~" | "!" | "%":
+            known = NodeState.OFF
+        case _, "#" | "@" | "^":
+            known = NodeState.STARTING
+        case "idle", _:
+            known = NodeState.FREE
+        case "allocated" | "mixed" | "completing" | "planned", _:
+            known = NodeState.BUSY
+        case _:
+            known = NodeState.UNAVAILABLE
+    return name, (known, idle, total)
 
 
 def _account_line(row: str) -> Line | None:
