@@ -62,6 +62,8 @@ from beamhub.schemas import (
     JobChange,
     JobCreate,
     JobRerun,
+    JobResult,
+    JobsOnEach,
     JobState,
     JobStep,
     LabTerms,
@@ -526,11 +528,16 @@ class Client:
 
     # --- templates, profiles, jobs ---------------------------------------------------------------------
 
-    def templates(self) -> list[Template]:
-        return self._list(Template, "templates")
+    def templates(self, experiment: str | None = None) -> list[Template]:
+        """By name; with an experiment, also those that its members keep in shared/templates."""
+        return self._list(Template, "templates", experiment=experiment)
 
-    def template(self, name: str) -> Template:
-        return self._get(Template, f"templates/{_part(name)}")
+    def template(self, name: str, experiment: str | None = None) -> Template:
+        return self._get(Template, f"templates/{_part(name)}", experiment=experiment)
+
+    def notebooks(self, experiment: str) -> list[Template]:
+        """Members' own notebooks below shared/ that can be run as jobs, by their paths."""
+        return self._list(Template, f"experiments/{_part(experiment)}/notebooks")
 
     def runners(self) -> list[RunnerState]:
         """What there is for jobs now, by where they run."""
@@ -569,18 +576,49 @@ class Client:
         self,
         experiment: str,
         template: str,
-        dataset: int,
+        inputs: int | str | Sequence[int | str] = (),
         *,
         sponsor: str,
         parameters: dict[str, JsonValue] | None = None,
         profile: str | None = None,
         key: str | None = None,
     ) -> Job:
-        """Start a job. With the same `key` (any text of the caller's) the same call starts only one."""
+        """Start a job. With the same `key` (any text of the caller's) the same call starts only one.
+
+        Args:
+            template: its name, or the path of a member's own notebook, such as shared/mine.ipynb.
+            inputs: what it works on: ids of datasets, or of jobs, or a file's path.
+        """
         body = JobCreate(
-            template=template, parameters=parameters or {}, inputs=[dataset], profile=profile, sponsor=sponsor
+            **_runs(template),
+            parameters=parameters or {},
+            inputs=[inputs] if isinstance(inputs, int | str) else list(inputs),
+            profile=profile,
+            sponsor=sponsor,
         )
         return self._send(Job, "POST", f"experiments/{_part(experiment)}/jobs", body, key=key)
+
+    def submit_on_each(
+        self,
+        experiment: str,
+        template: str,
+        datasets: Sequence[int] | None = None,
+        *,
+        sponsor: str,
+        parameters: dict[str, JsonValue] | None = None,
+        profile: str | None = None,
+        key: str | None = None,
+    ) -> list[Job]:
+        """Start a job on each of these datasets, at most 500; None: on all that the experiment has."""
+        body = JobsOnEach(
+            **_runs(template),
+            parameters=parameters or {},
+            datasets=None if datasets is None else list(datasets),
+            profile=profile,
+            sponsor=sponsor,
+        )
+        path = f"experiments/{_part(experiment)}/jobs-on-each"
+        return self._send(Page[Job], "POST", path, body, key=key).items
 
     def rerun(
         self,
@@ -588,12 +626,20 @@ class Client:
         *,
         template: str | None = None,
         parameters: dict[str, JsonValue] | None = None,
+        inputs: Sequence[int | str] | None = None,
         profile: str | None = None,
         sponsor: str | None = None,
         key: str | None = None,
     ) -> Job:
-        """Start a job like this one; what is left out is as it was there."""
-        body = JobRerun(template=template, parameters=parameters, profile=profile, sponsor=sponsor)
+        """Start a job like this one; what is left out is as it was there. `template` may be the path of a
+        member's own notebook."""
+        body = JobRerun(
+            **_runs(template),
+            parameters=parameters,
+            inputs=None if inputs is None else list(inputs),
+            profile=profile,
+            sponsor=sponsor,
+        )
         return self._send(Job, "POST", f"jobs/{job}/rerun", body, key=key)
 
     def compare(self, *jobs: int) -> Comparison:
@@ -623,6 +669,10 @@ class Client:
 
     def notebook(self, job: int, format: Literal["html", "ipynb"] = "ipynb") -> str:  # noqa: A002
         return self._call("GET", f"jobs/{job}/notebook", params={"format": format}).text
+
+    def result(self, job: int) -> JobResult:
+        """What came out of an ended job, with software versions, host, and the command that repeats it."""
+        return self._get(JobResult, f"jobs/{job}/result")
 
     def job_files(self, job: int) -> list[File]:
         return self._list(File, f"jobs/{job}/files")
@@ -787,6 +837,11 @@ def _parse(model: type[M], answer: httpx.Response) -> M:
                 remedy="Check that the address is the hub's, and that client and service are of one version.",
             )
         ) from error
+
+
+def _runs(template: str | None) -> dict[str, Any]:
+    """A template by its name, or a member's notebook by its path."""
+    return {"notebook" if template and template.endswith(".ipynb") else "template": template}
 
 
 def _refusal(answer: httpx.Response) -> ApiError:

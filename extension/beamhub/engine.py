@@ -21,6 +21,7 @@ from typing import Any
 from beamhub.automation import Automation
 from beamhub.credits import cost
 from beamhub.events import Live
+from beamhub.failures import last_words
 from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
 from beamhub.jobs import SYSTEM, Jobs, admit, change, remember, why_pending
@@ -340,7 +341,8 @@ class Engine:
         if job.id not in self._watches:
             experiment = await self._store.read(lambda tx: tx.experiments.get(job.experiment))
             instrument = experiment.instrument if experiment else None
-            self._watches[job.id] = Watch(self._jobs.folder(job), instrument)
+            declared = await asyncio.to_thread(self._jobs.declared, job)
+            self._watches[job.id] = Watch(self._jobs.folder(job), instrument, Reader(declared))
         return self._watches[job.id]
 
     async def _end(self, runner: Runner, task: Task, status: Status, watch: Watch) -> None:
@@ -357,14 +359,18 @@ class Engine:
         while position != reader.position:  # to the end of its report
             position = reader.position
             self._publish(job, watch, await asyncio.to_thread(folder.news, reader, thorough=True))
-        result = await asyncio.to_thread(folder.result)
+        result = await asyncio.to_thread(folder.result, reader.declared)
         if result is None and status.again and not task.cancel_requested and not watch.stopped:
             self._forget(job)
             await self._store.write(lambda tx: _try_again(tx, job, status))
             return
         ended = status.ended or await asyncio.to_thread(folder.ended)
         await asyncio.to_thread(folder.seal)
-        actor, state, reason = outcome(task, watch.stopped or status.reason, result)
+        failure = None
+        if result is None or result.outcome == "failed":
+            failure = await asyncio.to_thread(folder.failure, result.cell if result else None)
+        stopped = watch.stopped or status.reason or (last_words(failure.log) if failure else "")
+        actor, state, reason = outcome(task, stopped, result)
         progress = reader.progress
         if state is JobState.FINISHED:
             progress = progress.model_copy(update={"fraction": 1.0})
@@ -387,6 +393,7 @@ class Engine:
                 progress=progress.model_dump(),
                 metrics={name: value.model_dump() for name, value in metrics.items()},
                 artifacts=[artifact.model_dump() for artifact in artifacts],
+                failure=failure.model_dump() if failure and state is JobState.FAILED else None,
             )
         )
         self._forget(job)

@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 
 from pydantic import JsonValue, ValidationError
 
-from beamhub import folders
+from beamhub import folders, notebooks
 from beamhub.errors import Invalid, NotFound
-from beamhub.schemas import Artifact, File, JobProgress, JobResult, JobSpec, Quantity, SeriesPage
+from beamhub.schemas import Artifact, File, JobFailure, JobProgress, JobResult, JobSpec, Quantity, SeriesPage
 from beamhub.text import one_line
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")  # of metrics, series, columns, as in beamhub.report
@@ -36,6 +36,9 @@ MAX_LIST = 1000  # numbers in one metric
 MAX_RESULT = 2 * 1024**2  # bytes
 MAX_READ = 1024**2  # bytes read of a growing file at a time
 MAX_LINE = 64 * 1024  # bytes of a report
+MAX_NOTEBOOK = 32 * 1024**2  # bytes that are looked through for the cell that failed
+MAX_LAST_WORDS = 16 * 1024  # bytes of a log
+LAST_LINES = 20  # of a log
 MAX_ROWS = 5000  # in one page of a series
 MAX_DIGESTED = 8 * 1024**3  # bytes; larger artifacts are listed without a digest
 MAX_DEPTH = 64  # of folders that are sealed
@@ -56,8 +59,9 @@ class News:
 
 @dataclass
 class Reader:
-    """How far the reports of a running job have been read."""
+    """How far the reports of a running job have been read. `declared`: the metrics of its template."""
 
+    declared: Mapping[str, str] = field(default_factory=dict)
     position: int = 0
     progress: JobProgress = field(default_factory=JobProgress)
     metrics: dict[str, Quantity] = field(default_factory=dict)
@@ -140,14 +144,18 @@ class JobFolder:
                     told = True
                 case "metric":
                     told |= _add_metric(
-                        reader.metrics, content.get("name"), content.get("value"), content.get("unit")
+                        reader.metrics,
+                        content.get("name"),
+                        content.get("value"),
+                        content.get("unit"),
+                        reader.declared,
                     )
         series = {name: page for name in self.series_names() if (page := self._new_rows(name, reader)).items}
         return News(reader.progress, dict(reader.metrics), told, series)
 
-    def result(self) -> JobResult | None:
+    def result(self, declared: Mapping[str, str] | None = None) -> JobResult | None:
         """The job's result, with sizes and digests of the artifacts that are there, as far as it can be
-        believed; None if there is none."""
+        believed and, as to the metrics, as the template has declared; None if there is none."""
         try:
             with self._open(PurePosixPath("result.json")) as file:
                 content = file.read(MAX_RESULT + 1)
@@ -160,7 +168,7 @@ class JobFolder:
             result = JobResult.model_validate({**raw, "metrics": {}})
             metrics: dict[str, Quantity] = {}
             for name, value in dict(raw.get("metrics", {})).items():
-                _add_metric(metrics, name, value["value"], value["unit"])
+                _add_metric(metrics, name, value["value"], value["unit"], declared or {})
         except (ValueError, TypeError, KeyError, RecursionError, ValidationError):
             return JobResult(outcome="failed", reason="The job wrote a result that is not one.")
         artifacts = {one.path: one for artifact in result.artifacts if (one := self._artifact(artifact))}
@@ -173,6 +181,23 @@ class JobFolder:
                 "artifacts": list(artifacts.values()),
             }
         )
+
+    def failure(self, cell: int | None) -> JobFailure:
+        """Where the job has failed, `cell` if it knows, and the end of its log."""
+        title = ""
+        with contextlib.suppress(NotFound, ValueError, LookupError, TypeError, AttributeError):
+            with self._open(PurePosixPath("notebook.ipynb")) as file:
+                content = file.read(MAX_NOTEBOOK)
+            if cell is None:  # it was killed
+                cell = _stopped(json.loads(content))
+            if cell is not None:
+                title = one_line(notebooks.parse(content).heading(cell), 200)
+        log = ""
+        with contextlib.suppress(NotFound), self._open(PurePosixPath("log.txt")) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_LAST_WORDS))
+            log = file.read(MAX_LAST_WORDS).decode("utf-8", "replace")
+        lines = [one_line(line, 500) for line in log.splitlines()[-LAST_LINES:]]
+        return JobFailure(cell=cell, title=title, log="\n".join(lines))
 
     def started(self) -> datetime | None:
         """When a node began with the job, where it says so; None if none has."""
@@ -284,9 +309,21 @@ def _progress(content: Mapping[str, Any]) -> JobProgress:
     return JobProgress(fraction=fraction, step=one_line(str(content.get("step", "")), 200))
 
 
-def _add_metric(metrics: dict[str, Quantity], name: object, value: object, unit: object) -> bool:
-    """Adds a metric if it is one and there is room; says whether it did."""
-    if not isinstance(name, str) or not NAME.match(name):
+def _stopped(notebook: Any) -> int | None:
+    """The cell that has begun last."""
+    begun = [
+        index
+        for index, cell in enumerate(notebook["cells"])
+        if cell["cell_type"] == "code" and cell["metadata"].get("papermill", {}).get("start_time")
+    ]
+    return begun[-1] if begun else None
+
+
+def _add_metric(
+    metrics: dict[str, Quantity], name: object, value: object, unit: object, declared: Mapping[str, str]
+) -> bool:
+    """Adds a metric if it is one, its template knows it and there is room; says whether it did."""
+    if not isinstance(name, str) or not NAME.match(name) or notebooks.misfit(declared, name, str(unit or "")):
         return False
     if name not in metrics and len(metrics) >= MAX_METRICS:
         return False

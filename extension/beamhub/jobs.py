@@ -16,18 +16,19 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import JsonValue
 
-from beamhub import access, templates
+from beamhub import access, notebooks, templates
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
 from beamhub.credits import hold, require_sponsor, require_terms, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import emit
-from beamhub.inputs import choose, inherit, kind
+from beamhub.inputs import NEEDS, choose, inherit, kind
 from beamhub.jobfolder import JobFolder
 from beamhub.schemas import (
     Attempt,
     Comparison,
     Dataset,
+    DatasetState,
     Event,
     Experiment,
     File,
@@ -37,6 +38,8 @@ from beamhub.schemas import (
     JobCreate,
     JobInput,
     JobRerun,
+    JobResult,
+    JobsOnEach,
     JobState,
     JobStep,
     Page,
@@ -51,6 +54,7 @@ from beamhub.triggers import JobRequest
 T = TypeVar("T")
 
 SYSTEM = access.SYSTEM.name
+MANY = 500  # datasets that a template is run on at once
 STEPS: Mapping[JobState, frozenset[JobState]] = {
     JobState.PENDING: frozenset({JobState.PENDING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
     JobState.QUEUED: frozenset({JobState.PENDING, JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
@@ -112,8 +116,49 @@ class Jobs:
             require_sponsor(tx, principal, experiment, plan.entry.template.name, plan.sponsor)
             return self._create(tx, experiment, inputs, plan, launched_by=principal.name)
 
+        plan = await self._planned(principal, experiment_id, request)
+        return await self._store.write(work)
+
+    async def submit_on_each(
+        self, principal: Principal, experiment_id: str, request: JobsOnEach
+    ) -> Page[Job]:
+        """Makes a job for each of many datasets: all of them, or none where one of them is refused."""
+
+        def work(tx: Transaction) -> Page[Job]:
+            experiment = access.require(tx, principal, experiment_id, Action.RUN_JOB)
+            template = plan.entry.template
+            if kind(template) != "dataset":
+                raise Invalid(
+                    f"{template.title} works on {NEEDS[template.inputs]}: it can't be run on each dataset.",
+                    "Choose a template that works on datasets.",
+                )
+            wanted = request.datasets
+            if wanted is None:
+                found = tx.datasets.list(experiment.id, after=None, limit=MANY)
+                if not found.items or found.next is not None:
+                    raise Invalid(
+                        f"{experiment.id} has {'no' if not found.items else f'more than {MANY}'} datasets.",
+                        f"Name up to {MANY} of them.",
+                    )
+                arrived = (one.id for one in found.items if one.state is not DatasetState.RECEIVING)
+                wanted = sorted(arrived)
+            require_usable(tx, principal, experiment.instrument, plan.sponsor)
+            chosen = [choose(tx, experiment, template, [one]) for one in dict.fromkeys(wanted)]
+            return Page(
+                items=[
+                    self._create(tx, experiment, inputs, plan, launched_by=principal.name)
+                    for inputs in chosen
+                ]
+            )
+
+        plan = await self._planned(principal, experiment_id, request)
+        return await self._store.write(work)
+
+    async def _planned(
+        self, principal: Principal, experiment_id: str, request: JobCreate | JobsOnEach
+    ) -> Plan:
         await self._store.read(lambda tx: access.require(tx, principal, experiment_id, Action.RUN_JOB))
-        plan = await asyncio.to_thread(
+        return await asyncio.to_thread(
             self._plan,
             request.template or "",
             request.parameters,
@@ -122,7 +167,6 @@ class Jobs:
             self._data_dir / experiment_id,
             request.notebook,
         )
-        return await self._store.write(work)
 
     async def rerun(self, principal: Principal, job_id: int, request: JobRerun) -> Job:
         """Makes a job from another one: what the request leaves out is as it was there.
@@ -189,7 +233,8 @@ class Jobs:
         return await self._store.write(work)
 
     async def get(self, principal: Principal, job_id: int) -> Job:
-        return await self._store.read(lambda tx: _require(tx, principal, job_id, Action.READ))
+        job = await self._store.read(lambda tx: _require(tx, principal, job_id, Action.READ))
+        return (await self._compared([job]))[0]
 
     async def list(
         self,
@@ -215,7 +260,21 @@ class Jobs:
                 limit=limit,
             )
 
-        return await self._store.read(work)
+        page = await self._store.read(work)
+        return page.model_copy(update={"items": await self._compared(page.items)})
+
+    async def _compared(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """The jobs, and whether their templates have changed since they were made."""
+
+        def look() -> list[Job]:
+            now: dict[tuple[str, str], str | None] = {}
+            for job in jobs:
+                key = job.experiment, job.notebook or job.template
+                if key not in now:
+                    now[key] = self._catalogue.version(*key[1:], self._data_dir / job.experiment)
+            return [_told(job, now[job.experiment, job.notebook or job.template]) for job in jobs]
+
+        return await asyncio.to_thread(look)
 
     async def log(self, principal: Principal, job_id: int, after: int = 0) -> tuple[str, int]:
         """What the job has printed from byte `after` on, and the `after` to ask with next."""
@@ -258,6 +317,14 @@ class Jobs:
 
         return await self._store.read(work)
 
+    async def result(self, principal: Principal, job_id: int) -> JobResult:
+        """What the job has written about its end. Raises NotFound where it has not."""
+        job = await self.get(principal, job_id)
+        found = await asyncio.to_thread(lambda: self.folder(job).result(self.declared(job)))
+        if found is None:
+            raise NotFound(f"Job {job.id} has no result.", "Wait for its end, or see its log.")
+        return found
+
     async def files(self, principal: Principal, job_id: int) -> Sequence[File]:
         """The files in the job's folder; paths are relative to it."""
         return await self._look(principal, job_id, lambda folder: folder.files())
@@ -284,6 +351,10 @@ class Jobs:
 
     def folder(self, job: Job) -> JobFolder:
         return JobFolder(self._data_dir / job.experiment, job.id)
+
+    def declared(self, job: Job) -> Mapping[str, str]:
+        """The metrics that the job's template declares, with their units."""
+        return notebooks.metrics(self.template(job))
 
     def template(self, job: Job) -> bytes:
         """The notebook that the job was made from, in the version of that moment."""
@@ -573,6 +644,12 @@ def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
 
 def _step(event: Event) -> JobStep:
     return JobStep(time=event.time, state=event.data["state"], reason=event.data["reason"], actor=event.actor)
+
+
+def _told(job: Job, version: str | None) -> Job:
+    if version is None or not job.template_version:
+        return job
+    return job.model_copy(update={"template_changed": version != job.template_version})
 
 
 def _first(values: Iterable[T]) -> T | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from beamhub.schemas import Inputs
+from beamhub.text import one_line
 
 Kind = Literal["dataset", "job", "file"]
 
@@ -34,6 +35,7 @@ VARIABLES: Mapping[Inputs, str] = {
     "jobs": "jobs",
     "file": "file",
 }
+KERNEL = "python3"  # of a notebook that does not say
 CPUS = "cpus"  # the variable that gets the number of CPUs
 RESERVED = frozenset({*INPUTS, CPUS})
 
@@ -61,6 +63,21 @@ class Notebook:
                 return title
         lines = self.cells[index].source.strip().splitlines() if index < len(self.cells) else []
         return lines[0] if lines else ""
+
+    @property
+    def language(self) -> str:
+        """Of its kernel, in lower case; "" if it does not say."""
+        for key, name in (("kernelspec", "language"), ("language_info", "name")):
+            found = self.metadata.get(key)
+            if isinstance(found, dict) and isinstance(found.get(name), str):
+                return one_line(found[name].lower(), 40)
+        return ""
+
+    @property
+    def kernel(self) -> str:
+        """The name of its kernel."""
+        found = self.metadata.get("kernelspec")
+        return str(found.get("name") or KERNEL) if isinstance(found, dict) else KERNEL
 
     @property
     def title(self) -> str:
@@ -128,6 +145,30 @@ def declared(content: bytes) -> frozenset[str]:
     return frozenset(assignments(tagged[0].source)) if tagged else frozenset()
 
 
+def metrics(content: bytes) -> Mapping[str, str]:
+    """The metrics that a template declares, with their units; of a notebook that declares none: nothing, and
+    it may report any. Raises ValueError."""
+    block = parse(content).metadata.get("beamhub")
+    found = block.get("metrics") if isinstance(block, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    return {
+        str(name): str(spec.get("unit", "")) if isinstance(spec, dict) else "" for name, spec in found.items()
+    }
+
+
+def misfit(declared: Mapping[str, str], name: str, unit: str) -> str:
+    """Why a reported metric is none of those declared; "" if it may be kept."""
+    if not declared or declared.get(name) == unit:
+        return ""
+    if name not in declared:
+        return f"The metric {name!r} is left out: the template does not declare it."
+    return (
+        f"The metric {name!r} is left out: it was reported in {unit or 'no unit'}, and the template declares "
+        f"{declared[name] or 'no unit'}."
+    )
+
+
 def _comments(source: str) -> dict[int, str]:
     """By line."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -135,7 +176,7 @@ def _comments(source: str) -> dict[int, str]:
 
 
 def _heading(markdown: str) -> str:
-    return next((line.lstrip("# ").strip() for line in markdown.splitlines() if line.startswith("#")), "")
+    return next((line.strip("# ") for line in markdown.splitlines() if line.startswith("#")), "")
 
 
 def _source(cell: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from beamhub import notebooks
+from beamhub import failures, notebooks
 from beamhub.schemas import Artifact, JobResult, JobSpec, Quantity
 from beamhub.text import one_line
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 # missing.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+LANGUAGE = "python"
 SOFTWARE = (
     "beamhub",
     "papermill",
@@ -80,6 +81,7 @@ def main(folder: Path, *, held: bool = False, warm: bool = False) -> int:
         kernel.end()
         return 1
     spec = JobSpec.model_validate_json(Path("job.json").read_bytes())
+    template = Path("template.ipynb").read_bytes()
     environment = _environment(spec)
     os.environ.update(environment)
     # memory of each process, as a first line: the runner watches what they use together
@@ -88,9 +90,10 @@ def main(folder: Path, *, held: bool = False, warm: bool = False) -> int:
         resource.setrlimit(limit, (value, value))
     kernel.settle(environment, limits)
     with Path("log.txt").open("a", encoding="utf-8", errors="replace", buffering=1) as log:
-        outcome = _run(spec, kernel, log)
+        outcome = _run(spec, template, kernel, log)
+        reported = _reported(notebooks.metrics(template), log)
     kernel.end()
-    result = outcome.model_copy(update=_reported())
+    result = outcome.model_copy(update=reported)
     temporary = Path("result.json.part")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(result.model_dump_json())
@@ -142,16 +145,17 @@ def parameters(spec: JobSpec, template: bytes) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in known}
 
 
-def _run(spec: JobSpec, kernel: Kernel, log: TextIOWrapper) -> JobResult:
+def _run(spec: JobSpec, template: bytes, kernel: Kernel, log: TextIOWrapper) -> JobResult:
     try:
-        given = parameters(spec, Path("template.ipynb").read_bytes())
+        given = parameters(spec, template)
     except ValueError as error:
         log.write(traceback.format_exc())
         return _failed(f"The parameters are wrong: {_one_line(str(error))}.", None)
-    return _execute(given, kernel, log).model_copy(update={"command": _command(given)})
+    name = notebooks.parse(template).kernel
+    return _execute(given, name, kernel, log).model_copy(update={"command": _command(given, name)})
 
 
-def _execute(given: Mapping[str, Any], kernel: Kernel, log: TextIOWrapper) -> JobResult:
+def _execute(given: Mapping[str, Any], name: str, kernel: Kernel, log: TextIOWrapper) -> JobResult:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -161,6 +165,8 @@ def _execute(given: Mapping[str, Any], kernel: Kernel, log: TextIOWrapper) -> Jo
             "template.ipynb",
             "notebook.ipynb",
             parameters=dict(given),
+            kernel_name=name,
+            language=LANGUAGE,
             progress_bar=False,
             stdout_file=log,
             stderr_file=log,
@@ -169,7 +175,9 @@ def _execute(given: Mapping[str, Any], kernel: Kernel, log: TextIOWrapper) -> Jo
         )
     except papermill.PapermillExecutionError as error:
         log.write(_ANSI.sub("", "\n".join(error.traceback)) + "\n")
-        what = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
+        what = failures.sentence(
+            error.ename, _ANSI.sub("", error.evalue), _ANSI.sub("", "\n".join(error.traceback))
+        )
         cell, prompt = _failed_cell()
         where = f" (in cell [{prompt}])" if prompt is not None else ""
         return _failed(f"{_one_line(what)}{where}", cell)
@@ -180,9 +188,8 @@ def _execute(given: Mapping[str, Any], kernel: Kernel, log: TextIOWrapper) -> Jo
         )
     except Exception as error:  # whatever it was, the job ends with a sentence about it
         log.write(traceback.format_exc())
-        return _failed(
-            f"The notebook could not be run: {type(error).__name__}: {_one_line(str(error))}", None
-        )
+        what = failures.sentence(type(error).__name__, str(error))
+        return _failed(f"The notebook could not be run: {_one_line(what)}", None)
     return JobResult(outcome="finished", software=_software(), host=platform.node())
 
 
@@ -219,23 +226,31 @@ def _failed_cell() -> tuple[int | None, int | None]:
     return stopped
 
 
-def _reported() -> dict[str, Any]:
-    """Metrics, artifacts and programs that the notebook reported; the last word on each counts."""
+def _reported(declared: Mapping[str, str], log: TextIOWrapper) -> dict[str, Any]:
+    """Metrics, artifacts and programs that the notebook reported; the last word on each counts. A metric that
+    does not fit what the template declares is left out, which the log says."""
     metrics: dict[str, Quantity] = {}
     artifacts: dict[str, Artifact] = {}
     software: dict[str, str] = dict(_software())
+    complaints: dict[str, str] = {}
     report = Path("report.jsonl")
     for line in report.read_text("utf-8").splitlines() if report.exists() else []:
         told = json.loads(line)
         match told["what"]:
             case "metric":
-                metrics[told["name"]] = Quantity(value=told["value"], unit=told["unit"])
+                name, quantity = told["name"], Quantity(value=told["value"], unit=told["unit"])
+                if complaint := notebooks.misfit(declared, name, quantity.unit):
+                    complaints[name] = complaint
+                else:
+                    metrics[name] = quantity
             case "artifact":
                 artifacts[told["path"]] = Artifact(
                     path=told["path"], title=told["title"], kind=told["artifact"]
                 )
             case "software":
                 software[told["name"]] = told["version"]
+    for complaint in complaints.values():
+        log.write(f"{complaint}\n")
     return {"metrics": metrics, "artifacts": list(artifacts.values()), "software": software}
 
 
@@ -250,16 +265,21 @@ def _software() -> dict[str, str]:
     return found
 
 
-def _command(given: Mapping[str, Any]) -> str:
+def _command(given: Mapping[str, Any], kernel: str) -> str:
     """The same run, by hand, in a folder with the template."""
-    words = ["papermill", "template.ipynb", "notebook.ipynb"]
+    words = ["papermill", "template.ipynb", "notebook.ipynb", "-k", kernel, "--language", LANGUAGE]
     for name, value in given.items():
         if isinstance(value, str):
             words += ["-r", name, value]
         elif value is None or isinstance(value, bool | int | float):
             words += ["-p", name, repr(value)]
         else:  # YAML, because it reads a JSON number like 1e-05 as text
-            line = yaml.safe_dump({name: value}, default_flow_style=True, width=math.inf, allow_unicode=True)
+            line = yaml.safe_dump(
+                {name: value},
+                default_flow_style=True,
+                width=math.inf,
+                sort_keys=False,
+            )
             words += ["-y", line.strip()]
     return shlex.join(words)
 

@@ -9,6 +9,7 @@ as a job, too: what it says of itself is then inferred from that cell.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib.resources
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import keyword
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +34,12 @@ from beamhub.notebooks import Assignment, Notebook
 from beamhub.schemas import Inputs, Line, MetricSpec, Scaling, Template, TemplateName
 from beamhub.text import one_line
 
+NO_BLOCK = (
+    'The notebook\'s metadata have no block "beamhub": it is no template. With a parameters cell it can '
+    "still be run as a job, by its path in the experiment."
+)
+MAX_NOTEBOOKS = 500  # of an experiment that are looked at
+MAX_REMEMBERED = 5000
 MAX_SIZE = 8 * 1024**2  # bytes of a notebook
 OWN = PurePosixPath(folders.SHARED, "templates")  # where members of an experiment keep theirs
 # What the schema of a parameter may say. Templates may be anybody's: nothing that fetches something ($ref) or
@@ -77,6 +85,7 @@ class Catalogue:
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = list(directories)
+        self._members: dict[tuple[Path, int, int, int], Template | Invalid] = {}
         self._known: dict[Path, tuple[tuple[int, int], Entry | None]] = {}
 
     def list(self, experiment: Path | None = None) -> list[Template]:
@@ -89,6 +98,44 @@ class Catalogue:
             if entry.template.name == name:
                 return entry
         raise NotFound(f"There is no template {name!r} here.", "Choose one from the list of templates.")
+
+    def notebooks(self, experiment: Path) -> Sequence[Template]:
+        """The notebooks below `shared/` that can be run as jobs, by their paths, at most 500."""
+        found: list[Template] = []
+        files = (file for file in folders.walk(experiment, PurePosixPath(folders.SHARED)))
+        for path in sorted(file.path for file in files if file.path.endswith(".ipynb"))[:MAX_NOTEBOOKS]:
+            with contextlib.suppress(NotFound, Invalid):
+                found.append(self._remembered(experiment, path))
+        return found
+
+    def version(self, name: str, experiment: Path) -> str | None:
+        """The version that a job would run now, of a template or of a member's notebook (by its path); None
+        if there is none."""
+        with contextlib.suppress(NotFound, Invalid):
+            if name.endswith(".ipynb"):
+                return self._remembered(experiment, name).version
+            for entry in self._installed():
+                if entry.template.name == name:
+                    return entry.template.version
+            return self._remembered(experiment, str(OWN / f"{name}.ipynb")).version
+        return None
+
+    def _remembered(self, experiment: Path, path: str) -> Template:
+        """A member's notebook as it is; it is read again when it has changed. Raises NotFound, Invalid."""
+        with folders.open_file(experiment, folders.parse(path)) as file:
+            status = os.fstat(file.fileno())
+        key = experiment / path, status.st_ino, status.st_mtime_ns, status.st_size
+        if (known := self._members.get(key)) is None:
+            try:
+                known = self.notebook(experiment, path).template
+            except Invalid as error:
+                known = error
+            if len(self._members) >= MAX_REMEMBERED:
+                self._members.clear()
+            self._members[key] = known
+        if isinstance(known, Invalid):
+            raise known
+        return known
 
     def notebook(self, experiment: Path, path: str) -> Entry:
         """A member's own notebook, at this path in the folder of the experiment. Raises NotFound, Invalid."""
@@ -142,6 +189,18 @@ def check(path: Path) -> list[str]:
     return _parse(path.stem, content)[1]
 
 
+def advice(path: Path) -> list[str]:
+    """What is most likely not meant in the template at `path`, or keeps it from running on this machine, in
+    plain sentences. For one that has no fault (`check`)."""
+    content = path.read_bytes()
+    block, _ = _parse(path.stem, content)
+    if block is None:
+        return []
+    notebook = notebooks.parse(content)
+    missing = [f"This machine lacks {name}: the template can't run here." for name in _missing(block)]
+    return [*missing, *_unused(notebook, block), *_unreported(notebook, block)]
+
+
 def validate(template: Template, parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """The parameters with defaults filled in. Raises Invalid, with one error per parameter that is wrong."""
     schema: dict[str, Any] = template.parameters
@@ -191,18 +250,23 @@ def _entry(name: str, content: bytes, source: Source) -> Entry | None:
 def _template(
     name: str, content: bytes, block: Block, source: Source, notebook: str | None = None
 ) -> Template:
-    missing = [program for program in block.requires.get("programs", []) if shutil.which(program) is None]
-    for module in block.requires.get("python", []):
-        if importlib.util.find_spec(module.partition(".")[0]) is None:
-            missing.append(module)
     return Template(
         name=name,
         notebook=notebook,
         version=_version(content),
-        missing=missing,
+        missing=_missing(block),
         source=source,
         **block.model_dump(),
     )
+
+
+def _missing(block: Block) -> list[str]:
+    """What it needs and this machine lacks."""
+    missing = [program for program in block.requires.get("programs", []) if shutil.which(program) is None]
+    for module in block.requires.get("python", []):
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            missing.append(module)
+    return missing
 
 
 def _version(content: bytes) -> str:
@@ -230,7 +294,7 @@ def _parse(name: str, content: bytes) -> tuple[Block | None, list[str]]:
     except ValueError as error:
         return None, [*complaints, str(error)]
     if "beamhub" not in notebook.metadata:
-        return None, [*complaints, 'The notebook\'s metadata have no block "beamhub".']
+        return None, [*complaints, NO_BLOCK]
     block, more = _described(notebook)
     return block, [*complaints, *more]
 
@@ -240,9 +304,12 @@ def _readable(content: bytes) -> Notebook:
     if len(content) > MAX_SIZE:
         raise ValueError(f"The notebook has more than {MAX_SIZE // 1024**2} MiB: clear its outputs.")
     try:
-        return notebooks.parse(content)
+        notebook = notebooks.parse(content)
     except ValueError as error:
         raise ValueError(f"The file is not a notebook that can be read ({error}).") from error
+    if notebook.language not in ("", "python"):
+        raise ValueError(f"The notebook is written in {notebook.language}: jobs run Python.")
+    return notebook
 
 
 def _described(notebook: Notebook) -> tuple[Block | None, list[str]]:
@@ -350,6 +417,9 @@ def _schema_complaints(schema: Mapping[str, Any]) -> list[str]:
         if unknown := _unknown_keywords(spec):  # nor are they looked at: a reference would be followed
             complaints += [f"{where} cannot have {key!r}." for key in unknown]
             continue
+        if texts := _text_complaints(spec):
+            complaints += [f"{where} {complaint}." for complaint in texts]
+            continue
         if "default" not in spec:
             complaints.append(f"{where} needs a default.")
             continue
@@ -361,6 +431,67 @@ def _schema_complaints(schema: Mapping[str, Any]) -> list[str]:
         if not Draft202012Validator(spec).is_valid(spec["default"]):
             complaints.append(f"{where} has a default that its own schema refuses.")
     return complaints
+
+
+def _text_complaints(spec: Mapping[str, Any]) -> list[str]:
+    """What a form could not show."""
+    texts = ("title", "description", "unit", "group")
+    complaints = [f'has a "{key}" that is no text' for key in texts if not isinstance(spec.get(key, ""), str)]
+    if not isinstance(spec.get("advanced", False), bool):
+        complaints.append('says "advanced" with something else than true or false')
+    return complaints
+
+
+def _unused(notebook: Notebook, block: Block) -> list[str]:
+    """Parameters that no cell after the parameters cell reads."""
+    read = {
+        node.id
+        for tree in _trees(notebook)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    variable = notebooks.VARIABLES.get(block.inputs)
+    names = [*block.parameters["properties"], *([variable] if variable else [])]  # type: ignore[misc]
+    return [f"No cell uses the parameter {name!r}." for name in names if name not in read]
+
+
+def _unreported(notebook: Notebook, block: Block) -> list[str]:
+    """Metrics that are declared and never reported, or the reverse; only names that are written out can be
+    told, and parts of names such as f"cell_{axis}"."""
+    told = {pattern for tree in _trees(notebook) for node in ast.walk(tree) if (pattern := _reported(node))}
+    declared = block.metrics
+    silent = [name for name in declared if not any(re.fullmatch(pattern, name) for pattern in told)]
+    strange = [one for one in sorted(told) if not any(re.fullmatch(one, name) for name in declared)]
+    advice = [f"The metric {name!r} is declared, and no cell reports it." for name in silent]
+    if declared:
+        advice += [
+            f"The metric {one.replace('.*', '…')!r} is reported and not declared: jobs leave it out."
+            for one in strange
+        ]
+    return advice
+
+
+def _reported(node: ast.AST) -> str:
+    """A pattern for the names of the metrics that this call reports; "" for anything else."""
+    if not isinstance(node, ast.Call) or not node.args or not ast.unparse(node.func).endswith("metric"):
+        return ""
+    match node.args[0]:
+        case ast.Constant(value=str(name)):
+            return re.escape(name)
+        case ast.JoinedStr(values=parts):
+            return "".join(
+                re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*" for part in parts
+            )
+    return ".*" if ast.unparse(node.func) == "report.metric" else ""  # computed: it may be any
+
+
+def _trees(notebook: Notebook) -> Iterator[ast.Module]:
+    """The code, but the parameters cell; cells with magic commands are read without these lines."""
+    for cell in notebook.cells:
+        if cell.kind == "code" and "parameters" not in cell.tags:
+            lines = ("" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.split("\n"))
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+                yield ast.parse("\n".join(lines))
 
 
 def _unknown_keywords(spec: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,8 @@ from beamhub.schemas import (
     JobChange,
     JobCreate,
     JobRerun,
+    JobResult,
+    JobsOnEach,
     JobState,
     JobStep,
     Page,
@@ -68,8 +70,14 @@ async def list_experiment_jobs(call: Call, experiment: str, query: ExperimentJob
 
 @route("POST", "experiments/{experiment}/jobs")
 async def submit_job(call: Call, experiment: str, body: JobCreate) -> Job:
-    """Run a template on a dataset of the experiment."""
+    """Run a template, or a member's own notebook, on datasets, jobs or a file of the experiment."""
     return await call.service.jobs.submit(call.principal, experiment, body)
+
+
+@route("POST", "experiments/{experiment}/jobs-on-each")
+async def submit_jobs_on_each(call: Call, experiment: str, body: JobsOnEach) -> Page[Job]:
+    """Run a template on many datasets of the experiment: one job for each, or none where one is refused."""
+    return await call.service.jobs.submit_on_each(call.principal, experiment, body)
 
 
 @route("GET", "jobs/{job}")
@@ -130,6 +138,13 @@ async def get_notebook(call: Call, job: BigInt, query: NotebookQuery) -> Downloa
     with file:
         page = await notebook.page(file, f"job {job}")
     return Content(page, "text/html; charset=utf-8", {"Content-Security-Policy": notebook.POLICY})
+
+
+@route("GET", "jobs/{job}/result")
+async def get_result(call: Call, job: BigInt) -> JobResult:
+    """What came out: metrics, artifacts, software versions, host, and the command that does the same outside
+    of the service, in a folder with the job's template.ipynb."""
+    return await call.service.jobs.result(call.principal, job)
 
 
 @route("GET", "jobs/{job}/files")

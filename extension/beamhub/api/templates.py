@@ -34,6 +34,14 @@ async def get_template(call: Call, name: str, query: TemplateQuery) -> Template:
     return (await asyncio.to_thread(call.service.catalogue.get, name, folder)).template
 
 
+@route("GET", "experiments/{experiment}/notebooks")
+async def list_notebooks(call: Call, experiment: str, query: Paging) -> Page[Template]:
+    """The members' own notebooks below shared/ that can be run as jobs: those with a parameters cell."""
+    folder = Path((await call.service.experiments.get(call.principal, experiment)).folder)
+    found = await asyncio.to_thread(call.service.catalogue.notebooks, folder)
+    return page_of(found, query, lambda template: template.notebook or "")
+
+
 async def _folder(call: Call, experiment: str | None) -> Path | None:
     if experiment is None:
         return None

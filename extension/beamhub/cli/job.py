@@ -39,7 +39,9 @@ def job_list(
         "id": "id",
         "experiment": "experiment",
         "title": "title",
-        "input": lambda j: [i.name or f"{i.kind} {i.id}" for i in j.inputs],
+        "input": lambda j: [
+            f"job {i.id}" if i.kind == "job" else i.name or f"dataset {i.id}" for i in j.inputs
+        ],
         "state": lambda j: f"{j.state}: {j.reason}" if j.reason else j.state,
         "done": lambda j: None if j.progress.fraction is None else f"{j.progress.fraction:.0%}",
         "launched by": "launched_by",
@@ -59,7 +61,8 @@ def job_show(client: Client, job: int) -> Any:
 @job.command("submit")
 @click.argument("experiment")
 @click.argument("template_name", metavar="TEMPLATE")
-@click.argument("dataset", type=int)
+@click.argument("inputs", nargs=-1)
+@click.option("--each", is_flag=True, help="One job for each dataset; without INPUTS, on all there are.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
 @click.option("--profile", default=None, help="Default: the template's.")
 @click.option("--sponsor", required=True, help="The licence that pays.")
@@ -68,20 +71,40 @@ def job_submit(
     client: Client,
     experiment: str,
     template_name: str,
-    dataset: int,
+    inputs: tuple[str, ...],
     settings: tuple[str, ...],
     profile: str | None,
     sponsor: str,
+    *,
+    each: bool,
 ) -> Any:
-    """Run TEMPLATE on DATASET."""
-    return client.submit(
-        experiment, template_name, dataset, sponsor=sponsor, parameters=values(settings), profile=profile
+    """Run TEMPLATE on INPUTS: numbers of datasets or jobs, or the path of a file, as the template takes.
+
+    TEMPLATE is a name, or the path of a notebook of your own in the experiment, such as shared/mine.ipynb.
+    """
+    chosen = [int(one) if one.isdigit() else one for one in inputs]
+    if not each:
+        return client.submit(
+            experiment, template_name, chosen, sponsor=sponsor, parameters=values(settings), profile=profile
+        )
+    if not all(isinstance(one, int) for one in chosen):
+        raise click.UsageError("--each runs on datasets: give their numbers.")
+    jobs = client.submit_on_each(
+        experiment,
+        template_name,
+        [one for one in chosen if isinstance(one, int)] or None,
+        sponsor=sponsor,
+        parameters=values(settings),
+        profile=profile,
     )
+    columns: Columns = {"job": "id", "dataset": lambda j: j.inputs[0].name, "state": "state"}
+    return Table(jobs, columns, "No datasets.")
 
 
 @job.command("rerun")
 @click.argument("job", type=int)
-@click.option("--template", "template_name", default=None)
+@click.option("--template", "template_name", default=None, help="Or the path of a notebook of your own.")
+@click.option("--input", "inputs", multiple=True, help="What it is to work on instead; may be repeated.")
 @click.option(
     "--set",
     "settings",
@@ -96,16 +119,32 @@ def job_rerun(
     client: Client,
     job: int,
     template_name: str | None,
+    inputs: tuple[str, ...],
     settings: tuple[str, ...],
     profile: str | None,
     sponsor: str | None,
 ) -> Any:
-    """Run a job again: other parameters, template, CPUs or sponsor; what is left out is as it was."""
+    """Run a job again: other parameters, template, inputs, CPUs or sponsor; what is left out is as it was."""
     parameters: dict[str, Any] | None = None
     if settings:
         before = {} if template_name else client.job(job).parameters
         parameters = {**before, **values(settings)}
-    return client.rerun(job, template=template_name, parameters=parameters, profile=profile, sponsor=sponsor)
+    return client.rerun(
+        job,
+        template=template_name,
+        parameters=parameters,
+        inputs=[int(one) if one.isdigit() else one for one in inputs] or None,
+        profile=profile,
+        sponsor=sponsor,
+    )
+
+
+@job.command("result")
+@click.argument("job", type=int)
+@connected
+def job_result(client: Client, job: int) -> Any:
+    """What came out of a job, with software versions, host, and the command that repeats it elsewhere."""
+    return client.result(job)
 
 
 @job.command("cancel")
