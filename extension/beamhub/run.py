@@ -171,7 +171,7 @@ def _execute(given: Mapping[str, Any], name: str, kernel: Kernel, log: TextIOWra
             stdout_file=log,
             stderr_file=log,
             autosave_cell_every=5,
-            **_kernel_for(Path("template.ipynb"), kernel),
+            **_kernel_for(name, kernel),
         )
     except papermill.PapermillExecutionError as error:
         log.write(_ANSI.sub("", "\n".join(error.traceback)) + "\n")
@@ -193,13 +193,13 @@ def _execute(given: Mapping[str, Any], name: str, kernel: Kernel, log: TextIOWra
     return JobResult(outcome="finished", software=_software(), host=platform.node())
 
 
-def _kernel_for(notebook: Path, kernel: Kernel) -> dict[str, Any]:
+def _kernel_for(name: str, kernel: Kernel) -> dict[str, Any]:
     """What papermill's engine is told of kernels: to use this one, if the notebook does not want another."""
     from traitlets.config import Config
 
     from beamhub.kernel import NAME, START, TRANSPORT
 
-    if json.loads(notebook.read_bytes())["metadata"].get("kernelspec", {}).get("name", NAME) == NAME:
+    if name == NAME:
         return {"km": kernel.manager}
     return {"config": Config(TRANSPORT), "start_timeout": int(START)}
 

@@ -36,6 +36,7 @@ def spec(parameters: dict[str, Any], *inputs: SpecInput, cpus: int = 2) -> JobSp
         parameters=parameters,
         inputs=list(inputs),
         cpus=cpus,
+        memory=2**30,
         folder="/jobs/1",
     )
 
