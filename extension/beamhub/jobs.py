@@ -113,7 +113,7 @@ class Jobs:
         def work(tx: Transaction) -> Job:
             experiment = access.require(tx, principal, experiment_id, Action.RUN_JOB)
             inputs = choose(tx, experiment, plan.entry.template, request.inputs)
-            require_sponsor(tx, principal, experiment, plan.entry.template.name, plan.sponsor)
+            _require_sponsor(tx, principal, experiment, plan)
             return self._create(tx, experiment, inputs, plan, launched_by=principal.name)
 
         plan = await self._planned(principal, experiment_id, request)
@@ -142,7 +142,7 @@ class Jobs:
                     )
                 arrived = (one.id for one in found.items if one.state is not DatasetState.RECEIVING)
                 wanted = sorted(arrived)
-            require_usable(tx, principal, experiment.instrument, plan.sponsor)
+            _require_sponsor(tx, principal, experiment, plan)
             chosen = [choose(tx, experiment, template, [one]) for one in dict.fromkeys(wanted)]
             return Page(
                 items=[
@@ -177,7 +177,7 @@ class Jobs:
             template = plan.entry.template
             wanted = request.inputs if request.inputs is not None else inherit(parent, template)
             inputs = choose(tx, experiment, template, wanted)
-            require_sponsor(tx, principal, experiment, template.name, plan.sponsor)
+            _require_sponsor(tx, principal, experiment, plan)
             return self._create(tx, experiment, inputs, plan, launched_by=principal.name, parent=parent.id)
 
         parent = await self.get(principal, job_id)
@@ -644,6 +644,12 @@ def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
 
 def _step(event: Event) -> JobStep:
     return JobStep(time=event.time, state=event.data["state"], reason=event.data["reason"], actor=event.actor)
+
+
+def _require_sponsor(tx: Transaction, principal: Principal, experiment: Experiment, plan: Plan) -> None:
+    """A member's own notebook is what its path says, whichever template it may be called after."""
+    template = plan.entry.template
+    require_sponsor(tx, principal, experiment, template.notebook or template.name, plan.sponsor)
 
 
 def _told(job: Job, version: str | None) -> Job:
