@@ -87,6 +87,7 @@ from beamhub.schemas import (
     TriggerCall,
     TriggerChange,
     TriggerCreate,
+    TriggerGathering,
     TriggerOverride,
     TriggerReplay,
     TriggerTrial,
@@ -311,9 +312,34 @@ class Client:
         path = f"instruments/{_part(instrument)}/triggers/try-out"
         return self._send(Page[TriggerTrial], "POST", path, body).items
 
-    def replay_trigger(self, trigger: int, datasets: Sequence[int]) -> list[TriggerTrial]:
+    def gatherings(self, trigger: int) -> list[TriggerGathering]:
+        """What a rule has gathered or is gathering, newest first."""
+        return self._list(TriggerGathering, f"triggers/{trigger}/gatherings")
+
+    def missed_jobs(self, instrument: str) -> list[TriggerTrial]:
+        """The jobs that rules did not start because automation was paused."""
+        path = f"instruments/{_part(instrument)}/triggers/missed"
+        return _parse(Page[TriggerTrial], self._call("GET", path)).items
+
+    def catch_up(self, instrument: str) -> list[TriggerTrial]:
+        """Start the jobs that were missed while automation was paused."""
+        path = f"instruments/{_part(instrument)}/triggers/missed"
+        return self._send(Page[TriggerTrial], "POST", path).items
+
+    def forget_missed(self, instrument: str) -> None:
+        """Leave it at that."""
+        self._call("DELETE", f"instruments/{_part(instrument)}/triggers/missed")
+
+    def replay_trigger(
+        self,
+        trigger: int,
+        datasets: Sequence[int] = (),
+        *,
+        files: Sequence[str] = (),
+        experiments: Sequence[str] = (),
+    ) -> list[TriggerTrial]:
         """Follows a rule now on what has happened to these datasets before."""
-        body = TriggerReplay(datasets=list(datasets))
+        body = TriggerReplay(datasets=list(datasets), files=list(files), experiments=list(experiments))
         return self._send(Page[TriggerTrial], "POST", f"triggers/{trigger}/replay", body).items
 
     def call_triggers(self, instrument: str, call: TriggerCall) -> Event:

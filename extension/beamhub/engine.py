@@ -164,7 +164,7 @@ class Engine:
                 continue
 
     async def dispatch(self) -> None:
-        """Follows the trigger rules on all events since the last one."""
+        """Follows the trigger rules on all events since the last one, and ends what has been gathered."""
         while True:
             events = await self._store.read(
                 lambda tx: tx.events.after(max(self._seen, tx.cursors.get(CURSOR)), limit=BATCH)
@@ -173,7 +173,8 @@ class Engine:
             if events:
                 self._seen = events[-1].id
             if len(events) < BATCH:
-                return
+                break
+        await self._automation.end_gatherings()
 
     async def handle(self, *events: Event) -> None:
         """Starts the jobs that events call for; any number of times has the effect of one."""

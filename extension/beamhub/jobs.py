@@ -27,7 +27,6 @@ from beamhub.jobfolder import JobFolder
 from beamhub.schemas import (
     Attempt,
     Comparison,
-    Dataset,
     DatasetState,
     Event,
     Experiment,
@@ -360,7 +359,7 @@ class Jobs:
         """The notebook that the job was made from, in the version of that moment."""
         return self._version(job.template, job.template_version).read_bytes()
 
-    def follow(self, tx: Transaction, request: JobRequest, experiment: Experiment, dataset: Dataset) -> Job:
+    def follow(self, tx: Transaction, request: JobRequest, experiment: Experiment) -> Job:
         """The job that a rule wants. Where it can't be followed, a job that has failed and says why."""
         launched_by = f"trigger:{request.rule}"
         try:
@@ -368,14 +367,18 @@ class Jobs:
                 raise Invalid(request.problem, "Correct the rule.")
             plan = self._plan(request.template, request.parameters, request.profile, request.sponsor, None)
             require_terms(tx, experiment, request.template, request.sponsor)
-            taken = kind(plan.entry.template)
-            wanted = {"dataset": dataset.id, "job": request.parent}.get(taken or "")
-            inputs = choose(tx, experiment, plan.entry.template, [] if wanted is None else [wanted])
+            template = plan.entry.template
+            offered: Mapping[str | None, Sequence[int | str]] = {
+                "dataset": request.datasets,
+                "job": request.jobs,
+                "file": request.files,
+            }
+            inputs = choose(tx, experiment, template, offered.get(kind(template), ()))
         except BeamhubError as error:
             job = self._insert(
                 tx,
                 experiment,
-                [JobInput(id=dataset.id, name=dataset.name)],
+                _offered(tx, request),
                 title=request.template,
                 version="",
                 template=request.template,
@@ -640,6 +643,15 @@ def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
             "cpu_seconds": job.cpu_seconds,
         },
     )
+
+
+def _offered(tx: Transaction, request: JobRequest) -> list[JobInput]:
+    """What a job was to work on that has never been planned."""
+    datasets = [(id_, tx.datasets.get(id_)) for id_ in request.datasets]
+    return [
+        *(JobInput(id=id_, name=dataset.name if dataset else "") for id_, dataset in datasets),
+        *(JobInput(kind="file", id=None, name=path) for path in request.files),
+    ]
 
 
 def _step(event: Event) -> JobStep:

@@ -2,68 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from beamhub import access
 from beamhub.access import Action, Principal
 from beamhub.errors import NotFound
-from beamhub.schemas import Event, Job, Trigger, TriggerEvent, TriggerTrial
+from beamhub.schemas import Event, Job, Trigger, TriggerEvent, TriggerSubject, TriggerTrial
 from beamhub.store import Transaction
-from beamhub.triggers import JobRequest, Occasion, judge
+from beamhub.triggers import JobRequest, Occasion, gather, judge, sessions
 
+KINDS = frozenset(TriggerEvent)
 GENERATIONS = 50  # of jobs that are looked at, from a job to those that led to it
 EVENTS = 5000  # that are looked through for past occasions
 
 
 def occasion(tx: Transaction, event: Event) -> Occasion | None:
     """What this event is to trigger rules; None for what no rule can wait for, or what is gone."""
-    if event.kind not in set(TriggerEvent) or not event.subject.isdigit():
+    match event.kind:
+        case TriggerEvent.JOB_FINISHED:
+            job = tx.jobs.get(int(event.subject)) if event.subject.isdigit() else None
+            if job is None:
+                return None
+            number = _dataset(tx, job)
+            dataset = tx.datasets.get(number) if number is not None else None
+            return Occasion(event, dataset, job, followed=frozenset(_followed(tx, job)))
+        case TriggerEvent.FILE_COMPLETE:
+            path = event.data.get("path")
+            return Occasion(event, file=path) if isinstance(path, str) and event.experiment else None
+        case TriggerEvent.EXPERIMENT_ACTIVATED:
+            return Occasion(event) if event.experiment else None
+    if event.kind not in KINDS or not event.subject.isdigit():
         return None
-    job = tx.jobs.get(int(event.subject)) if event.kind == TriggerEvent.JOB_FINISHED else None
-    if event.kind == TriggerEvent.JOB_FINISHED and job is None:
-        return None
-    number = _dataset(tx, job) if job else int(event.subject)
-    dataset = tx.datasets.get(number) if number is not None else None
-    if dataset is None:
-        return None
-    return Occasion(event, dataset, job, frozenset(_followed(tx, job)))
+    dataset = tx.datasets.get(int(event.subject))
+    return Occasion(event, dataset) if dataset else None
 
 
 def past(
-    tx: Transaction,
-    instrument: str,
-    kind: TriggerEvent,
-    *,
-    datasets: int | frozenset[int],
-    experiment: str | None = None,
+    tx: Transaction, rule: Trigger, *, last: int = 0, wanted: Callable[[TriggerSubject], bool] | None = None
 ) -> list[Occasion]:
-    """The occasions of this kind on the last so many datasets of the instrument, or of one experiment, or on
-    these datasets; the newest first."""
-    found: dict[int, list[Occasion]] = {}
-    for event in tx.events.latest_of(instrument, kind, experiment=experiment, limit=EVENTS):
+    """What has happened of the kind that the rule waits for, oldest first: to the last so many datasets (or
+    files, or experiments), or to those that are wanted."""
+    found: list[Occasion] = []
+    subjects: set[tuple[str, str]] = set()
+    events = tx.events.latest_of(rule.instrument, rule.event, experiment=rule.experiment, limit=EVENTS)
+    for event in events:
         one = occasion(tx, event)
-        if one is None or (isinstance(datasets, frozenset) and one.dataset.id not in datasets):
+        if one is None or (wanted is not None and not wanted(one.subject)):
             continue
-        if isinstance(datasets, int) and one.dataset.id not in found and len(found) == datasets:
+        subject = one.subject.kind, one.subject.id
+        if wanted is None and subject not in subjects and len(subjects) == last:
             break
-        found.setdefault(one.dataset.id, []).append(one)
-    return [one for occasions in found.values() for one in occasions]
+        subjects.add(subject)
+        found.append(one)
+    return found[::-1]
 
 
-def trial(tx: Transaction, rule: Trigger, one: Occasion) -> TriggerTrial:
-    """What this rule makes of an occasion, and what it has made of it already."""
-    judged = judge(one, rule)
-    started = tx.jobs.triggered(judged.key) if isinstance(judged, JobRequest) else None
-    reason = judged if isinstance(judged, str) else judged.problem
+def trials(tx: Transaction, rule: Trigger, occasions: Sequence[Occasion]) -> list[TriggerTrial]:
+    """What this rule makes of occasions, oldest first, and what it has made of them already; each once,
+    however often it was told."""
+    judged = [(one, judge(one, rule)) for one in occasions]
+    found = {
+        wanted.key if isinstance(wanted, JobRequest) else (one.subject.kind, one.subject.id, wanted): (
+            [one],
+            wanted,
+        )
+        for one, wanted in judged
+        if rule.group is None or isinstance(wanted, str)
+    }
+    told = list(found.values())
+    if rule.group is not None:
+        told += [(session, gather(session, rule)) for session in sessions(occasions, rule)]
+    return [trial(tx, rule, *one) for one in told]
+
+
+def trial(
+    tx: Transaction, rule: Trigger, occasions: Sequence[Occasion], wanted: JobRequest | str
+) -> TriggerTrial:
+    """What it says of these occasions that the rule wants this job, or in a few words why none."""
+    started = tx.jobs.triggered(wanted.key) if isinstance(wanted, JobRequest) else None
+    reason = wanted if isinstance(wanted, str) else wanted.problem
     return TriggerTrial(
-        experiment=one.dataset.experiment,
-        dataset=one.dataset.id,
-        dataset_name=one.dataset.name,
+        rule=rule.id,
+        experiment=occasions[-1].experiment,
+        subjects=[one.subject for one in occasions],
         event=rule.event,
-        time=one.event.time,
-        starts=isinstance(judged, JobRequest),
+        time=occasions[-1].event.time,
+        starts=isinstance(wanted, JobRequest),
         reason=f"job {started} has been started on it" if started else reason,
-        parameters=dict(judged.parameters) if isinstance(judged, JobRequest) else {},
+        parameters=dict(wanted.parameters) if isinstance(wanted, JobRequest) else {},
         job=started,
     )
 

@@ -12,12 +12,14 @@ from beamhub.credits import require_usable
 from beamhub.errors import Conflict, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.expressions import Expression, ExpressionError
-from beamhub.occasions import past, require_rule, trial, visible_rule
+from beamhub.inputs import NEEDS
+from beamhub.occasions import past, require_rule, trials, visible_rule
 from beamhub.schemas import (
     Event,
     Experiment,
     Page,
     Profile,
+    Template,
     Trigger,
     TriggerCall,
     TriggerChange,
@@ -30,7 +32,7 @@ from beamhub.schemas import (
 )
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue
-from beamhub.triggers import JobRequest, Occasion, expression_of, judge
+from beamhub.triggers import expression_of
 
 
 class Rules:
@@ -113,9 +115,8 @@ class Rules:
 
     def edit(self, tx: Transaction, principal: Principal, rule_id: int, request: TriggerChange) -> Trigger:
         """As `change`, within a transaction."""
-        changes = {
-            name: value for name, value in request.model_dump(mode="json").items() if value is not None
-        }
+        given = request.model_dump(mode="json", exclude_unset=True)
+        changes = {name: value for name, value in given.items() if value is not None or name == "group"}
         rule = require_rule(tx, principal, rule_id)
         if rule.experiment is not None:
             access.require_tuning(tx, principal, rule.experiment, priority=changes.get("priority", 0))
@@ -191,9 +192,7 @@ class Rules:
         rule = Trigger(
             id=0, instrument=instrument, experiment=experiment, version=0, **request.rule.model_dump()
         )
-        occasions = past(tx, instrument, rule.event, datasets=request.datasets, experiment=experiment)
-        trials = {_occasion(rule, one): trial(tx, rule, one) for one in reversed(occasions)}
-        return Page(items=[*reversed(trials.values())])
+        return Page(items=trials(tx, rule, past(tx, rule, last=request.datasets))[::-1])
 
     async def call(self, principal: Principal, instrument: str, request: TriggerCall) -> Event:
         """Something outside has happened to a dataset: rules that wait for it start their jobs."""
@@ -232,7 +231,9 @@ class Rules:
             if name not in computed or name not in known
         }
         templates.validate(template, literal)
-        for text in filter(None, [request.condition.expression, *computed.values()]):
+        _check_inputs(template, request)
+        by = request.group.by if request.group else ""
+        for text in filter(None, [request.condition.expression, by, *computed.values()]):
             try:
                 Expression.parse(text)
             except ExpressionError as error:
@@ -241,6 +242,29 @@ class Rules:
             raise Invalid(
                 f"There is no profile {request.profile!r}.", f"Choose one of: {', '.join(self._profiles)}."
             )
+
+
+def _check_inputs(template: Template, request: TriggerCreate) -> None:
+    """Whether what happens has something that the template can work on."""
+    event = request.event
+    if event is TriggerEvent.FILE_COMPLETE:
+        possible = {"file"}
+    elif event is TriggerEvent.EXPERIMENT_ACTIVATED:
+        possible = set()
+    else:
+        possible = {"dataset", "datasets"} | (
+            {"job", "jobs"} if event is TriggerEvent.JOB_FINISHED else set()
+        )
+    if template.inputs not in possible | {"none"}:
+        raise Invalid(
+            f"{template.title} works on {NEEDS[template.inputs]}, which {event} does not bring.",
+            "Choose another event or another template.",
+        )
+    if request.group is not None and template.inputs not in possible & {"datasets", "jobs"}:
+        raise Invalid(
+            f"{template.title} works on {NEEDS[template.inputs]}: nothing can be gathered for it.",
+            "Choose a template that takes several datasets or jobs, or have each start a job.",
+        )
 
 
 def _written(rule: Trigger, changes: dict[str, Any]) -> TriggerCreate:
@@ -263,12 +287,6 @@ def _of_instrument(tx: Transaction, experiment: Experiment, rule_id: int) -> Tri
     if rule.experiment is not None:
         raise Conflict(f"Rule {rule_id} is the experiment's own.", "Change the rule itself.")
     return rule
-
-
-def _occasion(rule: Trigger, one: Occasion) -> str:
-    """Tells occasions apart: what is told twice starts one job."""
-    judged = judge(one, rule)
-    return judged.key if isinstance(judged, JobRequest) else f"{one.dataset.id} {judged}"
 
 
 def _tell(

@@ -604,7 +604,9 @@ class TriggerEvent(StrEnum):
     DATASET_FRAMES = "dataset.frames"  # more can be read: every so many, or at parts of what was announced
     DATASET_COMPLETE = "dataset.complete"
     DATASET_INCOMPLETE = "dataset.incomplete"  # stopped early
+    FILE_COMPLETE = "file.complete"  # any file from the instrument
     JOB_FINISHED = "job.finished"
+    EXPERIMENT_ACTIVATED = "experiment.activated"
     EXTERNAL = "external"  # told by another program of the facility
 
 
@@ -624,6 +626,24 @@ class TriggerCondition(Request):
     name: Slug | None = Field(None, description="external: of this name")
 
 
+class TriggerGroup(Request):
+    """What has the same value of `by` in an experiment makes one job, on all of it, as soon as nothing more
+    has come for `wait` seconds, or `at_most` are together. Fewer than `at_least` make none."""
+
+    by: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] = Field(
+        "", description="an expression such as `sample_name` or `folder`; empty: all of the experiment"
+    )
+    wait: int = Field(ge=1, le=7 * 86400, description="seconds")
+    at_least: int = Field(1, ge=1, le=200)
+    at_most: int = Field(200, ge=1, le=200)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.at_least > self.at_most:
+            raise ValueError("at_least can't be more than at_most")
+        return self
+
+
 class Trigger(Model):
     """A trigger rule: of an instrument, as it applies in an experiment of it, or of one experiment alone."""
 
@@ -633,8 +653,9 @@ class Trigger(Model):
     version: int  # grows with each change; a rule version starts at most one job per dataset and event
     title: str
     event: TriggerEvent
-    pattern: str  # glob on the dataset's name
+    pattern: str  # glob on the name of the dataset or file, or if it has a slash, on the path
     condition: TriggerCondition = TriggerCondition()
+    group: TriggerGroup | None = None  # None: each occasion starts a job
     template: str
     parameters: dict[str, JsonValue]
     profile: str
@@ -649,6 +670,7 @@ class TriggerCreate(Request):
     event: TriggerEvent
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "*"
     condition: TriggerCondition = TriggerCondition()
+    group: TriggerGroup | None = None
     template: TemplateName
     parameters: dict[str, JsonValue] = {}
     profile: Slug
@@ -658,10 +680,13 @@ class TriggerCreate(Request):
 
 
 class TriggerChange(Request):
+    """What is given is changed. `group: null` has each occasion start a job again."""
+
     title: Line | None = None
     event: TriggerEvent | None = None
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     condition: TriggerCondition | None = None
+    group: TriggerGroup | None = None
     template: TemplateName | None = None
     parameters: dict[str, JsonValue] | None = None
     profile: Slug | None = None
@@ -701,14 +726,23 @@ class TriggerTryOut(Request):
     datasets: int = Field(50, ge=1, le=200, description="how many of the last datasets to look at")
 
 
-class TriggerTrial(Model):
-    """What a rule makes of one occasion: the job that it starts, or why it starts none."""
+class TriggerSubject(Model):
+    """What an event has happened to."""
 
+    kind: Literal["dataset", "file", "job", "experiment"]
+    id: str  # of a file: its upload's
+    name: str
+
+
+class TriggerTrial(Model):
+    """What a rule makes of one occasion, or of several together: the job that it starts, or why it starts
+    none."""
+
+    rule: int = 0  # 0: it was only tried out
     experiment: str
-    dataset: int
-    dataset_name: str
+    subjects: list[TriggerSubject]  # more than one: they were gathered for one job
     event: TriggerEvent
-    time: datetime
+    time: datetime  # of the last one
     starts: bool
     reason: str = ""  # why not
     parameters: dict[str, JsonValue] = {}
@@ -716,9 +750,42 @@ class TriggerTrial(Model):
 
 
 class TriggerReplay(Request):
-    """The datasets to follow a rule on now, as if what has happened to them happened again."""
+    """What to follow a rule on now, as if all that has happened to it happened again."""
 
-    datasets: list[BigInt] = Field(min_length=1, max_length=500)
+    datasets: list[BigInt] = Field([], max_length=500)
+    files: list[AgentPath] = Field([], max_length=500, description="paths in an experiment's folder")
+    experiments: list[AgentPath] = Field([], max_length=500)
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.datasets and not self.files and not self.experiments:
+            raise ValueError("say on which datasets, files or experiments")
+        return self
+
+    def admits(self, subject: TriggerSubject) -> bool:
+        """Whether it is about this, too."""
+        match subject.kind:
+            case "dataset":
+                return int(subject.id) in self.datasets
+            case "file":
+                return subject.name in self.files
+            case "experiment":
+                return subject.id in self.experiments
+        return False
+
+
+class TriggerGathering(Model):
+    """A job in the making: what a rule has gathered for it so far."""
+
+    id: int
+    rule: int
+    experiment: str
+    value: str  # what all of it has in common
+    count: int
+    started: datetime
+    ended: datetime | None  # None: it still waits for more
+    job: int | None = None
+    reason: str = ""  # why there is no job
 
 
 class TriggerCall(Request):

@@ -64,6 +64,7 @@ BODIES: Mapping[str, Any] = {
     },
     "change_trigger": {"enabled": False},
     "override_trigger": {"enabled": False},
+    "catch_up": None,
     "create_experiment_trigger": {
         "title": "Eve's",
         "event": "dataset.started",

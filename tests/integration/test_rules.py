@@ -6,13 +6,15 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from beamhub.client import ApiError, Client
 from beamhub.schemas import (
+    InstrumentChange,
     Job,
     JobState,
     LicenceCreate,
@@ -23,10 +25,11 @@ from beamhub.schemas import (
     TriggerCondition,
     TriggerCreate,
     TriggerEvent,
+    TriggerGroup,
     TriggerOverride,
     TriggerTrial,
 )
-from beamhub.testing import TEMPLATE, Beamtime, RunningService, write_dataset
+from beamhub.testing import TEMPLATE, Beamtime, RunningService, _template, write_dataset
 
 
 @pytest.fixture
@@ -61,6 +64,13 @@ def jobs(client: Client, beamtime: Beamtime, count: int) -> list[Job]:
 
 def add(service: RunningService, beamtime: Beamtime, rule: TriggerCreate) -> Trigger:
     return service.client("sam").create_trigger(beamtime.instrument, rule)
+
+
+def about(trial: TriggerTrial) -> int:
+    """The dataset of a trial that is about one."""
+    [subject] = trial.subjects
+    assert subject.kind == "dataset"
+    return int(subject.id)
 
 
 def test_parameters_are_computed_from_the_dataset(service: RunningService, beamtime: Beamtime) -> None:
@@ -128,11 +138,11 @@ def test_a_rule_is_tried_out_and_followed_later(service: RunningService, beamtim
     with pytest.raises(ApiError, match="not do this"):
         service.client("ada").try_out_trigger(beamtime.instrument, rule)
     trials = sam.try_out_trigger(beamtime.instrument, rule)
-    assert [(t.dataset, t.starts, t.reason, t.parameters) for t in trials] == [
+    assert [(about(t), t.starts, t.reason, t.parameters) for t in trials] == [
         (many.id, True, "", {"word": "many"}),
         (few.id, False, "frames > 5 does not hold", {}),
     ]
-    assert [t.dataset for t in sam.try_out_trigger(beamtime.instrument, rule, datasets=1)] == [many.id]
+    assert [about(t) for t in sam.try_out_trigger(beamtime.instrument, rule, datasets=1)] == [many.id]
     assert sam.triggers(beamtime.instrument) == []
     assert sam.jobs(experiment=beamtime.experiment) == []
 
@@ -145,8 +155,8 @@ def test_a_rule_is_tried_out_and_followed_later(service: RunningService, beamtim
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(replay, range(10)))
     [job] = sam.jobs(experiment=beamtime.experiment)
-    assert {trial.job for answer in answers for trial in answer if trial.dataset == many.id} == {job.id}
-    assert {trial.job for answer in answers for trial in answer if trial.dataset == few.id} == {None}
+    assert {trial.job for answer in answers for trial in answer if about(trial) == many.id} == {job.id}
+    assert {trial.job for answer in answers for trial in answer if about(trial) == few.id} == {None}
     assert service.client("ada").wait(job.id, timeout=120).parameters == {"word": "many"}
 
 
@@ -271,7 +281,7 @@ def test_an_experiment_has_rules_of_its_own(
         ada.create_experiment_trigger(beamtime.experiment, request.model_copy(update={"priority": 1}))
     before = service.dataset(beamtime, name="before")
     [tried] = ada.try_out_experiment_trigger(beamtime.experiment, request)
-    assert (tried.dataset, tried.starts) == (before.id, True)
+    assert (about(tried), tried.starts) == (before.id, True)
 
     own = ada.create_experiment_trigger(beamtime.experiment, request)
     assert own.experiment == beamtime.experiment
@@ -301,3 +311,64 @@ def test_an_experiment_has_rules_of_its_own(
     assert sam.replay_trigger(own.id, [theirs.id]) == []
     ada.delete_trigger(own.id)
     assert ada.experiment_triggers(beamtime.experiment) == []
+
+
+def test_a_killed_service_forgets_nothing_of_what_it_gathers(own_service: RunningService) -> None:
+    """It dies twice: while it waits for more, and when the time has come."""
+    merge = _template()
+    merge["metadata"]["beamhub"] |= {"title": "Merge", "inputs": "datasets"}
+    merge["cells"][0]["source"] = merge["cells"][0]["source"].replace('data = ""', "datasets = []")
+    (own_service.folder / "templates" / "merge.ipynb").write_text(json.dumps(merge))
+    beamtime = own_service.beamtime()
+    own_service.licence(beamtime)
+    ada = own_service.client("ada")
+    request = wanted(beamtime, TriggerEvent.DATASET_COMPLETE, "both").model_copy(
+        update={
+            "template": "merge",
+            "group": TriggerGroup(by="wavelength", wait=3600, at_least=2),
+        }
+    )
+    rule = add(own_service, beamtime, request)
+
+    def gathered(count: int) -> bool:
+        return [one.count for one in ada.gatherings(rule.id)] == [count]
+
+    first = own_service.dataset(beamtime, name="first")
+    until(lambda: gathered(1))
+    own_service.kill()
+    own_service.start()
+    second = own_service.dataset(beamtime, name="second")
+    until(lambda: gathered(2))
+    soon = TriggerGroup(by="wavelength", wait=1, at_least=2)
+    own_service.client("sam").change_trigger(rule.id, TriggerChange(group=soon))
+    own_service.kill()
+    own_service.start()
+    [job] = jobs(ada, beamtime, 1)
+    assert [one.id for one in job.inputs] == [first.id, second.id]
+    assert (job.state, job.parameters) == (JobState.FINISHED, {"word": "both"})
+    [gathering] = ada.gatherings(rule.id)
+    assert (gathering.job, gathering.count, gathering.value) == (job.id, 2, "1")
+    assert len(ada.jobs(experiment=beamtime.experiment)) == 1
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_automation_is_paused_and_made_up_for(service: RunningService, beamtime: Beamtime) -> None:
+    sam = service.client("sam")
+    rule = add(service, beamtime, wanted(beamtime, TriggerEvent.DATASET_COMPLETE))
+    sam.change_instrument(beamtime.instrument, InstrumentChange(automation=False))
+    dataset = service.dataset(beamtime)
+    until(lambda: len(sam.missed_jobs(beamtime.instrument)) == 1)
+    with pytest.raises(ApiError, match="not do this"):
+        service.client("ada").missed_jobs(beamtime.instrument)
+    sam.change_instrument(beamtime.instrument, InstrumentChange(automation=True))
+    [started] = sam.catch_up(beamtime.instrument)
+    [job] = jobs(sam, beamtime, 1)
+    assert (started.job, started.rule, job.inputs[0].id) == (job.id, rule.id, dataset.id)
+    assert sam.missed_jobs(beamtime.instrument) == []
+    sam.forget_missed(beamtime.instrument)

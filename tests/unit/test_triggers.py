@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,8 +18,9 @@ from beamhub.schemas import (
     Trigger,
     TriggerCondition,
     TriggerEvent,
+    TriggerGroup,
 )
-from beamhub.triggers import JobRequest, Occasion, decide, judge
+from beamhub.triggers import JobRequest, Occasion, decide, gather, judge, sessions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -240,3 +242,129 @@ def test_no_rule_follows_itself() -> None:
     on = TriggerEvent.DATASET_STARTED
     assert isinstance(judge(occasion(on), rule(on)), JobRequest)
     assert isinstance(judge(replace(occasion(on), followed=frozenset({7})), rule(on)), str)
+
+
+def told(kind: TriggerEvent, subject: str, seconds: float = 0, **data: Any) -> Event:
+    return Event(
+        id=11 + int(10 * seconds),
+        time=NOW + timedelta(seconds=seconds),
+        kind=kind,
+        instrument="sim-mx",
+        experiment="sim-mx-2030-00001",
+        subject=subject,
+        actor="sim-mx",
+        data=data,
+    )
+
+
+def test_a_file_is_known_by_its_name_and_its_path() -> None:
+    on = TriggerEvent.FILE_COMPLETE
+    event = told(on, "5f0c", path="raw/scan-1/log.csv", size=120)
+    file = Occasion(event, file="raw/scan-1/log.csv")
+    for pattern, fits in (("*.csv", True), ("raw/*/log.csv", True), ("scan*", False), ("raw/*.h5", False)):
+        wanted = judge(file, rule(on).model_copy(update={"pattern": pattern}))
+        assert isinstance(wanted, JobRequest) is fits
+    found = judge(file, rule(on, expression="size > 100 and suffix == '.csv' and folder == 'raw/scan-1'"))
+    assert isinstance(found, JobRequest)
+    assert (found.key, found.files, found.datasets) == (
+        "7.2/file:5f0c/file.complete",
+        ("raw/scan-1/log.csv",),
+        (),
+    )
+    assert isinstance(judge(file, rule(on, kind="rotation")), str)
+
+
+def test_a_pattern_with_a_slash_is_for_the_path_of_a_dataset_too() -> None:
+    on = TriggerEvent.DATASET_STARTED
+    assert isinstance(judge(occasion(on), rule(on).model_copy(update={"pattern": "raw/ly*"})), JobRequest)
+    assert isinstance(judge(occasion(on), rule(on).model_copy(update={"pattern": "raw/x*"})), str)
+
+
+def test_an_experiment_that_becomes_active_is_an_occasion_each_time() -> None:
+    on = TriggerEvent.EXPERIMENT_ACTIVATED
+    found = [judge(Occasion(told(on, "sim-mx-2030-00001", n)), rule(on)) for n in (0, 0, 5)]
+    keys = [one.key for one in found if isinstance(one, JobRequest)]
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[0] == "7.2/experiment:sim-mx-2030-00001/experiment.activated/11"
+
+
+def gathering(by: str = "name", **group: Any) -> Trigger:
+    wanted = TriggerGroup(by=by, **{"wait": 600, **group})
+    return rule(TriggerEvent.DATASET_COMPLETE, {"n": {"expression": "count"}}).model_copy(
+        update={"group": wanted}
+    )
+
+
+def complete(number: int, name: str, seconds: float, experiment: str = "sim-mx-2030-00001") -> Occasion:
+    dataset = LYSO.model_copy(
+        update={"id": number, "name": name, "frames_readable": 200, "experiment": experiment}
+    )
+    event = told(TriggerEvent.DATASET_COMPLETE, str(number), seconds)
+    return Occasion(event.model_copy(update={"experiment": experiment}), dataset)
+
+
+def test_what_is_gathered_is_one_job_on_all_of_it() -> None:
+    merge = gathering(at_least=2)
+    first, second, again = complete(3, "a", 0), complete(4, "a", 60), complete(3, "a", 90)
+    alone = judge(first, merge)
+    assert isinstance(alone, JobRequest)
+    assert (alone.group, alone.datasets) == ("a", (3,))
+    assert gather([first, again], merge) == "only 1 of at least 2 have come"
+    assert gather([], merge) == "only 0 of at least 2 have come"
+    both = gather([first, second, again], merge)
+    assert isinstance(both, JobRequest)
+    assert (both.datasets, both.parameters) == ((3, 4), {"n": 2})
+    # the same ones in another order, or told once more, are the same job
+    other = gather([second, again], merge)
+    assert isinstance(other, JobRequest)
+    assert other.key == both.key
+    more = gather([first, second, complete(5, "a", 99)], merge)
+    assert isinstance(more, JobRequest)
+    assert more.key != both.key
+
+
+@pytest.mark.parametrize(("by", "value"), [("", ""), ("wavelength", "0.98"), ("frames // 100", "2")])
+def test_what_is_gathered_has_something_in_common(by: str, value: str) -> None:
+    wanted = judge(complete(3, "a", 0), gathering(by))
+    assert isinstance(wanted, JobRequest)
+    assert wanted.group == value
+    assert judge(complete(3, "a", 0), gathering("sample_name")) == (
+        "sample_name can't be told: sample_name is not known"
+    )
+
+
+def test_the_past_is_gathered_as_it_would_have_been() -> None:
+    told = [
+        complete(1, "a", 0),
+        complete(2, "b", 100),
+        complete(3, "a", 500),
+        complete(3, "a", 510),  # told twice
+        complete(4, "a", 1111),  # after more than 600 s
+        complete(5, "a", 1112, "sim-mx-2030-00002"),
+        complete(6, "b", 650),
+        complete(7, "b", 651),
+    ]
+    found = sessions(sorted(told, key=lambda one: one.event.time), gathering(at_most=2))
+    numbers = [[one.dataset.id for one in session if one.dataset] for session in found]
+    assert numbers == [[1, 3], [2, 6], [7], [4], [5]]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.sampled_from("ab"), st.integers(0, 3000)), max_size=12),
+    st.integers(1, 900),
+    st.integers(1, 4),
+)
+def test_whatever_is_gathered_is_gathered_once_and_never_too_much(
+    told: list[tuple[int, str, int]], wait: int, at_most: int
+) -> None:
+    merge = gathering(wait=wait, at_most=at_most)
+    occasions = [complete(*one) for one in sorted(told, key=lambda one: one[2])]
+    found = sessions(occasions, merge)
+    numbers = [one.dataset.id for session in found for one in session if one.dataset]
+    assert sorted(numbers) == sorted({number for number, _, _ in told})
+    for session in found:
+        assert 1 <= len(session) <= at_most
+        assert len({one.dataset.name for one in session if one.dataset}) == 1
+        times = [one.event.time for one in session]
+        assert all((b - a).total_seconds() <= wait for a, b in itertools.pairwise(times))

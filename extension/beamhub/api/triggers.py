@@ -11,6 +11,7 @@ from beamhub.schemas import (
     TriggerCall,
     TriggerChange,
     TriggerCreate,
+    TriggerGathering,
     TriggerOverride,
     TriggerReplay,
     TriggerTrial,
@@ -75,10 +76,34 @@ async def override_trigger(call: Call, experiment: str, trigger: BigInt, body: T
 
 @route("POST", "triggers/{trigger}/replay")
 async def replay_trigger(call: Call, trigger: BigInt, body: TriggerReplay) -> Page[TriggerTrial]:
-    """Follow a rule now on what has happened to these datasets before (staff).
+    """Follow a rule now on what has happened to these datasets, files or experiments before (staff; for one
+    of an experiment alone, its PI). What a version of the rule has started is not started again."""
+    return await call.service.automation.replay(call.principal, trigger, body)
 
-    What the rule in this version has started already is not started again."""
-    return await call.service.automation.replay(call.principal, trigger, body.datasets)
+
+@route("GET", "triggers/{trigger}/gatherings")
+async def list_gatherings(call: Call, trigger: BigInt, query: Paging) -> Page[TriggerGathering]:
+    """What a rule has gathered or is gathering for jobs on several datasets, newest first."""
+    return await call.service.automation.gatherings(call.principal, trigger, **query.model_dump())
+
+
+@route("GET", "instruments/{instrument}/triggers/missed")
+async def list_missed(call: Call, instrument: str) -> Page[TriggerTrial]:
+    """The jobs that rules did not start because automation was paused (staff)."""
+    return await call.service.automation.missed(call.principal, instrument)
+
+
+@route("POST", "instruments/{instrument}/triggers/missed", status=200)
+async def catch_up(call: Call, instrument: str) -> Page[TriggerTrial]:
+    """Start the jobs that were missed while automation was paused (staff). What rules gather waits for more
+    first, as ever."""
+    return await call.service.automation.catch_up(call.principal, instrument)
+
+
+@route("DELETE", "instruments/{instrument}/triggers/missed")
+async def forget_missed(call: Call, instrument: str) -> None:
+    """Leave it at that: what was missed is not listed any longer (staff)."""
+    await call.service.automation.forget_missed(call.principal, instrument)
 
 
 @route("GET", "triggers/{trigger}/versions")

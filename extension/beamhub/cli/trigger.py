@@ -56,13 +56,15 @@ def trigger_list(client: Client, instrument: str | None, experiment: str | None)
             "dataset.frames",
             "dataset.complete",
             "dataset.incomplete",
+            "file.complete",
             "job.finished",
+            "experiment.activated",
             "external",
         ]
     ),
     required=True,
 )
-@click.option("--pattern", default="*", show_default=True, help="Glob on the dataset's name.")
+@click.option("--pattern", default="*", show_default=True, help="Glob on the name; with a /, on the path.")
 @click.option("--kind", type=click.Choice(["rotation", "raster", "still"]), default=None)
 @click.option("--min-frames", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--if", "expression", default="", help="A condition such as 'wavelength < 1.1'.")
@@ -78,6 +80,10 @@ def trigger_list(client: Client, instrument: str | None, experiment: str | None)
 @click.option("--profile", required=True)
 @click.option("--sponsor", required=True, help="The licence that pays.")
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, show_default=True)
+@click.option("--wait", type=click.IntRange(1), default=None, help="Gather until nothing came for so long.")
+@click.option("--by", default="", help="Gather what has the same: an expression such as sample_name.")
+@click.option("--at-least", type=click.IntRange(1), default=1, show_default=True, help="Gathered, or no job.")
+@click.option("--at-most", type=click.IntRange(1), default=200, show_default=True, help="Gathered.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would have started on the last datasets.")
 @connected
 def trigger_create(
@@ -99,13 +105,19 @@ def trigger_create(
     profile: str,
     sponsor: str,
     priority: int,
+    wait: int | None,
+    by: str,
+    at_least: int,
+    at_most: int,
     *,
     for_experiment: bool,
     dry_run: bool,
 ) -> Any:
     """Add a trigger rule to an instrument (its staff), or to one experiment alone (also its PI)."""
-    from beamhub.schemas import DatasetKind, TriggerCondition, TriggerCreate, TriggerEvent
+    from beamhub.schemas import DatasetKind, TriggerCondition, TriggerCreate, TriggerEvent, TriggerGroup
 
+    if by and wait is None:
+        raise click.UsageError("--by needs --wait: how many seconds nothing more has to come.")
     computed = {key: {"expression": text} for key, text in map(pair, compute)}
     rule = TriggerCreate(
         title=title,
@@ -125,6 +137,7 @@ def trigger_create(
         profile=profile,
         sponsor=sponsor,
         priority=priority,
+        group=TriggerGroup(by=by, wait=wait, at_least=at_least, at_most=at_most) if wait else None,
     )
     if dry_run:
         try_out = client.try_out_experiment_trigger if for_experiment else client.try_out_trigger
@@ -196,17 +209,56 @@ def trigger_versions(client: Client, rule: int) -> Table:
 
 @trigger.command("replay")
 @click.argument("rule", type=int)
-@click.argument("datasets", type=int, nargs=-1, required=True)
+@click.argument("datasets", type=int, nargs=-1)
+@click.option(
+    "--file", "files", multiple=True, metavar="PATH", help="A file, for a rule that waits for files."
+)
+@click.option("--activated", "experiments", multiple=True, metavar="EXPERIMENT")
 @connected
-def trigger_replay(client: Client, rule: int, datasets: tuple[int, ...]) -> Table:
-    """Follow RULE now on DATASETS, as far as it has not been followed there."""
-    return _trials(client.replay_trigger(rule, datasets))
+def trigger_replay(
+    client: Client, rule: int, datasets: tuple[int, ...], files: tuple[str, ...], experiments: tuple[str, ...]
+) -> Table:
+    """Follow RULE now on DATASETS, files or experiments, as far as it has not been followed there."""
+    return _trials(client.replay_trigger(rule, datasets, files=files, experiments=experiments))
+
+
+@trigger.command("missed")
+@click.argument("instrument")
+@click.option("--start", is_flag=True, help="Start these jobs now.")
+@click.option("--forget", is_flag=True, help="Leave it at that.")
+@connected
+def trigger_missed(client: Client, instrument: str, *, start: bool, forget: bool) -> Any:
+    """The jobs that were not started because automation was paused."""
+    if start and forget:
+        raise click.UsageError("Either --start or --forget.")
+    if forget:
+        client.forget_missed(instrument)
+        return "What was missed is not listed any longer."
+    return _trials(client.catch_up(instrument) if start else client.missed_jobs(instrument))
+
+
+@trigger.command("gatherings")
+@click.argument("rule", type=int)
+@connected
+def trigger_gatherings(client: Client, rule: int) -> Table:
+    """What RULE has gathered for jobs on several datasets, newest first."""
+    columns: Columns = {
+        "id": "id",
+        "experiment": "experiment",
+        "in common": "value",
+        "count": "count",
+        "since": "started",
+        "until": lambda one: one.ended or "it waits for more",
+        "job": "job",
+        "why none": "reason",
+    }
+    return Table(client.gatherings(rule), columns, "Nothing.")
 
 
 def _trials(trials: list[TriggerTrial]) -> Table:
     columns: Columns = {
-        "dataset": "dataset",
-        "name": "dataset_name",
+        "rule": "rule",
+        "of": lambda trial: ", ".join(f"{one.kind} {one.name or one.id}" for one in trial.subjects),
         "when": "time",
         "starts": "starts",
         "job": "job",

@@ -24,6 +24,7 @@ from beamhub.store.datasets import Datasets
 from beamhub.store.events import Cursors, Events
 from beamhub.store.experiments import Experiments, Members
 from beamhub.store.finalisations import Finalisations
+from beamhub.store.gatherings import Gatherings, Missed
 from beamhub.store.grants import Grants
 from beamhub.store.idempotency import Idempotency
 from beamhub.store.instruments import Instruments
@@ -56,6 +57,8 @@ class Transaction:
         self.moves = Moves(connection)
         self.finalisations = Finalisations(connection)
         self.triggers = Triggers(connection)
+        self.gatherings = Gatherings(connection)
+        self.missed = Missed(connection)
         self.jobs = Jobs(connection)
         self.attempts = Attempts(connection)
         self.licences = Licences(connection)

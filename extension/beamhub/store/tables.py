@@ -12,6 +12,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -251,6 +252,7 @@ triggers = Table(
     Column("event", String(40), nullable=False),
     Column("pattern", String(200), nullable=False),
     Column("condition", JSON, nullable=False),
+    Column("group", JSON(none_as_null=True)),  # how what happens is gathered; None: each starts a job
     Column("template", String(63), nullable=False),
     Column("parameters", JSON, nullable=False),
     Column("profile", String(40), nullable=False),
@@ -284,6 +286,39 @@ trigger_versions = Table(
     Column("change", String(10), nullable=False),
     Column("data", JSON, nullable=False),
     UniqueConstraint("trigger", "version"),
+)
+
+# jobs in the making: what a rule gathers until nothing more has come for a while
+gatherings = Table(
+    "gatherings",
+    metadata,
+    Column("id", Key, primary_key=True, autoincrement=True),
+    Column("trigger", ForeignKey("triggers.id"), nullable=False, index=True),
+    Column("experiment", ForeignKey("experiments.id"), nullable=False),
+    Column("value", Text, nullable=False),  # what all of it has in common
+    Column("started", UTCDateTime, nullable=False),
+    Column("boot", String(40), nullable=False),  # of the machine, whose uptime `newest` is
+    Column("newest", Float, nullable=False),  # seconds, when something came last
+    Column("ended", UTCDateTime, index=True),  # None: more may come
+    Column("job", ForeignKey("jobs.id")),
+    Column("reason", Text, nullable=False),  # why there is no job
+)
+
+# all that was ever gathered, each once
+gathered = Table(
+    "gathered",
+    metadata,
+    Column("key", String(200), primary_key=True),  # as a job's trigger_key
+    Column("gathering", ForeignKey("gatherings.id"), nullable=False, index=True),
+    Column("event", BigInteger, nullable=False),
+)
+
+# events on which a rule would have started a job, had automation not been paused
+missed = Table(
+    "missed",
+    metadata,
+    Column("event", ForeignKey("events.id"), primary_key=True),
+    Column("instrument", ForeignKey("instruments.id"), nullable=False, index=True),
 )
 
 jobs = Table(
