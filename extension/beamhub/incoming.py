@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 import struct
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
@@ -22,7 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from beamhub import digests, folders
-from beamhub.digests import Hasher
+from beamhub.body import Body
+from beamhub.digests import Running
 from beamhub.errors import ChecksumMismatch, Conflict, DiskFull, Gone, NotFound
 from beamhub.schemas import DigestAlgorithm, Upload, UploadState
 
@@ -30,6 +32,12 @@ MAX_VERSIONS = 100  # of one path
 LOCKS = ".publishing"  # the file in the data directory that all names' locks are ranges of
 WAIT = 0.02  # seconds between attempts to claim a name, or to hold a file that is just looked at
 RESERVE = 64 * 2**20  # bytes of disk that uploads leave to the rest of the service
+Stamp = tuple[int, int, int]  # inode, bytes, time of the last change: of one state of a file
+BLOCK = 2**20  # bytes received and written at once: fewer calls of the kernel, which also takes larger pages
+TURN = 0.05  # seconds that a thread receives one file before it may be another's turn
+AHEAD = (
+    32 * 2**20
+)  # bytes after which the disk begins to write, so that little is left to wait for at the end
 USUAL: DigestAlgorithm = "sha256"  # of what is sent without a digest
 
 
@@ -65,7 +73,8 @@ class Incoming:
         held = self.make_room(upload)
         try:
             held.cut(0)  # what a kill has left
-            held.write(0, [content], None)
+            held.write(0, content)
+            held.position = len(content)
             os.fchmod(held.fileno(), _mode(upload))
         except BaseException:
             self.discard(upload)
@@ -155,7 +164,8 @@ class Incoming:
                     raise busy(upload)
                 fcntl.flock(held.fileno(), fcntl.LOCK_UN)
                 time.sleep(WAIT)
-            held.size()  # it may have been removed before it was locked
+            # it may have been removed before it was locked
+            held.position = held._under_way = held.size()
         except BaseException:
             held.close()
             raise
@@ -215,14 +225,13 @@ class Incoming:
         except FileNotFoundError:
             return datetime.now(UTC)
 
-    def verify(self, upload: Upload, file: Held) -> str:
-        """The digest of the bytes on disk, which are those that were announced, and stay there. Raises
-        ChecksumMismatch."""
-        with open(file.fileno(), "rb", closefd=False) as stream:
-            stream.seek(0)
-            digest = digests.of_file(stream, digests.algorithm_of(upload.digest) if upload.digest else USUAL)
-            if upload.digest not in (None, digest):
-                raise different(upload.path)
+    def verify(self, upload: Upload, file: Held, running: Running) -> str:
+        """The digest of the bytes in the file, which are those that were announced, and stay there. What has
+        not gone into the running digest when it came is read. Raises ChecksumMismatch."""
+        running.catch_up(file.fileno())
+        digest = str(running)
+        if upload.digest not in (None, digest) or running.position != file.size():
+            raise different(upload.path)
         file.seal(_mode(upload))
         return digest
 
@@ -374,14 +383,30 @@ def flush(files: Sequence[Held]) -> None:
     as fast, but not beside a large upload, whose bytes it waits for too.
     """
     for file in files:
-        _SYNC_FILE_RANGE(file.fileno(), 0, 0, _WRITE)  # a hint: what it misses, fsync does and tells of
+        file.begin_flush()
     for file in files:
-        os.fsync(file.fileno())
+        file.flush()
+
+
+def running_digest(upload: Upload) -> Running:
+    """The digest of a file of which nothing has come yet."""
+    known = digests.algorithm_of(upload.digest) if upload.digest else upload.digest_follows
+    return Running(known or USUAL)
 
 
 _SYNC_FILE_RANGE = ctypes.CDLL(None).sync_file_range
 _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE
+
+_of_thread = threading.local()
+
+
+def _buffer() -> memoryview:
+    """Room for a block, one in each thread that receives."""
+    if not hasattr(_of_thread, "buffer"):
+        _of_thread.buffer = memoryview(bytearray(BLOCK))
+    buffer: memoryview = _of_thread.buffer
+    return buffer
 
 
 def _open(temporary: Path) -> int:
@@ -422,7 +447,15 @@ class Held:
 
     def __init__(self, upload: Upload, descriptor: int) -> None:
         self.upload = upload
+        self.position = 0  # how many bytes have arrived
+        self._under_way = 0  # and how many of them to the disk
         self._descriptor = descriptor
+
+    @property
+    def stamp(self) -> Stamp:
+        """Is another one as soon as anybody else has written into it."""
+        status = os.fstat(self._descriptor)
+        return status.st_ino, status.st_size, status.st_mtime_ns
 
     def __enter__(self) -> Self:
         return self
@@ -448,25 +481,51 @@ class Held:
             raise _over(self.upload)
         return status.st_size
 
-    def write(self, position: int, block: Sequence[bytes | memoryview], hasher: Hasher | None) -> None:
-        """Writes all chunks of a block, and adds them to the hash. Raises Gone if the upload is over."""
-        self.size()
-        for chunk in block:
-            if hasher:
-                hasher.update(chunk)
-            view = memoryview(chunk)
-            while view:
-                count = os.pwrite(self._descriptor, view, position)
-                view, position = view[count:], position + count
+    def receive(self, body: Body, limit: int, takers: Sequence[Callable[[memoryview], object]]) -> bool:
+        """Adds what has come of a body to the file, and gives it to the takers, for as long as it keeps
+        coming, but not much longer than TURN. False: more has come than fits below `limit`.
+
+        Raises Gone if the upload is over, OSError. `position` tells how far it has come, also then.
+        """
+        buffer, end = _buffer(), time.monotonic() + TURN
+        while time.monotonic() < end and (count := body.take(buffer)):
+            if self.position + count > limit:
+                return False
+            self.size()
+            block = buffer[:count]
+            self.write(self.position, block)
+            for take in takers:
+                take(block)
+            self.position += count
+            if self.position - self._under_way >= AHEAD:
+                self.begin_flush()
+        return True
+
+    def write(self, position: int, block: bytes | memoryview) -> None:
+        view = memoryview(block)
+        while view:
+            count = os.pwrite(self._descriptor, view, position)
+            view, position = view[count:], position + count
+
+    def begin_flush(self) -> None:
+        """Lets the disk begin to write what is not yet on its way there, and waits for nothing: a hint, for
+        which the kernel need not have an ear. What stays is for `seal` to see to."""
+        _SYNC_FILE_RANGE(self._descriptor, self._under_way, self.position - self._under_way, _WRITE)
+        self._under_way = self.position
+
+    def flush(self) -> None:
+        """Lets the bytes stay as they are, also after a power cut."""
+        os.fsync(self._descriptor)
 
     def cut(self, size: int) -> None:
         """Forgets the bytes from `size` on."""
         os.ftruncate(self._descriptor, size)
+        self.position = size
 
     def seal(self, mode: int) -> None:
         """Lets the verified bytes stay as they are, also after a power cut."""
         os.fchmod(self._descriptor, mode)
-        os.fsync(self._descriptor)
+        self.flush()
 
 
 class Source(Held):
@@ -475,18 +534,14 @@ class Source(Held):
 
     def __init__(self, upload: Upload, descriptor: int) -> None:
         super().__init__(upload, descriptor)
-        self._stamp = self._look()
+        self._stamp = self.stamp
 
     def seal(self, mode: int) -> None:  # noqa: ARG002 (its owner decides)
-        os.fsync(self._descriptor)
-        if self._look() != self._stamp:
+        self.flush()
+        if self.stamp != self._stamp:
             raise ChecksumMismatch(
                 f"{self.upload.source} changed while it was read.", "Register it again once it is finished."
             )
-
-    def _look(self) -> tuple[int, int]:
-        status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
 
 
 def _this(file: int) -> str:

@@ -1,9 +1,11 @@
 """Uploads: files on their way into an experiment, by the rules of tus, without HTTP.
 
-Bytes go to a temporary file; how many there are is its size, and nothing else. When the last one has come,
-the whole file is read back, compared with the digest that the sender announced, flushed to the disk, given
-its name (never replacing what is there), and only then the upload is complete. A kill at any moment leaves a
-temporary file to go on with, or one that `recover` finishes: every step may be done twice.
+Bytes go to a temporary file; how many there are is its size, and nothing else. Each block goes into the
+digest of the whole once the kernel has taken all of it. When the last one has come, that digest is compared
+with the one that the sender announced, the file is flushed to the disk, given its name (never replacing what
+is there), and only then the upload is complete. What has come by way of another process, or of one that is no
+more, is read back for the digest. A kill at any moment leaves a temporary file to go on with, or one that
+`recover` finishes: every step may be done twice.
 
 Any number of processes may do all of this side by side, for the same uploads: who adds to a temporary file or
 publishes it holds it, and who publishes under a name has claimed that name, both by locks that end with the
@@ -33,7 +35,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
-from beamhub.digests import ALGORITHMS, Hasher, algorithm_of
+from beamhub.body import Body, Chunks, pieces
+from beamhub.digests import ALGORITHMS, Hasher, Running, algorithm_of
 from beamhub.errors import (
     BeamhubError,
     ChecksumMismatch,
@@ -50,14 +53,17 @@ from beamhub.errors import (
 from beamhub.events import Live, emit, emit_all
 from beamhub.frames import formats
 from beamhub.incoming import (
+    AHEAD,
     USUAL,
     Held,
     Incoming,
+    Stamp,
     busy,
     different,
     explained,
     flush,
     remove,
+    running_digest,
     versions,
 )
 from beamhub.schemas import Digest, DigestAlgorithm, Page, Upload, UploadState
@@ -83,7 +89,6 @@ Examine = Callable[[Sequence[Upload]], Awaitable[Findings]]
 AT_ONCE = 64  # requests; an agent has at most half as many files in flight
 EXPIRES = timedelta(days=1)  # after its last byte, an unfinished upload is given up
 MAX_SIZE = 8 * 2**40  # bytes
-WRITE = 512 * 2**10  # bytes handed to a thread at once, which writes them in the blocks that they came in
 THREADS = 4
 BATCHES = 2  # prepared at a time; others wait for their turn
 BATCH_FILES, BATCH_BYTES = 256, 8 * 2**20  # at most, in one delivery
@@ -125,6 +130,9 @@ class Uploads:
         self._threads = ThreadPoolExecutor(THREADS, "beamhub-upload")
         # threads of their own, which may wait for names: those who have the names need the others
         self._preparing = ThreadPoolExecutor(BATCHES, "beamhub-batch")
+        # and those that receive large files, which are busy for long
+        self._receivers = ThreadPoolExecutor(THREADS, "beamhub-receive")
+        self._digests: dict[str, tuple[Stamp, Running]] = {}  # of uploads, and the file that they are of
         self._finishing: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
@@ -132,6 +140,7 @@ class Uploads:
         await asyncio.gather(*self._finishing, return_exceptions=True)
         self._preparing.shutdown()
         self._threads.shutdown()
+        self._receivers.shutdown()
 
     # --- the tus verbs ---
 
@@ -355,7 +364,7 @@ class Uploads:
         principal: Principal,
         id_: str,
         offset: int,
-        chunks: AsyncIterator[bytes],
+        body: Body,
         checksum: tuple[str, bytes] | None = None,
         *,
         size: int | None = None,
@@ -363,7 +372,7 @@ class Uploads:
     ) -> Upload:
         """Adds bytes from `offset` on; after the last one the file is verified and published.
 
-        `checksum` (algorithm, digest) is of these chunks; if it does not fit, they are discarded. Without
+        `checksum` (algorithm, digest) is of these bytes; if it does not fit, they are discarded. Without
         one, what has come before the connection broke is kept. `size` and `digest` are of the whole file,
         where its announcement has left them open. Raises Conflict (wrong offset, or another
         request is sending: nothing is changed), ChecksumMismatch, TooLarge, DiskFull, Gone, Invalid.
@@ -379,26 +388,25 @@ class Uploads:
         try:
             file = await self._held(self._incoming.hold, upload)
         except Gone:  # it has come to its end since it was read
-            return await self.append(principal, id_, offset, chunks, checksum, size=size, digest=digest)
+            return await self.append(principal, id_, offset, body, checksum, size=size, digest=digest)
         with contextlib.ExitStack() as until_then:
             until_then.enter_context(file)
             until_then.enter_context(self._one_more(principal))
-            upload = upload.model_copy(update={"offset": file.size()})
+            upload = upload.model_copy(update={"offset": file.position})
             _expect(upload, offset)
             if upload.deferred or digest is not None or size is not None:
                 upload = await self._store.write(lambda tx: _settled(tx, upload, size, digest))
-            written = await self._receive(upload, file, chunks, checksum)
+            await self._receive(upload, file, body, checksum)
+            arrived = file.position
             upload = upload.model_copy(
-                update={"offset": written, "size": written if upload.deferred else upload.size}
+                update={"offset": arrived, "size": arrived if upload.deferred else upload.size}
             )
-            if not _is_whole(upload, written) or upload.concat == PARTIAL:
+            if not _is_whole(upload, arrived) or upload.concat == PARTIAL:
                 return upload
             # a sender that goes away now does not stop what it has waited for
             return await asyncio.shield(self._begin_to_finish(upload, file, until_then.pop_all()))
 
-    async def rewrite(
-        self, principal: Principal, id_: str, begin: int, end: int, chunks: AsyncIterator[bytes]
-    ) -> Upload:
+    async def rewrite(self, principal: Principal, id_: str, begin: int, end: int, body: Body) -> Upload:
         """Replaces the bytes from `begin` to before `end` of what has come so far.
 
         For files that are sent while they grow, and whose writer also changes what it has written before.
@@ -419,18 +427,18 @@ class Uploads:
                     f"{file.size()} bytes of {upload.path} have come, so none before {end} can be replaced.",
                     "Ask for the offset.",
                 )
-            block, size = list[bytes](), 0
-            async for chunk in chunks:
-                block.append(chunk)
-                size += len(chunk)
-                if size > end - begin:
+            block = bytearray()
+            async for piece in pieces(body):
+                block += piece
+                if len(block) > end - begin:
                     break
-            if size != end - begin:
+            if len(block) != end - begin:
                 raise Invalid(
                     f"These are not the {end - begin} bytes that were announced.", "Send them again."
                 )
             try:
-                await self._whole(file.write, begin, block, None)
+                self._digests.pop(upload.id, None)
+                await self._whole(file.write, begin, block)
             except OSError as error:
                 raise explained(error, upload) from error
             return upload.model_copy(update={"offset": file.size()})
@@ -559,7 +567,7 @@ class Uploads:
         try:
             upload = await self.create(principal, *told, key=file.key)
             if upload.state is UploadState.RECEIVING:
-                upload = await self.append(principal, upload.id, upload.offset, rest(upload.offset))
+                upload = await self.append(principal, upload.id, upload.offset, Chunks(rest(upload.offset)))
         except BeamhubError as error:
             return error
         return upload
@@ -575,9 +583,11 @@ class Uploads:
     async def recover(self) -> None:
         """Cleans up what a killed process has left behind, and begins to finish what can be finished, in the
         background. What a living process has in hand is left to it."""
-        found = await self._run(self._incoming.found)
+        found, had = await self._run(self._incoming.found), set(self._digests)
         waiting = await self._store.read(lambda tx: tx.uploads.receiving())
         known = {upload.id for upload in waiting}
+        for over in had - known:
+            self._digests.pop(over, None)
         for temporary in found:
             if temporary.name not in known:
                 await self._run(remove, temporary, lambda name=temporary.name: self._receiving(name))
@@ -615,49 +625,52 @@ class Uploads:
     # --- receiving ---
 
     async def _receive(
-        self, upload: Upload, file: Held, chunks: AsyncIterator[bytes], checksum: tuple[str, bytes] | None
-    ) -> int:
-        """Writes the chunks behind the upload's offset; the new offset."""
+        self, upload: Upload, file: Held, body: Body, checksum: tuple[str, bytes] | None
+    ) -> None:
+        """Adds a body to the file, and to the running digest if all before it is in there."""
         if checksum is not None and checksum[0] not in CHECKSUMS:
             raise Invalid(
                 f"The checksum {checksum[0]!r} is not known.", f"Use one of {', '.join(CHECKSUMS)}."
             )
-        hasher = CHECKSUMS[checksum[0]]() if checksum else None
-        position, block, size, told = upload.offset, list[bytes](), 0, 0.0
         limit, too_much = await self._limit(upload)
-
-        async def flush() -> None:
-            nonlocal position, block, size
-            writing, block, size = block, [], 0
-            await self._whole(file.write, position, writing, hasher)
-            position += sum(map(len, writing))
-
+        hasher = CHECKSUMS[checksum[0]]() if checksum else None
+        takers: list[Callable[[memoryview], object]] = [hasher.update] if hasher else []
+        running = self._running(upload, file)
+        before = running.copy() if checksum else running
+        if upload.concat != PARTIAL and running.position == upload.offset:
+            takers.append(running.add)
+        told = 0.0
         try:
-            try:
-                async for chunk in chunks:
-                    if position + size + len(chunk) > limit:
-                        raise too_much
-                    block.append(chunk)
-                    size += len(chunk)
-                    if size >= WRITE:
-                        await flush()
-                        if time.monotonic() - told >= PROGRESS:
-                            self._tell(upload, position)
-                            told = time.monotonic()
-            finally:
-                await flush()
+            while await body.come():
+                if not await self._whole(file.receive, body, limit, takers, threads=self._receivers):
+                    raise too_much
+                if time.monotonic() - told >= PROGRESS:
+                    self._tell(upload, file.position)
+                    told = time.monotonic()
             if checksum and hasher and not secrets.compare_digest(hasher.digest(), checksum[1]):
                 raise ChecksumMismatch(
                     f"A part of {upload.path} was damaged on its way.", "Send it again from the same offset."
                 )
         except BaseException as error:
             # what no checksum vouches for, or a full disk has cut, has not arrived
-            await self._run(file.cut, upload.offset if checksum else position)
+            await self._run(file.cut, upload.offset if checksum else file.position)
+            self._digests[upload.id] = (file.stamp, before)
             if isinstance(error, OSError):
                 raise explained(error, upload) from error
             raise
-        self._tell(upload, position)
-        return position
+        self._digests[upload.id] = (file.stamp, running)
+        self._tell(upload, file.position)
+
+    def _running(self, upload: Upload, file: Held) -> Running:
+        """The digest of what has come of a file, as far as this process has seen it come, from the beginning
+        on. That is all of it, unless there was a kill, or another process has written into it."""
+        if upload.source is not None:  # others may have changed it
+            return running_digest(upload)
+        stamp, running = self._digests.get(upload.id, (None, None))
+        if running is None or stamp != file.stamp:
+            running = running_digest(upload)
+            self._digests[upload.id] = (file.stamp, running)
+        return running
 
     async def _limit(self, upload: Upload) -> tuple[int, Exception]:
         """How many bytes an upload can have, and what to tell who sends more."""
@@ -708,9 +721,17 @@ class Uploads:
         return task
 
     async def _finish(self, upload: Upload, file: Held) -> Upload:
-        """Verifies and publishes an upload whose bytes have all come. May be repeated."""
+        """Verifies and publishes an upload whose bytes have all come. May be repeated, and then reads nothing
+        again."""
+        running = self._running(upload, file)
+        much = upload.size - running.position > AHEAD  # to be read, while the disk writes
+        flushing = {asyncio.ensure_future(self._run(file.flush))} if much else set()
         try:
-            digest = await self._run(self._incoming.verify, upload, file)
+            try:
+                digest = await self._run(self._incoming.verify, upload, file, running)
+            finally:
+                for flushed in flushing:
+                    await flushed
         except ChecksumMismatch as error:
             with contextlib.suppress(Conflict):  # given up meanwhile
                 await self._fail(upload, error.detail, upload.created_by)
@@ -718,7 +739,9 @@ class Uploads:
         except OSError as error:
             raise explained(error, upload) from error
         with await self._claim(upload):
-            return await self._publish(upload.model_copy(update={"digest": digest}), file)
+            published = await self._publish(upload.model_copy(update={"digest": digest}), file)
+        self._digests.pop(upload.id, None)
+        return published
 
     async def _publish(self, upload: Upload, file: Held) -> Upload:
         def look(tx: Transaction) -> tuple[Upload | None, _Kin]:
@@ -884,9 +907,12 @@ class Uploads:
             making.add_done_callback(lambda made: made.exception() or end(made.result()))
             raise
 
-    async def _whole(self, work: Callable[..., T], *arguments: object) -> T:
+    async def _whole(
+        self, work: Callable[..., T], *arguments: object, threads: ThreadPoolExecutor | None = None
+    ) -> T:
         """As `_run`; a caller that is cancelled waits for the thread, which still uses what it was given."""
-        working = asyncio.ensure_future(self._run(work, *arguments))
+        loop = asyncio.get_running_loop()
+        working = loop.run_in_executor(threads or self._threads, work, *arguments)
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 import xxhash
+from beamhub.incoming import BLOCK
 from beamhub.schemas import UploadState
 from beamhub.testing import Beamtime, RunningService, running_service
-from beamhub.uploads import WRITE
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BINARY = {"Content-Type": "application/offset+octet-stream"}
@@ -234,16 +234,16 @@ def test_a_client_that_holds_many_requests_open_waits_for_itself(tmp_path: Path)
             agent_of(service, beamtime.agent_token) as agent,
             agent_of(service, other.agent_token) as another,
         ):
-            content = os.urandom(2 * WRITE)
+            content = os.urandom(2 * BLOCK)
             first, second = announce(agent, "first", len(content)), announce(agent, "second", 4)
             with open_patch(service, beamtime.agent_token, first, len(content)) as connection:
-                connection.sendall(content[:WRITE])
-                while _offset(agent, first) < WRITE:
+                connection.sendall(content[:BLOCK])
+                while _offset(agent, first) < BLOCK:
                     continue  # until it has begun
                 refused = send(agent, second, 0, b"1234")
                 assert (refused.status_code, refused.headers["Retry-After"]) == (429, "2")
                 assert send(another, announce(another, "a", 4), 0, b"1234").status_code == 204
-                connection.sendall(content[WRITE:])
+                connection.sendall(content[BLOCK:])
                 assert connection.recv(10_000).startswith(b"HTTP/1.1 204 ")
             assert send(agent, second, 0, b"1234").status_code == 204
 

@@ -14,6 +14,7 @@ SERVICE = """
 import asyncio, hashlib, os, shutil, sys
 from pathlib import Path
 from beamhub.access import Principal
+from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.errors import DiskFull
 from beamhub.events import Live
@@ -51,15 +52,15 @@ async def main():
     with filler.open("wb") as file:  # leaves about one megabyte
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - 2**20)
 
-    print(await refused(uploads.append(ada, upload.id, 0, chunks(content))))
+    print(await refused(uploads.append(ada, upload.id, 0, Chunks(chunks(content)))))
     kept = (await uploads.get(ada, upload.id)).offset
-    assert 0 < kept < len(content) and kept % 2**18 == 0, kept
-    await refused(uploads.append(ada, upload.id, kept, chunks(content[kept:]), ("sha256", bytes(32))))
+    assert 0 < kept < len(content) and kept % 2**16 == 0, kept
+    await refused(uploads.append(ada, upload.id, kept, Chunks(chunks(content[kept:])), ("sha256", bytes(32))))
     assert (await uploads.get(ada, upload.id)).offset == kept
     await refused(uploads.create(ada, "b.bin", len(content), digest[:-8] + 8 * "0", id_))
 
     filler.unlink()
-    done = await uploads.append(ada, upload.id, kept, chunks(content[kept:]))
+    done = await uploads.append(ada, upload.id, kept, Chunks(chunks(content[kept:])))
     assert done.state == "complete"
     assert (folder / id_ / "shared" / "a.bin").read_bytes() == content
     await uploads.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from beamhub.access import Principal
+from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.errors import BeamhubError, Conflict, Forbidden, NotFound
 from beamhub.events import Live
@@ -42,6 +43,7 @@ VICTIM = """
 import os, signal, sys
 from pathlib import Path
 from beamhub.access import Principal
+from beamhub.body import Chunks
 from beamhub.moves import Moves
 from beamhub.store import Store
 
@@ -91,7 +93,7 @@ class Site:
             digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
             upload = await self.uploads.create(AGENT, f"run/{path.name}", len(content), digest)
             if upload.state is UploadState.RECEIVING:
-                await self.uploads.append(AGENT, upload.id, 0, chunks())
+                await self.uploads.append(AGENT, upload.id, 0, Chunks(chunks()))
         active = self.store.read_sync(lambda tx: tx.instruments.get("mx"))
         assert active
         return (await self.datasets.list(SAM, active.active_experiment or "")).items[0]

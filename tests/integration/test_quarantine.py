@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.events import Live
 from beamhub.experiments import Experiments
@@ -29,6 +30,7 @@ VICTIM = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from beamhub.access import Principal
+from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.events import Live
 from beamhub.frames.inspect import Inspector
@@ -55,7 +57,7 @@ async def main():
     changes = ("os.link", "os.remove", "os.mkdir", "os.chmod")
     sys.addaudithook(lambda event, _: step() if event in changes else None)
     agent = Principal("instrument:mx", "instrument", instrument="mx")
-    await uploads.append(agent, upload, int(sys.argv[4]), chunks())
+    await uploads.append(agent, upload, int(sys.argv[4]), Chunks(chunks()))
     await uploads.close()
     await inspector.close()
 
@@ -79,7 +81,7 @@ async def test_a_kill_at_any_step_leaves_a_hostile_file_in_quarantine_alone(tmp_
     uploads = Uploads(store, live, site / "data", Datasets(store, site / "data", inspector).examine)
     digest = f"sha256:{hashlib.sha256(EVIL).hexdigest()}"
     upload = await uploads.create(AGENT, "a_data_000001.h5", len(EVIL), digest)
-    await uploads.append(AGENT, upload.id, 0, first_half())
+    await uploads.append(AGENT, upload.id, 0, Chunks(first_half()))
     await uploads.close()
     store.close()
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from beamhub.access import Principal
+from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.errors import Conflict, Forbidden, Gone, Invalid, NotFound
 from beamhub.events import Live
@@ -90,7 +91,7 @@ class Site:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         upload = await self.uploads.create(AGENT, file.name, len(content), digest)
         if upload.state is UploadState.RECEIVING:
-            upload = await self.uploads.append(AGENT, upload.id, 0, chunks())
+            upload = await self.uploads.append(AGENT, upload.id, 0, Chunks(chunks()))
         return upload
 
     async def all(self) -> list[Dataset]:
@@ -318,7 +319,7 @@ async def test_what_people_put_into_shared_is_no_dataset(site: Site, tmp_path: P
 
     digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
     upload = await site.uploads.create(ADA, master.name, len(content), digest, site.experiment)
-    await site.uploads.append(ADA, upload.id, 0, chunks())
+    await site.uploads.append(ADA, upload.id, 0, Chunks(chunks()))
     assert await site.all() == []
 
 

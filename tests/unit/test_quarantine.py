@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import pytest
 from beamhub.access import Principal
+from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.errors import Conflict, Forbidden, NotFound
 from beamhub.events import Live
@@ -54,7 +55,7 @@ class Site:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         upload = await self.uploads.create(AGENT, name, len(content), digest)
         if upload.state is UploadState.RECEIVING:
-            upload = await self.uploads.append(AGENT, upload.id, 0, chunks())
+            upload = await self.uploads.append(AGENT, upload.id, 0, Chunks(chunks()))
         return upload
 
     def everywhere(self) -> set[str]:
@@ -115,8 +116,8 @@ async def test_a_hostile_file_that_is_sent_twice_at_once_is_kept_once(site: Site
 
     digest = f"sha256:{hashlib.sha256(EVIL).hexdigest()}"
     first, second = [await site.uploads.create(AGENT, "a_data_000001.h5", len(EVIL), digest) for _ in "12"]
-    kept = await site.uploads.append(AGENT, first.id, 0, chunks())
-    again = await site.uploads.append(AGENT, second.id, 0, chunks())
+    kept = await site.uploads.append(AGENT, first.id, 0, Chunks(chunks()))
+    again = await site.uploads.append(AGENT, second.id, 0, Chunks(chunks()))
     assert (kept.id, kept.state) == (first.id, UploadState.QUARANTINED)
     assert again == kept
     assert site.everywhere() == {f".quarantine/E/{first.id}"}

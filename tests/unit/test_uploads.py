@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import xxhash
 from beamhub.access import Principal
+from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.errors import (
     BeamhubError,
@@ -34,7 +35,7 @@ from beamhub.errors import (
 from beamhub.events import Live
 from beamhub.experiments import Experiments
 from beamhub.frames.inspect import Inspector
-from beamhub.incoming import Incoming, Source
+from beamhub.incoming import BLOCK, Incoming, Source, running_digest
 from beamhub.orders import Orders
 from beamhub.schemas import (
     DigestAlgorithm,
@@ -48,7 +49,7 @@ from beamhub.schemas import (
     UploadState,
 )
 from beamhub.store import Store
-from beamhub.uploads import BATCH_FILE, CHECKSUMS, EXPIRES, MAX_SIZE, REWRITE, WRITE, Uploads, Whole
+from beamhub.uploads import BATCH_FILE, CHECKSUMS, EXPIRES, MAX_SIZE, REWRITE, Uploads, Whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,9 +67,12 @@ def xxh128(content: bytes) -> str:
     return f"xxh128:{xxhash.xxh3_128_hexdigest(content)}"
 
 
-async def parts(content: bytes, size: int = 1000) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
+def parts(content: bytes, size: int = 1000) -> Chunks:
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), size):
+            yield content[start : start + size]
+
+    return Chunks(chunks())
 
 
 async def broken(content: bytes) -> AsyncIterator[bytes]:
@@ -133,7 +137,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def test_a_file_arrives(site: Site) -> None:
-    content = os.urandom(3 * WRITE + 17)
+    content = os.urandom(3 * BLOCK + 17)
     upload = await site.announce("run/lyso.bin", content)
     assert (upload.state, upload.offset, upload.path) == (UploadState.RECEIVING, 0, "raw/run/lyso.bin")
     assert site.published() == set()
@@ -166,7 +170,7 @@ async def test_a_broken_connection_keeps_what_has_come(site: Site) -> None:
     content = os.urandom(10_000)
     upload = await site.announce("a.bin", content)
     with pytest.raises(ConnectionResetError):
-        await site.uploads.append(AGENT, upload.id, 0, broken(content[:4000]))
+        await site.uploads.append(AGENT, upload.id, 0, Chunks(broken(content[:4000])))
     assert (await site.uploads.get(AGENT, upload.id)).offset == 4000
     done = await site.uploads.append(AGENT, upload.id, 4000, parts(content[4000:]))
     assert done.state is UploadState.COMPLETE
@@ -188,7 +192,7 @@ async def test_a_wrong_offset_changes_nothing(site: Site, offset: int) -> None:
 
 @pytest.mark.parametrize("algorithm", CHECKSUMS)
 async def test_a_damaged_part_is_discarded(site: Site, algorithm: str) -> None:
-    content = os.urandom(2 * WRITE)
+    content = os.urandom(2 * BLOCK)
     upload = await site.announce("a.bin", content)
     half = len(content) // 2
 
@@ -203,7 +207,7 @@ async def test_a_damaged_part_is_discarded(site: Site, algorithm: str) -> None:
         await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), (algorithm, good))
     assert (await site.uploads.get(AGENT, upload.id)).offset == half
     with pytest.raises(ConnectionResetError):  # half a part has nothing that vouches for it
-        await site.uploads.append(AGENT, upload.id, half, broken(content[half:-5]), (algorithm, good))
+        await site.uploads.append(AGENT, upload.id, half, Chunks(broken(content[half:-5])), (algorithm, good))
     assert (await site.uploads.get(AGENT, upload.id)).offset == half
     with pytest.raises(Invalid):
         await site.uploads.append(AGENT, upload.id, half, parts(content[half:]), ("crc7", good))
@@ -351,7 +355,7 @@ async def test_only_one_request_at_a_time_adds_to_an_upload(site: Site) -> None:
         await go.wait()
         yield b"5678"
 
-    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, slow()))
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, Chunks(slow())))
     await started.wait()
     with pytest.raises(Conflict):
         await site.uploads.append(AGENT, upload.id, 0, parts(b"12345678"))
@@ -361,7 +365,7 @@ async def test_only_one_request_at_a_time_adds_to_an_upload(site: Site) -> None:
 
 
 async def test_a_sender_who_leaves_after_the_last_byte_stops_nothing(site: Site) -> None:
-    content = os.urandom(4 * WRITE)
+    content = os.urandom(4 * BLOCK)
     upload = await site.announce("a.bin", content)
     with site.live.subscribe() as queue:
         task = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, parts(content)))
@@ -378,19 +382,19 @@ async def test_a_sender_who_leaves_after_the_last_byte_stops_nothing(site: Site)
 @pytest.mark.parametrize("checked", [False, True])
 async def test_a_sender_who_leaves_at_any_moment_leaves_no_holes(site: Site, checked: bool) -> None:
     """Cancelled while the bytes come in: what counts as arrived is what was sent, from the beginning."""
-    content = os.urandom(20 * WRITE)
+    content = os.urandom(20 * BLOCK)
     digest = hashlib.sha256(content).digest()
     for steps in range(0, 60, 3):
         upload = await site.announce(f"{checked}-{steps}.bin", content)
         checksum = ("sha256", digest) if checked else None
-        task = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, parts(content, WRITE), checksum))
+        task = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, parts(content, BLOCK), checksum))
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait({task})
         offset = (await site.uploads.get(AGENT, upload.id)).offset
         assert offset < len(content)
-        assert offset % WRITE == 0
+        assert offset % BLOCK == 0
         assert not (checked and offset)
         arrived = (site.folder / site.experiment / ".incoming" / upload.id).read_bytes()
         assert arrived == content[:offset]
@@ -405,13 +409,13 @@ async def test_the_answer_to_the_last_byte_may_be_asked_again(site: Site) -> Non
 
 
 async def test_progress_is_shown_live(site: Site) -> None:
-    content = os.urandom(WRITE)
+    content = os.urandom(BLOCK)
     upload = await site.announce("a.bin", content)
     with site.live.subscribe() as queue:
         await site.uploads.append(AGENT, upload.id, 0, parts(content))
         message = await asyncio.wait_for(queue.get(), 30)
     assert message.kind == "upload.progress"
-    assert (message.subject, message.data["size"]) == (upload.id, WRITE)
+    assert (message.subject, message.data["size"]) == (upload.id, BLOCK)
     assert (message.experiment, message.instrument) == (site.experiment, "mx")
 
 
@@ -492,7 +496,7 @@ async def test_what_one_process_has_in_hand_no_other_touches(site: Site, elsewhe
         await go.wait()
         yield b"5678"
 
-    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, slow()))
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, Chunks(slow())))
     await started.wait()
     with pytest.raises(Conflict):
         await elsewhere.append(AGENT, upload.id, 0, parts(b"12345678"))
@@ -504,16 +508,16 @@ async def test_what_one_process_has_in_hand_no_other_touches(site: Site, elsewhe
 
 
 async def test_giving_up_in_one_process_stops_another(site: Site, elsewhere: Uploads) -> None:
-    upload = await site.announce("a.bin", b"x" * 4 * WRITE)
+    upload = await site.announce("a.bin", b"x" * 4 * BLOCK)
     started, go = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
-        yield b"x" * WRITE
+        yield b"x" * BLOCK
         started.set()
         await go.wait()
-        yield b"x" * 3 * WRITE
+        yield b"x" * 3 * BLOCK
 
-    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, slow()))
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, Chunks(slow())))
     await started.wait()
     await elsewhere.terminate(AGENT, upload.id)
     go.set()
@@ -764,7 +768,7 @@ async def concatenate(
 
 
 async def test_parts_become_one_verified_file_and_are_gone(site: Site) -> None:
-    contents = [os.urandom(WRITE + 1), b"", os.urandom(7)]
+    contents = [os.urandom(BLOCK + 1), b"", os.urandom(7)]
     whole = b"".join(contents)
     pieces = [await begin_part(site, content) for content in contents]
     assert {piece.state for piece in pieces} == {UploadState.RECEIVING}
@@ -1022,7 +1026,7 @@ async def test_what_can_not_be_replaced(site: Site) -> None:
         with pytest.raises(NotFound):
             await site.uploads.rewrite(who, upload.id, 0, 1, parts(b"x"))
     with pytest.raises(ConnectionResetError):
-        await site.uploads.rewrite(AGENT, upload.id, 0, 2, broken(b"x"))
+        await site.uploads.rewrite(AGENT, upload.id, 0, 2, Chunks(broken(b"x")))
     without = await site.announce("b.bin", b"abcd")
     await site.uploads.append(AGENT, without.id, 0, parts(b"abc"))
     with pytest.raises(Conflict):
@@ -1069,7 +1073,7 @@ async def test_a_registered_file_is_published_where_it_lies(site: Site, storage:
 async def test_a_registered_file_of_another_file_system_is_copied(
     site: Site, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    content = os.urandom(3 * WRITE + 5)
+    content = os.urandom(3 * BLOCK + 5)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         source = Path(name) / "a.bin"
         source.write_bytes(content)
@@ -1141,7 +1145,7 @@ async def test_a_source_that_changes_while_it_is_verified_is_refused(
             else:
                 file.write(content[:1])  # overwritten with what was there: the digest alone does not tell
         with pytest.raises(ChecksumMismatch, match="changed" if change == "overwritten" else "another"):
-            incoming.verify(upload, taken)
+            incoming.verify(upload, taken, running_digest(upload))
 
 
 # --- who may ---

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from pydantic import ValidationError
 
 from beamhub.api.handler import Refusal, described, invalid
 from beamhub.api.routes import Call, route
+from beamhub.body import Body, pieces
 from beamhub.errors import BeamhubError, Invalid, TooLarge
 from beamhub.schemas import Batch, Deliveries, Delivery, Upload
 from beamhub.uploads import BATCH_BYTES, Whole
@@ -29,7 +28,7 @@ async def deliver_files(call: Call) -> Deliveries:
         raise Refusal(415, f"The body's type is not {MEDIA}.", "Send it with this type.")
     uploads = call.service.uploads
     with uploads.bringing(call.principal):
-        batch, content = await _read(call.chunks)
+        batch, content = await _read(call.body)
         files, begin = [], 0
         for told in batch.files:
             end = begin + told.size
@@ -42,12 +41,12 @@ async def deliver_files(call: Call) -> Deliveries:
     return Deliveries(items=[_delivery(answer) for answer in answers])
 
 
-async def _read(chunks: AsyncIterator[bytes]) -> tuple[Batch, memoryview]:
+async def _read(whole: Body) -> tuple[Batch, memoryview]:
     """The head of a batch, and the bytes of its files."""
     body = bytearray()
     head: Batch | None = None
     size = 0
-    async for chunk in chunks:
+    async for chunk in pieces(whole):
         body += chunk
         if head is None and (end := body.find(b"\n", len(body) - len(chunk))) >= 0:
             head = _head(bytes(body[:end]))

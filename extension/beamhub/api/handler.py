@@ -25,6 +25,8 @@ from beamhub.api.files import SAFE_INLINE, Source, span_of
 from beamhub.api.identity import bearer_token, principal_of
 from beamhub.api.routes import Call, Content, Download, EventStream, Reply, Route
 from beamhub.api.service import Service
+from beamhub.api.wire import Wire
+from beamhub.body import Chunks
 from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge, Unavailable
 from beamhub.schemas import Problem
 
@@ -58,11 +60,9 @@ class Handler(JupyterHandler):
         self._preparing = False
         self._refused: Exception | None = None
         self._body = bytearray()
-        self._inflow: _Inflow | None = None
+        self._inflow: _Inflow | Wire | None = None
         self._streamed: asyncio.Task[Any] | None = None
-        self._taken = 0  # bytes of a streamed body
-        self._brought = 0  # bytes of any body
-        self._holding = False  # the sender waits for us
+        self._brought = 0  # bytes of the body, by way of Tornado
         self._pace: asyncio.TimerHandle | None = None
 
     # --- before the body ---------------------------------------------------------------------------
@@ -70,6 +70,7 @@ class Handler(JupyterHandler):
     async def prepare(self, **_: Any) -> None:
         """Authenticate, choose the route, and make ready for the body."""
         self._preparing = True
+        large = 0
         try:
             override = self.request.headers.get("X-HTTP-Method-Override")
             if self.request.method == "POST" and override in ("PATCH", "DELETE"):  # tus 1.0 asks for it
@@ -83,7 +84,7 @@ class Handler(JupyterHandler):
             if self._route is None:
                 raise self._no_such_method()
             self._limit_body(STREAM_LIMIT if self._route.streams_body else BODY_LIMIT)
-            if self._route.streams_body:
+            if self._route.streams_body and not self._finished and not (large := Wire.fits(self.request)):
                 self._inflow = _Inflow()
                 self._streamed = asyncio.create_task(self._run(self._route))
                 self._streamed.add_done_callback(self._inflow.abandon)
@@ -91,15 +92,35 @@ class Handler(JupyterHandler):
             # told after the body has been taken in: whoever is still sending often never reads the answer
             self._refused = error
             self._limit_body(BODY_LIMIT, refuse=False)
-        if not self._finished:
+        if large and self._route:
+            await self._answer_by_wire(self._route, large)
+        elif not self._finished:
             self._watch_pace(0)
+
+    async def _answer_by_wire(self, route: Route, length: int) -> None:
+        """All of a request with a large body, past Tornado, which hears of it only when it is over."""
+        assert self.serverapp is not None  # noqa: S101 (as in every request)
+        wire = Wire(self.serverapp.http_server, self.request, length)
+        self.request.connection, self._inflow = wire, wire
+        try:
+            self._watch_pace(0)
+            self._streamed = asyncio.create_task(self._run(route))
+            await asyncio.wait({self._streamed})
+            if wire.left <= BODY_LIMIT:
+                await wire.drain()
+            if not self._finished:  # else it took too long
+                await self._answer()
+        finally:
+            await wire.give_back()
 
     def _watch_pace(self, before: int) -> None:
         """Gives up a client that takes for ever to send its body: it would keep others from connecting."""
 
         def look() -> None:
-            if self._holding or self._brought - before >= SLOWEST * self._service.patience:
-                self._watch_pace(self._brought)
+            waiting = self._inflow is None or self._inflow.waiting
+            brought = self._inflow.taken if isinstance(self._inflow, Wire) else self._brought
+            if not waiting or brought - before >= SLOWEST * self._service.patience:
+                self._watch_pace(brought)
                 return
             if self._inflow is not None and self._streamed is not None:
                 self._inflow.end()  # what has arrived is kept
@@ -107,7 +128,7 @@ class Handler(JupyterHandler):
             self._write_problem(
                 Refusal(
                     408,
-                    f"Of the request's body only {self._brought - before} bytes came in "
+                    f"Of the request's body only {brought - before} bytes came in "
                     f"{self._service.patience:g} s.",
                     "Send it again; an upload goes on where it stopped.",
                 )
@@ -200,14 +221,11 @@ class Handler(JupyterHandler):
         if self._finished:
             return
         self._brought += len(chunk)
-        if self._inflow is not None and self._streamed is not None:
-            self._holding = True
+        if isinstance(self._inflow, _Inflow) and self._streamed is not None:
             await self._inflow.put(chunk)
-            self._holding = False
-            self._taken += len(chunk)
             length = int(self.request.headers.get("Content-Length", STREAM_LIMIT))
             refused = self._streamed.exception() if self._streamed.done() else None
-            if refused is not None and length - self._taken > BODY_LIMIT:
+            if refused is not None and length - self._brought > BODY_LIMIT:
                 # much more would come for nothing: answered at once, which also ends the connection
                 self._write_problem(refused)
         elif self._refused is None:
@@ -275,7 +293,7 @@ class Handler(JupyterHandler):
             principal=self._principal or Principal(name="", kind="user"),
             path=self.request.path,
             headers=self.request.headers,
-            chunks=self._inflow.chunks() if self._inflow else _nothing(),
+            body=self._inflow or Chunks(_nothing()),
         )
         return await route.run(call, **arguments)
 
@@ -479,23 +497,25 @@ class Handler(JupyterHandler):
 
 
 class _Inflow:
-    """A streamed body on its way to the function that reads it; the sender waits while much is pending."""
+    """A streamed body that Tornado receives (see beamhub.body); the sender waits while much is pending."""
 
     def __init__(self) -> None:
-        self._pending: deque[bytes] = deque()
+        self._pending: deque[memoryview] = deque()
         self._size = 0
         self._ended = self._abandoned = False
         self._more, self._room = asyncio.Event(), asyncio.Event()
+        self.waiting = True  # for the sender, rather than the sender for us
 
     async def put(self, chunk: bytes) -> None:
-        if self._abandoned:
-            return
-        self._pending.append(chunk)
-        self._size += len(chunk)
-        self._more.set()
-        if self._size > BLOCK:
-            self._room.clear()
-            await self._room.wait()
+        if not self._abandoned:
+            self._pending.append(memoryview(chunk))
+            self._size += len(chunk)
+            self._more.set()
+            if self._size > BLOCK:
+                self._room.clear()
+                self.waiting = False
+                await self._room.wait()
+                self.waiting = True
 
     def end(self) -> None:
         """Nothing more comes."""
@@ -507,17 +527,24 @@ class _Inflow:
         self._abandoned = True
         self._room.set()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while True:
-            await self._more.wait()
-            while self._pending:
-                chunk = self._pending.popleft()
-                self._size -= len(chunk)
-                self._room.set()
-                yield chunk
-            if self._ended:
-                return
+    async def come(self) -> bool:
+        if not self._pending and not self._ended:
+            self._size = 0
+            self._room.set()
             self._more.clear()
+            await self._more.wait()
+        return bool(self._pending)
+
+    def take(self, buffer: memoryview) -> int:
+        count = 0
+        while self._pending and count < len(buffer):
+            chunk = self._pending.popleft()
+            part = chunk[: len(buffer) - count]
+            buffer[count : count + len(part)] = part
+            count += len(part)
+            if len(part) < len(chunk):
+                self._pending.appendleft(chunk[len(part) :])
+        return count
 
 
 _KNOWN = {status.value for status in HTTPStatus}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from tornado.httputil import HTTPHeaders
 
 from beamhub.access import Principal
 from beamhub.api.service import Service
+from beamhub.body import Body
 from beamhub.schemas import Page, Request
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Call:
     principal: Principal
     path: str
     headers: HTTPHeaders
-    chunks: AsyncIterator[bytes]  # the body of a route that streams it
+    body: Body  # of a route that streams it
 
 
 @dataclass(frozen=True)

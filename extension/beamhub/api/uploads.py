@@ -101,7 +101,7 @@ async def create_upload(call: Call) -> Reply[Upload]:
             call.principal, name, size, digest, partial=partial, digest_follows=follows, **where
         )
         if _brings_bytes(call) and upload.state is UploadState.RECEIVING and not upload.offset:
-            upload = await uploads.append(call.principal, upload.id, 0, call.chunks, checksum)
+            upload = await uploads.append(call.principal, upload.id, 0, call.body, checksum)
     else:
         name, parts = metadata.get("filename", ""), _parts(concat)
         if follows:
@@ -166,7 +166,7 @@ async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     size = _number(call, "Upload-Length") if "Upload-Length" in call.headers else None
     digest = _digest(_metadata(call.headers.get("Upload-Metadata", "")))
     found = await call.service.uploads.append(
-        call.principal, upload, offset, call.chunks, checksum, size=size, digest=digest
+        call.principal, upload, offset, call.body, checksum, size=size, digest=digest
     )
     return Reply(None, 204, _progress(found))
 
@@ -190,7 +190,7 @@ async def rewrite_upload(call: Call, upload: str) -> Reply[None]:
             400, "The header Content-Range is missing or not like bytes 0-1023/*.", "Say which bytes."
         )
     begin, end = int(span[1]), int(span[2]) + 1
-    found = await call.service.uploads.rewrite(call.principal, upload, begin, end, call.chunks)
+    found = await call.service.uploads.rewrite(call.principal, upload, begin, end, call.body)
     return Reply(None, 204, _progress(found))
 
 

@@ -1,0 +1,169 @@
+"""Bodies that are received past Tornado, byte by byte on the wire: the connection is as good as any other."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+
+import httpx
+import pytest
+import xxhash
+from beamhub.api.wire import LARGE
+from beamhub.incoming import BLOCK
+from beamhub.testing import Beamtime, RunningService
+
+from tests.integration.test_bad_uploads import agent_of, announce, impatient, open_patch, send
+from tests.integration.test_tus import BINARY, TUS
+
+__all__ = ["impatient"]  # a fixture
+
+
+@pytest.fixture
+def beamtime(service: RunningService) -> Beamtime:
+    return service.beamtime()
+
+
+@pytest.fixture
+def agent(service: RunningService, beamtime: Beamtime) -> Iterator[httpx.Client]:
+    with agent_of(service, beamtime.agent_token) as client:
+        yield client
+
+
+def patch(
+    connection: HTTPConnection, token: str, url: str, offset: int, content: bytes, **headers: str
+) -> HTTPResponse:
+    given = {"Authorization": f"Bearer {token}", **TUS, **BINARY, "Upload-Offset": str(offset), **headers}
+    connection.request("PATCH", httpx.URL(url).path, content, given)
+    return connection.getresponse()
+
+
+def test_one_connection_carries_large_and_small_requests_by_turns(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    content = os.urandom(5 * BLOCK + 12345)
+    url = announce(agent, "turns.bin", len(content), xxhash.xxh3_128_hexdigest(content))
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection.connect()
+    sock = connection.sock
+    offset = 0
+    for size in (LARGE, 1000, 2 * LARGE + 1, LARGE - 1, len(content)):
+        part = content[offset : offset + size]
+        answer = patch(connection, beamtime.agent_token, url, offset, part)
+        assert (answer.status, answer.read()) == (204, b"")
+        offset += len(part)
+        assert answer.getheader("Upload-Offset") == str(offset)
+        connection.request("GET", httpx.URL(url).path, headers=dict(agent.headers))
+        assert connection.getresponse().read()
+        assert connection.sock is sock  # it has never been closed
+    connection.close()
+    assert agent.get(url).json()["state"] == "complete"
+    assert service.client("ada").file(beamtime.experiment, "raw/turns.bin") == content
+
+
+def test_a_client_may_ask_before_it_sends_much_and_want_the_connection_closed(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    content = os.urandom(2 * LARGE)
+    url = announce(agent, "asked.bin", len(content))
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        lines = [f"PATCH {httpx.URL(url).path} HTTP/1.1", "Host: a", f"Content-Length: {len(content)}"]
+        given = {"Authorization": f"Bearer {beamtime.agent_token}", **TUS, **BINARY, "Upload-Offset": "0"}
+        given |= {"Expect": "100-continue", "Connection": "close"}
+        lines += [f"{name}: {value}" for name, value in given.items()]
+        connection.sendall("\r\n".join([*lines, "\r\n"]).encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(content)
+        answer = b""
+        while received := connection.recv(10_000):  # to its end
+            answer += received
+    assert answer.startswith(b"HTTP/1.1 204 ")
+    assert b"Connection: close\r\n" in answer
+    assert agent.get(url).json()["state"] == "complete"
+
+
+def test_what_came_before_the_connection_broke_is_kept(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    content = os.urandom(4 * LARGE)
+    url = announce(agent, "broken.bin", len(content), xxhash.xxh3_128_hexdigest(content))
+    with open_patch(service, beamtime.agent_token, url, len(content)) as connection:
+        connection.sendall(content[: 3 * LARGE])
+    while (
+        answer := send(agent, url, offset := int(agent.head(url).headers["Upload-Offset"]), content[offset:])
+    ).status_code == 409:
+        continue  # what has come is just being kept
+    assert offset == 3 * LARGE
+    assert (answer.status_code, agent.get(url).json()["state"]) == (204, "complete")
+
+
+def test_a_refusal_is_heard_and_the_connection_goes_on(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    content = os.urandom(LARGE)
+    url = announce(agent, "refused.bin", len(content))
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=60)
+    answer = patch(connection, beamtime.agent_token, url, 5, content)  # the wrong offset
+    assert (answer.status, answer.getheader("Content-Type")) == (409, "application/problem+json")
+    answer.read()
+    sock = connection.sock
+    wrong = {"Upload-Checksum": "md5 AAAAAAAAAAAAAAAAAAAAAA=="}
+    answer = patch(connection, beamtime.agent_token, url, 0, content, **wrong)
+    assert answer.status == 460
+    answer.read()
+    assert patch(connection, beamtime.agent_token, url, 0, content).status == 204
+    assert connection.sock is sock
+    connection.close()
+    assert agent.get(url).json()["state"] == "complete"
+
+
+def test_more_than_was_announced_ends_the_connection(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    url = announce(agent, "more.bin", LARGE)
+    with open_patch(service, beamtime.agent_token, url, 2**40) as connection:
+        connection.sendall(bytes(LARGE + 1))
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 413 ")
+    offset = int(agent.head(url).headers["Upload-Offset"])
+    assert send(agent, url, offset, bytes(LARGE - offset)).status_code == 204
+    assert agent.get(url).json()["state"] == "complete"
+
+
+def test_a_large_upload_that_trickles_is_ended_and_keeps_what_has_come(impatient: RunningService) -> None:
+    beamtime = impatient.beamtime()
+    content = os.urandom(2 * LARGE)
+    with agent_of(impatient, beamtime.agent_token) as agent:
+        url = announce(agent, "slow", len(content))
+        with open_patch(impatient, beamtime.agent_token, url, len(content)) as connection:
+            sent = LARGE + 1000
+            connection.sendall(content[:sent])
+            while not select.select([connection], [], [], 0.05)[0]:
+                connection.sendall(content[sent : sent + 1])
+                sent += 1
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
+        while (
+            answer := send(
+                agent, url, offset := int(agent.head(url).headers["Upload-Offset"]), content[offset:]
+            )
+        ).status_code == 409:
+            continue  # what has come is just being kept
+        assert LARGE < offset <= sent
+        assert (answer.status_code, agent.get(url).json()["state"]) == (204, "complete")
+
+
+def test_the_service_stops_while_a_large_body_comes(own_service: RunningService) -> None:
+    beamtime = own_service.beamtime()
+    content = os.urandom(4 * LARGE)
+    with agent_of(own_service, beamtime.agent_token) as agent:
+        url = announce(agent, "stopped.bin", len(content), xxhash.xxh3_128_hexdigest(content))
+        with open_patch(own_service, beamtime.agent_token, url, len(content)) as connection:
+            connection.sendall(content[: 2 * LARGE])
+            while int(agent.head(url).headers["Upload-Offset"]) < 2 * LARGE:
+                continue
+            assert own_service.stop() == 0
+        own_service.start()
+        assert int(agent.head(url).headers["Upload-Offset"]) == 2 * LARGE
+        assert send(agent, url, 2 * LARGE, content[2 * LARGE :]).status_code == 204
+        assert agent.get(url).json()["state"] == "complete"
