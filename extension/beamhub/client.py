@@ -19,7 +19,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -95,6 +95,8 @@ from beamhub.schemas import (
     TriggerVersion,
     Upload,
     UploadState,
+    UsageKey,
+    UsageRow,
 )
 
 if TYPE_CHECKING:
@@ -749,6 +751,15 @@ class Client:
         body = Correction(attempt=attempt, cpu_seconds=cpu_seconds, note=note)
         return self._send(Job, "POST", f"jobs/{job}/corrections", body)
 
+    def usage(self, *by: UsageKey, begin: date | None = None, end: date | None = None) -> list[UsageRow]:
+        """What was charged from the day `begin` to the day `end`, in the experiments that you may see."""
+        return self._list(UsageRow, "usage", None, **_usage(by, begin, end))
+
+    def usage_csv(self, *by: UsageKey, begin: date | None = None, end: date | None = None) -> str:
+        """The same as CSV."""
+        params = _given({**_usage(by, begin, end), "format": "csv"})
+        return self._call("GET", "usage", params=params).text
+
     def ledger(self, licence: str, *, limit: int | None = None) -> list[LedgerLine]:
         """Newest first."""
         return self._list(LedgerLine, f"licences/{_part(licence)}/ledger", limit)
@@ -928,6 +939,14 @@ def _pauses() -> Iterator[float]:
 
 def _wait(pauses: Iterator[float]) -> None:
     time.sleep(next(pauses))
+
+
+def _usage(by: Sequence[UsageKey], begin: date | None, end: date | None) -> dict[str, str | None]:
+    return {
+        "by": ",".join(by) or None,
+        "from": begin.isoformat() if begin else None,
+        "to": end.isoformat() if end else None,
+    }
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:

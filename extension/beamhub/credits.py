@@ -34,6 +34,8 @@ from beamhub.schemas import (
     Page,
     Profile,
     Sponsor,
+    UsageKey,
+    UsageRow,
 )
 from beamhub.store import Store, Transaction
 from beamhub.terms import Case
@@ -308,6 +310,19 @@ class Licences:
             return tx.licences.ledger(licence, after=after, limit=limit)
 
         return await self._store.read(work)
+
+    async def usage(
+        self,
+        principal: Principal,
+        by: Sequence[UsageKey],
+        begin: datetime | None = None,
+        end: datetime | None = None,
+    ) -> Sequence[UsageRow]:
+        """What has been charged from `begin` on and before `end`, by these keys, in the experiments that the
+        principal may see: members their own, staff those of their instruments, operators all."""
+        return await self._store.read(
+            lambda tx: tx.usage.sums(by, only=access.visible_experiments(tx, principal), begin=begin, end=end)
+        )
 
     async def sponsors(
         self, principal: Principal, experiment_id: str, template: str | None = None

@@ -42,15 +42,15 @@ class Duty(ABC):
         when `work` does, and with its error."""
         try:
             while True:
-                while not await self._take():  # noqa: ASYNC110 (others hold it in other processes)
+                while not await self.take():  # noqa: ASYNC110 (others hold it in other processes)
                     await asyncio.sleep(LOOK)
                 log.info("this process runs the jobs from now on")
                 if await self._work(work):
                     return
                 log.warning("the database is away: this process runs no jobs until it has the duty again")
-                await self._give_up()
+                await self.give_up()
         finally:
-            await self._give_up()
+            await self.give_up()
 
     async def _work(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Whether the work has ended by itself, rather than the duty."""
@@ -68,7 +68,7 @@ class Duty(ABC):
             await asyncio.gather(working, lost, return_exceptions=True)
 
     @abstractmethod
-    async def _take(self) -> bool:
+    async def take(self) -> bool:
         """Whether the duty is this process's now."""
 
     @abstractmethod
@@ -76,7 +76,7 @@ class Duty(ABC):
         """Returns when the duty is this process's no longer."""
 
     @abstractmethod
-    async def _give_up(self) -> None:
+    async def give_up(self) -> None:
         """Lets another process have it."""
 
 
@@ -88,7 +88,7 @@ class FileDuty(Duty):
         self._path = path
         self._file: TextIO | None = None
 
-    async def _take(self) -> bool:
+    async def take(self) -> bool:
         file = self._path.open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ class FileDuty(Duty):
     async def _lost(self) -> None:
         await asyncio.Event().wait()  # nobody takes it away
 
-    async def _give_up(self) -> None:
+    async def give_up(self) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -114,7 +114,7 @@ class DatabaseDuty(Duty):
         self._url = url.replace("+psycopg", "", 1)
         self._connection: Any = None
 
-    async def _take(self) -> bool:
+    async def take(self) -> bool:
         import psycopg
 
         try:
@@ -127,10 +127,10 @@ class DatabaseDuty(Duty):
             (taken,) = await answer.fetchone()
         except psycopg.Error as error:
             log.debug("the database can't be asked who runs the jobs: %s", error)
-            await self._give_up()
+            await self.give_up()
             return False
         except BaseException:
-            await self._give_up()
+            await self.give_up()
             raise
         return bool(taken)
 
@@ -155,7 +155,7 @@ class DatabaseDuty(Duty):
             return False
         return True
 
-    async def _give_up(self) -> None:
+    async def give_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError):

@@ -1157,6 +1157,45 @@ class LedgerLine(Model):
     note: str
 
 
+class UsageKey(StrEnum):
+    """What a report of usage tells apart."""
+
+    EXPERIMENT = "experiment"
+    MEMBER = "member"  # who started the jobs, or "trigger:<rule id>"
+    TEMPLATE = "template"
+    LICENCE = "licence"
+    MONTH = "month"  # YYYY-MM in UTC, of when it was charged
+
+
+class UsageRow(Model):
+    """What was charged, corrections included. Keys that were not asked for are null."""
+
+    experiment: str | None = None
+    member: str | None = None
+    template: str | None = None
+    licence: str | None = None
+    month: str | None = None
+    jobs: int
+    cpu_seconds: int
+
+
+# --- backups ----------------------------------------------------------------------------------------------
+
+
+class BackupTable(Model):
+    rows: int
+    sha256: str  # of its lines
+
+
+class BackupManifest(Model):
+    """What a backup of the database holds."""
+
+    version: str  # of beamhub
+    revision: str  # of the tables
+    created: datetime
+    tables: dict[str, BackupTable]
+
+
 # --- events -----------------------------------------------------------------------------------------------
 
 

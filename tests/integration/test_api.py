@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from beamhub.schemas import (
     JobState,
     LicenceCreate,
     Role,
+    SponsorshipRule,
     TriggerChange,
     TriggerCreate,
     TriggerEvent,
     UploadState,
+    UsageKey,
 )
 from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.detector import VirtualPilatus
@@ -598,3 +601,35 @@ def test_a_service_that_is_not_there(tmp_path: Path) -> None:
             next(client.events())
     with pytest.raises(ValueError, match="hub"):
         Client("hub.example.org", "token")
+
+
+def test_licences_from_terms_to_reports(service: RunningService) -> None:
+    beamtime = service.beamtime()
+    ada, sam, operator = (service.client(name) for name in ("ada", "sam", "operator"))
+    dataset, lab = service.dataset(beamtime), service.licence(beamtime)
+    job = ada.wait(ada.submit(beamtime.experiment, TEMPLATE, dataset.id, sponsor=lab).id)
+    sam.set_terms(lab, [SponsorshipRule(states=[ExperimentState.RUNNING], roles=[Role.PI])])
+    assert ada.sponsors(beamtime.experiment, TEMPLATE)[0].refusal == ""
+    sam.change_experiment(beamtime.experiment, ExperimentChange(state=ExperimentState.PROCESSING))
+    why = f"The licence {lab} pays on {beamtime.instrument} only while the experiment is running."
+    assert ada.sponsors(beamtime.experiment)[0].refusal == why
+    with pytest.raises(ApiError, match=why):
+        ada.rerun(job.id)
+    with pytest.raises(ApiError) as refused:
+        ada.set_terms(lab, [])
+    assert refused.value.status == 404
+
+    corrected = operator.correct(job.id, 1, job.cpu_seconds + 7, "the cluster's accounts")
+    assert corrected.cpu_seconds == job.cpu_seconds + 7
+    with pytest.raises(ApiError):
+        sam.correct(job.id, 1, 0)
+    assert operator.ledger(lab)[0].kind == "correction"
+    operator.grant(lab, 1, valid_until=datetime(2999, 1, 1, tzinfo=UTC))
+    assert [grant.valid_until is None for grant in sam.grants(lab)] == [False, True]
+
+    (row,) = [row for row in ada.usage(UsageKey.EXPERIMENT) if row.experiment == beamtime.experiment]
+    assert (row.jobs, row.cpu_seconds) == (1, corrected.cpu_seconds)
+    text = ada.usage_csv(UsageKey.EXPERIMENT, UsageKey.MONTH, begin=datetime.now(UTC).date())
+    assert text.splitlines()[0] == "experiment,month,jobs,cpu_seconds,cpu_hours"
+    assert f",1,{corrected.cpu_seconds}," in text
+    assert ada.usage(begin=datetime(2999, 1, 1, tzinfo=UTC).date()) == []

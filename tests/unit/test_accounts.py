@@ -4,10 +4,12 @@ every licence is the sum of its ledger, and has at least 0 left.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from beamhub.credits import correct, grant, hold, keep_up, settle
+from beamhub.access import Principal
+from beamhub.credits import Licences, correct, grant, hold, keep_up, settle
 from beamhub.errors import Conflict, NotFound
 from beamhub.schemas import (
     Attempt,
@@ -18,6 +20,8 @@ from beamhub.schemas import (
     LedgerLine,
     LicenceCreate,
     Profile,
+    Role,
+    UsageKey,
 )
 from beamhub.store import Store, Transaction
 from hypothesis import settings
@@ -172,6 +176,42 @@ def test_little_credit_is_told_once(store: Store, experiment: str) -> None:
         assert {(event.instrument, event.subject) for event in events} == {("sim-mx", "lab")}
 
     store.write_sync(work)
+
+
+def test_reports_of_usage_add_up_by_what_is_asked_for(store: Store, experiment: str) -> None:
+    def work(tx: Transaction) -> None:
+        tx.members.add(experiment, "ada", Role.PI, "sam")
+        other = tx.experiments.create("sim-mx", "Thaumatin", "eve")
+        tx.members.add(other, "eve", Role.PI, "sam")
+        licence(tx, "lab", 1000)
+        licence(tx, "second", 1000)
+        for where, sponsor, used in ((experiment, "lab", 10), (experiment, "second", 20), (other, "lab", 40)):
+            one = job(tx, where, sponsor, 60)
+            assert hold(tx, one, actor="ada")
+            end(tx, one.id, used)
+            correct(tx, one.id, 1, used + 1, actor="root")
+
+    store.write_sync(work)
+    licences, month = Licences(store), f"{datetime.now(UTC):%Y-%m}"
+
+    async def ask(name: str, *by: UsageKey, **limits: datetime) -> list[tuple[object, ...]]:
+        rows = await licences.usage(Principal(name, "user", operator=name == "root"), by, **limits)
+        return [(*(getattr(row, key) for key in by), row.jobs, row.cpu_seconds) for row in rows]
+
+    async def check() -> None:
+        both = [(experiment, 2, 32), (experiment.replace("00001", "00002"), 1, 41)]
+        for sees_all in ("root", "sam"):
+            assert await ask(sees_all, UsageKey.EXPERIMENT) == both
+        assert await ask("ada", UsageKey.EXPERIMENT) == both[:1]  # her own only
+        assert await ask("eve", UsageKey.LICENCE, UsageKey.MONTH) == [("lab", month, 1, 41)]
+        assert await ask("ben", UsageKey.EXPERIMENT) == []
+        assert await ask("root", UsageKey.MONTH) == [(month, 3, 73)]
+        assert await ask("root", UsageKey.MEMBER, UsageKey.TEMPLATE) == [("ada", "t", 3, 73)]
+        now = datetime.now(UTC)
+        assert await ask("root", UsageKey.MONTH, end=now - HOUR) == []
+        assert await ask("root", UsageKey.MONTH, begin=now - HOUR, end=now + HOUR) == [(month, 3, 73)]
+
+    asyncio.run(check())
 
 
 AMOUNTS = st.integers(1, 100)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from beamhub.api.routes import Call, Paging, route
+import asyncio
+import csv
+import io
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Literal
+
+from pydantic import Field
+
+from beamhub.api.routes import Call, Content, Paging, page_of, route
 from beamhub.schemas import (
     BigInt,
     Correction,
@@ -14,7 +23,51 @@ from beamhub.schemas import (
     Licence,
     LicenceCreate,
     Page,
+    UsageKey,
+    UsageRow,
 )
+
+
+class UsageQuery(Paging):
+    by: str = Field(
+        "month",
+        pattern=r"^(experiment|member|template|licence|month)(,(experiment|member|template|licence|month)){0,4}$",
+        description="what is told apart, such as `month,licence`",
+    )
+    begin: date | None = Field(None, alias="from", description="the first day, UTC")
+    end: date | None = Field(None, alias="to", description="the last day, UTC")
+    format: Literal["json", "csv"] = "json"
+
+
+@route("GET", "usage", media=("text/csv",))
+async def report_usage(call: Call, query: UsageQuery) -> Page[UsageRow] | Content:
+    """What was charged, in the experiments that the caller may see. As CSV it is the whole report."""
+    by = list(dict.fromkeys(UsageKey(key) for key in query.by.split(",")))
+    begin = _midnight(query.begin) if query.begin else None
+    end = _midnight(query.end) + timedelta(days=1) if query.end else None
+    found = await call.service.licences.usage(call.principal, by, begin, end)
+    if query.format == "csv":
+        text = await asyncio.to_thread(_csv, by, found)
+        return Content(
+            text.encode(),
+            "text/csv; charset=utf-8",
+            {"Content-Disposition": 'attachment; filename="beamhub-usage.csv"'},
+        )
+    return page_of(found, query, lambda row: "\n".join(str(getattr(row, key)) for key in by))
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _csv(by: Sequence[UsageKey], rows: Sequence[UsageRow]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*by, "jobs", "cpu_seconds", "cpu_hours"])
+    for row in rows:
+        keys = [getattr(row, key) for key in by]
+        writer.writerow([*keys, row.jobs, row.cpu_seconds, f"{row.cpu_seconds / 3600:.4f}"])
+    return text.getvalue()
 
 
 @route("GET", "licences")

@@ -13,12 +13,14 @@ import click
 
 # name -> where it is, and what the help says of it
 COMMANDS = {
+    "backup": ("beamhub.cli.backup", "Save the service's database to one file."),
     "demo": ("beamhub_hub.demo", "Run a whole facility here and watch a beamtime happen."),
     "doctor": ("beamhub_hub.doctor", "Check this machine: what works, what is missing."),
     "experiment": ("beamhub.cli.experiment", "Beamtimes: their members, state and files."),
     "instrument": ("beamhub.cli.instrument", "Beamlines and microscopes: state, active experiment, token."),
     "job": ("beamhub.cli.job", "Jobs: start, watch, rerun, cancel, and what they made."),
     "licence": ("beamhub.cli.licence", "Licences: allowances of CPU-hours."),
+    "restore": ("beamhub.cli.backup", "Make the service's database what a backup holds."),
     "simulate": ("beamhub.simulation.command", "Be a detector: write a dataset frame by frame."),
     "sync": ("beamhub.agent.command", "Be an instrument's agent: upload what it writes."),
     "template": ("beamhub.cli.template", "Template notebooks that jobs are made from."),

@@ -192,6 +192,34 @@ def _terms(licence: Any) -> Table:
     return Table(licence.terms, columns, f"For everything on {', '.join(licence.instruments)}.")
 
 
+@licence.command("usage")
+@click.option(
+    "--by",
+    multiple=True,
+    default=("month",),
+    type=click.Choice(["experiment", "member", "template", "licence", "month"]),
+    help="What is told apart; may be repeated.",
+)
+@click.option("--from", "begin", type=click.DateTime(["%Y-%m-%d"]), default=None, help="The first day.")
+@click.option("--to", "end", type=click.DateTime(["%Y-%m-%d"]), default=None, help="The last day.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV for spreadsheets.")
+@connected
+def licence_usage(client: Client, by: tuple[str, ...], begin: Any, end: Any, as_csv: bool) -> Any:
+    """What was charged in the experiments that you may see."""
+    from beamhub.schemas import UsageKey
+
+    keys = [UsageKey(key) for key in by]
+    days = {"begin": begin.date() if begin else None, "end": end.date() if end else None}
+    if as_csv:
+        return client.usage_csv(*keys, **days).rstrip()
+    columns: Columns = {
+        **{key.value: key.value for key in keys},
+        "jobs": "jobs",
+        "CPU-h": lambda row: hours(row.cpu_seconds),
+    }
+    return Table(client.usage(*keys, **days), columns, "Nothing has been charged.")
+
+
 @licence.command("ledger")
 @click.argument("licence")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)

@@ -13,12 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from beamhub.bus import Bus
-from beamhub.errors import BeamhubError
+from beamhub.errors import BeamhubError, Conflict
+from beamhub.schemas import BackupManifest
+from beamhub.store import backup
 from beamhub.store.attempts import Attempts
 from beamhub.store.datasets import Datasets
 from beamhub.store.events import Cursors, Events
@@ -34,6 +37,7 @@ from beamhub.store.moves import Moves
 from beamhub.store.orders import AgentFileRows, Commands
 from beamhub.store.triggers import Triggers
 from beamhub.store.uploads import Uploads
+from beamhub.store.usage import Usage
 
 T = TypeVar("T")
 
@@ -63,6 +67,7 @@ class Transaction:
         self.attempts = Attempts(connection)
         self.licences = Licences(connection)
         self.grants = Grants(connection)
+        self.usage = Usage(connection)
         self.events = Events(connection)
         self.cursors = Cursors(connection)
         self.idempotency = Idempotency(connection)
@@ -99,22 +104,28 @@ class Store:
 
         Raises BeamhubError when the database has been used by a newer version.
         """
-        import alembic.command  # 12 MB, which processes that find the tables there can do without
-        import alembic.config
-        import alembic.util
-
-        config = alembic.config.Config()
-        config.set_main_option("script_location", "beamhub.store:migrations")
-        config.set_main_option("path_separator", "os")
         with self._write_engine.begin() as connection:
-            config.attributes["connection"] = connection
-            try:
-                alembic.command.upgrade(config, "head")
-            except alembic.util.CommandError as error:
-                raise BeamhubError(
-                    f"The database cannot be brought to this version of beamhub: {error}.",
-                    "Install the version of beamhub that has used it last, or a newer one.",
-                ) from error
+            _upgrade(connection, "head")
+
+    def save(self, path: Path) -> BackupManifest:
+        """Writes a backup of the whole database, as it is at one moment. Raises Conflict where there is a
+        file already."""
+        with self._read_engine.begin() as connection:
+            return backup.save(connection, path)
+
+    def restore(self, path: Path, *, replace: bool = False) -> BackupManifest:
+        """Makes the database what a backup holds, and brings it to this version of beamhub; all of that or
+        nothing. Raises Invalid if the backup is damaged, Conflict if the database has been used and is not to
+        be replaced."""
+        manifest = backup.check(path)
+        with self._write_engine.begin() as connection:
+            if not replace and backup.used(connection):
+                raise Conflict("The database has been used.", "Restore to an empty one, or replace it.")
+            backup.clear(connection)
+            _upgrade(connection, manifest.revision)
+            backup.fill(connection, path, manifest)
+            _upgrade(connection, "head")
+        return manifest
 
     def migrated(self) -> bool:
         """Whether the database's tables are those of this version of beamhub."""
@@ -196,6 +207,24 @@ class Store:
         self._writer.shutdown()
         self._read_engine.dispose()
         self._write_engine.dispose()
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    import alembic.command  # 12 MB, which processes that find the tables there can do without
+    import alembic.config
+    import alembic.util
+
+    config = alembic.config.Config()
+    config.set_main_option("script_location", "beamhub.store:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    try:
+        alembic.command.upgrade(config, revision)
+    except alembic.util.CommandError as error:
+        raise BeamhubError(
+            f"The database cannot be brought to this version of beamhub: {error}.",
+            "Install the version of beamhub that has used it last, or a newer one.",
+        ) from error
 
 
 def _apart(connection: Connection, work: Callable[[Transaction], T]) -> tuple[T | None, Exception | None]:
