@@ -196,7 +196,8 @@ def test_a_dataset_that_was_there_and_one_that_appears(agent: RunningAgent, tmp_
         path.rename(agent.data / "run 2" / path.name)
     (agent.data / "run 2" / "Notes: α, 100 %.txt").write_text("settled, not renamed")
     (agent.data / "empty").touch()
-    agent.until_arrived("run 2/late_data_000002.h5", "run 2/Notes: α, 100 %.txt", "empty")
+    late = ("late_master.h5", "late_data_000001.h5", "late_data_000002.h5", "Notes: α, 100 %.txt")
+    agent.until_arrived(*(f"run 2/{name}" for name in late), "empty")
 
     agent.assert_all_there_once()
     datasets = agent.service.client("ada").datasets(agent.beamtime.experiment)

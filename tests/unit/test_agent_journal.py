@@ -57,6 +57,20 @@ def test_a_restart_forgets_nothing(path: Path) -> None:
     journal.close()
 
 
+def test_many_files_at_once(journal: Journal) -> None:
+    names = [f"a 'quoted' \"name\" of {number} µm" for number in range(300)]
+    for name in names:
+        journal.queue(name, STAMP)
+    journal.hashed_all({name: (f"digest of {name}", f"key of {name}") for name in names})
+    journal.arrived_all(dict.fromkeys(names[:200], "sim-mx-2026-00001"))
+    found = journal.find_all([*names, "unheard of"])
+    assert found.keys() == set(names)
+    assert {(e.digest, e.key) for e in found.values()} == {(f"digest of {n}", f"key of {n}") for n in names}
+    assert [found[name].state for name in names] == [State.ARRIVED] * 200 + [State.QUEUED] * 100
+    assert {found[name].experiment for name in names} == {"sim-mx-2026-00001", None}
+    assert journal.find(names[0]) == found[names[0]]
+
+
 def test_what_is_known_of_a_file_holds_for_one_state_of_it(journal: Journal) -> None:
     journal.queue("a", STAMP)
     journal.hashed("a", "ab" * 32, "key")

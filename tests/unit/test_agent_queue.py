@@ -8,10 +8,10 @@ from pathlib import Path
 from beamhub.agent.config import Watch
 from beamhub.agent.file import Stamp
 from beamhub.agent.pause import LONGEST, Pause
-from beamhub.agent.queue import Queue
+from beamhub.agent.queue import SMALL, TOGETHER, Queue
 from beamhub.agent.service import UnavailableError
 
-STAMP = Stamp(1, 2, 3)
+STAMP = Stamp(1, SMALL + 1, 3)
 
 
 def watch(folder: Path) -> Watch:
@@ -45,9 +45,9 @@ async def test_dropped_and_seen_again(tmp_path: Path) -> None:
     queue.add(watch(tmp_path), "a", STAMP)
     queue.drop(f"{tmp_path}/a")
     assert not queue
-    queue.add(watch(tmp_path), "a", Stamp(4, 5, 6))
+    queue.add(watch(tmp_path), "a", Stamp(4, SMALL + 5, 6))
 
-    assert (await queue.get()).stamp == Stamp(4, 5, 6)
+    assert (await queue.get()).stamp == Stamp(4, SMALL + 5, 6)
     assert not queue
 
 
@@ -98,3 +98,36 @@ async def test_a_pause_of_the_staff_ends_when_they_say_so() -> None:
     pause.hold("")
 
     await waiting
+
+
+async def test_small_files_go_together(tmp_path: Path) -> None:
+    queue = Queue()
+    for name in ("a.txt", "b.txt", "x_master.h5", "c.txt"):
+        queue.add(watch(tmp_path), name, Stamp(1, 100, 3))
+    queue.add(watch(tmp_path), "large", STAMP)
+    queue.drop(f"{tmp_path}/b.txt")
+
+    assert [item.name for item in await queue.take(250)] == ["x_master.h5", "a.txt"]
+    (last,) = await queue.take(1)  # one in any case
+    assert last.name == "c.txt"
+    assert [item.name for item in queue] == ["large"]
+
+    last.alone = True
+    queue.put(last)
+    assert (await queue.get()) is last
+    assert (await queue.get()).name == "large"
+
+    for number in range(TOGETHER + 1):
+        queue.add(watch(tmp_path), str(number), Stamp(1, 0, 3))
+    assert len(await queue.take(10**6)) == TOGETHER
+    assert len(await queue.take(10**6)) == 1
+
+
+async def test_a_small_file_is_waited_for(tmp_path: Path) -> None:
+    queue = Queue()
+    queue.add(watch(tmp_path), "large", STAMP)
+    waiting = asyncio.create_task(queue.take(10**6))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    queue.add(watch(tmp_path), "small", Stamp(1, 0, 3))
+    assert [item.name for item in await waiting] == ["small"]

@@ -192,6 +192,25 @@ async def test_a_small_file_goes_along_with_its_announcement(tmp_path: Path) -> 
             await service.create("a", 5, "sha256:" + "0" * 64, experiment=None, key="k", content=b"12345")
 
 
+async def test_many_small_files_are_answered_one_by_one(tmp_path: Path) -> None:
+    problem = '{"title": "Not valid", "status": 422}'
+    items = f'{{"items": [{{"upload": {UPLOAD}}}, {{"problem": {problem}}}]}}'
+    async with stranger(f"HTTP/1.1 200 OK\n\n{items}", tmp_path) as (_, service):
+        first, second = await service.deliver(b"{}\n")
+    assert first is not None
+    assert (first.id, second) == ("1", None)
+    for status, error in (
+        ("503 Service Unavailable\nRetry-After: 10", UnavailableError),
+        ("409 Conflict", UnavailableError),
+        ("429 Too Many Requests", UnavailableError),
+        ("413 Too Large", RefusedError),
+        ("422 Unprocessable", RefusedError),
+    ):
+        async with stranger(f"HTTP/1.1 {status}\n\n", tmp_path) as (_, service):
+            with pytest.raises(error):
+                await service.deliver(b"{}\n")
+
+
 async def test_a_digest_that_comes_at_the_end(tmp_path: Path) -> None:
     begun = UPLOAD.replace('"digest": null', '"digest": null, "digest_follows": "xxh128"')
     async with stranger(f"HTTP/1.1 201 Created\nLocation: /uploads/1\n\n{begun}", tmp_path) as (

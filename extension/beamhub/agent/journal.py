@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -52,6 +53,12 @@ class Snapshot:
     def find(self, path: str) -> Entry | None:
         row = self._connection.execute(f"{_SELECT} WHERE path = ?", (path,)).fetchone()
         return _entry(row) if row else None
+
+    def find_all(self, paths: Collection[str]) -> dict[str, Entry]:
+        """Those of these that are known."""
+        among = "WHERE path IN (SELECT value FROM json_each(?))"
+        rows = self._connection.execute(f"{_SELECT} {among}", (json.dumps(list(paths)),)).fetchall()
+        return {entry.path: entry for entry in map(_entry, rows)}
 
     def settled(self, path: str, stamp: Stamp) -> bool:
         """Has the file, in this state, arrived or been refused, or is it to be skipped in any state?"""
@@ -159,6 +166,15 @@ class Journal(Snapshot):
         """With which key the file is announced, and its digest where that is known already."""
         self._connection.execute("UPDATE files SET digest = ?, key = ? WHERE path = ?", (digest, key, path))
 
+    def hashed_all(self, files: Mapping[str, tuple[str, str]]) -> None:
+        """As `hashed`, of many files: path -> (digest, key)."""
+        told = json.dumps([[path, *one] for path, one in files.items()])
+        self._connection.execute(
+            "UPDATE files SET digest = json_extract(value, '$[1]'), key = json_extract(value, '$[2]')"
+            " FROM json_each(?) WHERE files.path = json_extract(value, '$[0]')",
+            (told,),
+        )
+
     def begun(self, path: str, upload: str, experiment: str) -> None:
         self._connection.execute(
             "UPDATE files SET upload = ?, experiment = ? WHERE path = ?", (upload, experiment, path)
@@ -172,6 +188,15 @@ class Journal(Snapshot):
 
     def arrived(self, path: str) -> None:
         self._connection.execute("UPDATE files SET state = 'arrived', upload = NULL WHERE path = ?", (path,))
+
+    def arrived_all(self, experiments: Mapping[str, str]) -> None:
+        """Files have arrived that were sent whole: path -> the experiment that they went to."""
+        told = json.dumps(list(experiments.items()))
+        self._connection.execute(
+            "UPDATE files SET state = 'arrived', upload = NULL, experiment = json_extract(value, '$[1]')"
+            " FROM json_each(?) WHERE files.path = json_extract(value, '$[0]')",
+            (told,),
+        )
 
     def refused(self, path: str, error: str) -> None:
         self._connection.execute(

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from .config import Watch
 from .file import Digesting, Stamp
 
+SMALL = 1 << 18  # bytes of a file that is sent together with others
+TOGETHER = 256  # files, at most
+
 
 @dataclass(order=True, slots=True)
 class Item:
@@ -26,20 +29,26 @@ class Item:
     sending: asyncio.Task[bool] | None = field(default=None, compare=False)
     announced: asyncio.Event = field(default_factory=asyncio.Event, compare=False)  # no answer is awaited
     skipped: bool = field(default=False, compare=False)  # while it was on its way
+    alone: bool = field(default=False, compare=False)  # it is not to be sent together with others
 
     @property
     def path(self) -> str:
         return f"{self.watch.path}/{self.name}"
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is sent together with others."""
+        return self.stamp.size <= SMALL and not self.alone and not self.watch.in_place
+
 
 class Queue:
-    """Ready files: masters first, so that data files find theirs; else in the order of their arrival."""
+    """Ready files: masters first, so that data files find theirs; else in the order of their arrival. Small
+    ones, which are sent together, don't wait for large ones."""
 
     def __init__(self) -> None:
-        self._heap: list[Item] = []
+        self._small, self._large = _Line(), _Line()
         self._items: dict[str, Item] = {}
         self._number = 0
-        self._filled = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -57,18 +66,46 @@ class Queue:
     def put(self, item: Item) -> None:
         """Puts an item (back) into its place."""
         self._items[item.path] = item
-        heapq.heappush(self._heap, item)
-        self._filled.set()
+        line = self._small if item.is_small else self._large
+        heapq.heappush(line.heap, item)
+        line.filled.set()
 
     def drop(self, path: str) -> None:
         self._items.pop(path, None)
 
     async def get(self) -> Item:
-        while True:
-            while self._heap:
-                item = heapq.heappop(self._heap)
-                if self._items.get(item.path) is item:  # else dropped meanwhile
-                    del self._items[item.path]
-                    return item
-            self._filled.clear()
-            await self._filled.wait()
+        """The next one that is sent by itself."""
+        return await self._next(self._large)
+
+    async def take(self, size: int) -> list[Item]:
+        """Small ones to be sent together: all that are ready, but at least one, and no more than have `size`
+        bytes."""
+        items = [await self._next(self._small)]
+        size -= items[0].stamp.size
+        while len(items) < TOGETHER and (item := self._pop(self._small)):
+            size -= item.stamp.size
+            if size < 0:
+                self.put(item)
+                break
+            items.append(item)
+        return items
+
+    async def _next(self, line: _Line) -> Item:
+        while (item := self._pop(line)) is None:
+            line.filled.clear()
+            await line.filled.wait()
+        return item
+
+    def _pop(self, line: _Line) -> Item | None:
+        while line.heap:
+            item = heapq.heappop(line.heap)
+            if self._items.get(item.path) is item:  # else dropped meanwhile
+                del self._items[item.path]
+                return item
+        return None
+
+
+class _Line:
+    def __init__(self) -> None:
+        self.heap: list[Item] = []
+        self.filled = asyncio.Event()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from beamhub.schemas import (
     AgentFiles,
     AgentOrders,
+    Deliveries,
     Heartbeat,
     Instrument,
     JournalReport,
@@ -35,6 +36,7 @@ _TIMEOUT = httpx.Timeout(30.0, read=300.0, connect=10.0, pool=None)
 _NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 _TUS = {"Tus-Resumable": "1.0.0"}
 _BYTES = "application/offset+octet-stream"
+_BATCH = "application/vnd.beamhub.batch"
 
 
 class UnavailableError(Exception):
@@ -152,6 +154,19 @@ class Service:
         # must not go to any other host
         location = response.url.join(response.headers.get("Location", "")).raw_path.decode()
         return location, self._read(Upload, response)
+
+    async def deliver(self, body: bytes) -> list[Upload | None]:
+        """Sends many small files at once (see `parcel`).
+
+        Returns:
+            each one's upload; None for one that the service has refused: sent by itself, it will tell why.
+
+        Raises:
+            RefusedError: the service takes none of them in this way.
+        """
+        response = await self._send("POST", "uploads/batch", {"Content-Type": _BATCH}, body)
+        self._raise_unless_begun(response, None)
+        return [item.upload for item in self._read(Deliveries, response).items]
 
     async def register(
         self, source: str, name: str, size: int, digest: str, *, experiment: str | None, key: str

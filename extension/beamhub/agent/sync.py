@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -39,8 +39,9 @@ from .file import (
 )
 from .journal import Entry, Journal, State
 from .orders import LONGEST_NAME, Orders
+from .parcel import body, pack
 from .pause import Pause
-from .queue import Item, Queue
+from .queue import SMALL, Item, Queue
 from .service import (
     PART,
     DigestRequiredError,
@@ -58,7 +59,8 @@ log = logging.getLogger("beamhub.agent")
 
 HEARTBEAT = 2.0  # seconds
 REST = 60.0  # seconds without an HDF5 file, after which nothing is kept at hand to look into the next one
-SMALL = 1 << 18  # bytes of a file that is announced and delivered by one request
+TOGETHER = 4 << 20  # bytes of small files that are sent together
+BATCHES = 2  # of them, on their way at a time
 RETURN = 2.0  # seconds between looks for a directory that is gone
 ATTEMPTS = 5  # from the beginning, at one file in one state
 SHOWN = 20  # errors in a heartbeat
@@ -143,7 +145,9 @@ class Agent:
         try:
             async with listener, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._follow(watch)) for watch in self._config.watch]
-                tasks += [group.create_task(self._send()) for _ in range(self._config.upload.parallel)]
+                parallel = self._config.upload.parallel
+                tasks += [group.create_task(self._send()) for _ in range(parallel)]
+                tasks += [group.create_task(self._send_small()) for _ in range(min(BATCHES, parallel))]
                 works = (self._settle, self._judge, self._beat, self._orders.follow, self._conclude)
                 tasks += [group.create_task(work()) for work in works]
                 await self._stopping.wait()
@@ -291,10 +295,87 @@ class Agent:
                 del self._active[item.path]
             if again:
                 self._queue.put(item)
-            stamp = look(item.path)  # sightings of a file on its way were not heeded
-            if stamp and (stamp != item.stamp or not self._journal.find(item.path)):
-                self._sighted(Sighting(item.watch, item.name, stamp, finished=item.finished == stamp))
+            self._through(item, known=self._journal.find(item.path) is not None)
             self._step.set()
+
+    def _through(self, item: Item, *, known: bool) -> None:
+        """Sightings of a file on its way were not heeded; `known`: it has not been forgotten."""
+        stamp = look(item.path)
+        if stamp and (stamp != item.stamp or not known):
+            self._sighted(Sighting(item.watch, item.name, stamp, finished=item.finished == stamp))
+
+    async def _send_small(self) -> None:
+        """Small files go together: all that are ready when there is somebody to send them."""
+        while True:
+            await self._pause.wait()
+            items = await self._queue.take(self._throttle.piece(TOGETHER))
+            if self._pause.held:
+                for item in items:
+                    self._queue.put(item)
+                continue
+            for item in items:
+                self._active[item.path] = item
+                self._failed.pop(item.path, None)
+            again: list[Item] = []
+            try:
+                again = await self._deliver_together(items)
+            finally:
+                for item in items:
+                    del self._active[item.path]
+            for item in again:
+                self._queue.put(item)
+            known = self._journal.find_all([item.path for item in items])
+            for item in items:
+                self._through(item, known=item.path in known)
+                item.announced.set()
+            self._step.set()
+
+    async def _deliver_together(self, items: Sequence[Item]) -> list[Item]:
+        """Sends small files, or finds out what to do with them instead; those that are to be tried again."""
+        begun = time.monotonic()
+        entries = self._journal.find_all([item.path for item in items])
+        again, fresh = list[Item](), list[tuple[Item, str]]()
+        for item in items:
+            entry = entries[item.path]
+            if entry.upload or entry.experiment:  # it has begun before, or has to go where it began
+                item.alone = True
+                again.append(item)
+            else:
+                fresh.append((item, entry.key or secrets.token_hex(16)))
+        parcels, problems = await asyncio.to_thread(pack, fresh, self._config.upload.digest)
+        for item, problem in problems:
+            if await self._stumbled(item, problem):
+                again.append(item)
+        if not parcels:
+            return again
+        self._journal.hashed_all({parcel.item.path: (parcel.digest, parcel.key) for parcel in parcels})
+        await self._throttle.take(sum(len(parcel.content) for parcel in parcels))
+        try:
+            uploads = await self._service.deliver(body(parcels))
+        except UnavailableError as error:
+            self._pause.begin(error)
+            return again + [parcel.item for parcel in parcels]
+        except RefusedError as error:
+            log.info("%d files are sent one by one: %s", len(parcels), error)
+            uploads = [None] * len(parcels)
+        arrived: dict[str, str] = {}
+        size = 0
+        for parcel, upload in zip(parcels, uploads, strict=True):
+            if upload is None or upload.state in (UploadState.RECEIVING, UploadState.FAILED):
+                parcel.item.alone = True
+                again.append(parcel.item)
+            else:
+                arrived[parcel.item.path] = upload.experiment
+                size += len(parcel.content)
+        if arrived:
+            self._journal.arrived_all(arrived)
+            self._arrived += len(arrived)
+            self._rate.add(size)
+            self._pause.end()
+            first, more = next(iter(arrived)), len(arrived) - 1
+            what = f"{printable(first)} and {more} more files have" if more else f"{printable(first)} has"
+            log.info("%s arrived: %.2f MB in %.2f s", what, size / 1e6, time.monotonic() - begun)
+        return again
 
     async def _deliver(self, item: Item) -> bool:
         """Sends one file, or finds out what to do with it instead. True: it is to be tried again."""
@@ -303,35 +384,49 @@ class Agent:
         begun = time.monotonic()
         try:
             await self._transfer(item)
-        except UnavailableError as error:
-            self._pause.begin(error)
-            return True
-        except RestartError as error:
-            self._journal.restart(path)
-            item.restarts += 1
-            item.digesting = None
-            if item.restarts < ATTEMPTS:
-                log.info("%s is sent again from its beginning: %s", printable(path), error)
+        except (
+            UnavailableError,
+            RestartError,
+            RefusedError,
+            ChangedError,
+            GoneError,
+            OSError,
+        ) as problem:
+            return await self._stumbled(item, problem)
+        self._journal.arrived(path)
+        self._arrived += 1
+        self._pause.end()
+        seconds = time.monotonic() - begun
+        log.info("%s has arrived: %.2f MB in %.2f s", printable(path), item.stamp.size / 1e6, seconds)
+        return False
+
+    async def _stumbled(self, item: Item, problem: Exception) -> bool:
+        """What follows when a file could not be sent. True: it is to be tried again."""
+        path = item.path
+        match problem:
+            case UnavailableError():
+                self._pause.begin(problem)
                 return True
-            self._fail(path, f"did not arrive whole in {ATTEMPTS} attempts ({error})")
-            self._journal.refused(path, str(error))
-        except RefusedError as error:
-            self._journal.refused(path, str(error))
-            self._fail(path, str(error))
-        except ChangedError:
-            log.info("%s changed while it was read: waiting until it has settled", printable(path))
-            await self._give_up_upload(path)
-        except GoneError:
-            await self._give_up_upload(path)
-            self._fail(path, "was deleted or renamed before it had been sent")
-        except OSError as error:
-            self._fail(path, f"can't be read ({error.strerror})")
-        else:
-            self._journal.arrived(path)
-            self._arrived += 1
-            self._pause.end()
-            seconds = time.monotonic() - begun
-            log.info("%s has arrived: %.2f MB in %.2f s", printable(path), item.stamp.size / 1e6, seconds)
+            case RestartError():
+                self._journal.restart(path)
+                item.restarts += 1
+                item.digesting = None
+                if item.restarts < ATTEMPTS:
+                    log.info("%s is sent again from its beginning: %s", printable(path), problem)
+                    return True
+                self._fail(path, f"did not arrive whole in {ATTEMPTS} attempts ({problem})")
+                self._journal.refused(path, str(problem))
+            case RefusedError():
+                self._journal.refused(path, str(problem))
+                self._fail(path, str(problem))
+            case ChangedError():
+                log.info("%s changed while it was read: waiting until it has settled", printable(path))
+                await self._give_up_upload(path)
+            case GoneError():
+                await self._give_up_upload(path)
+                self._fail(path, "was deleted or renamed before it had been sent")
+            case OSError():
+                self._fail(path, f"can't be read ({problem.strerror})")
         return False
 
     async def _transfer(self, item: Item) -> None:
@@ -539,8 +634,9 @@ class Agent:
     async def skip(self, path: str, reason: str) -> None:
         """The file is left out; what the service has of it is given up. One that has just arrived stays."""
         item = self._active.get(path)
+        if item:
+            await item.announced.wait()  # of one that is sent together with others: until it is through
         if item and item.sending:
-            await item.announced.wait()
             item.skipped = True
             item.sending.cancel()
             await asyncio.wait({item.sending})
@@ -630,7 +726,7 @@ class Agent:
                     sent=item.sent,
                     experiment=entry.experiment if (entry := self._journal.find(item.path)) else None,
                 )
-                for item in sending
+                for item in sending[:SHOWN]
             ],
             errors=self._errors(),
             file_errors=self._file_errors(),
