@@ -67,7 +67,7 @@ async def _read(whole: Body) -> tuple[Batch, memoryview]:
     if len(body) != size:
         came = "more" if len(body) > size else len(body)
         raise Invalid(f"The batch announces {size} bytes of files, and {came} came.", "Send exactly these.")
-    return head, memoryview(bytes(body))
+    return head, memoryview(body)
 
 
 def _head(line: bytes) -> Batch:
