@@ -315,6 +315,7 @@ class Agent:
                 continue
             for item in items:
                 self._active[item.path] = item
+                item.announced.clear()
                 self._failed.pop(item.path, None)
             again: list[Item] = []
             try:
@@ -359,22 +360,20 @@ class Agent:
             log.info("%d files are sent one by one: %s", len(parcels), error)
             uploads = [None] * len(parcels)
         arrived: dict[str, str] = {}
-        size = 0
+        seconds = time.monotonic() - begun
         for parcel, upload in zip(parcels, uploads, strict=True):
+            item = parcel.item
             if upload is None or upload.state in (UploadState.RECEIVING, UploadState.FAILED):
-                parcel.item.alone = True
-                again.append(parcel.item)
+                item.alone = True
+                again.append(item)
             else:
-                arrived[parcel.item.path] = upload.experiment
-                size += len(parcel.content)
+                arrived[item.path] = upload.experiment
+                self._rate.add(item.stamp.size)
+                self._log_arrival(item, seconds)
         if arrived:
             self._journal.arrived_all(arrived)
             self._arrived += len(arrived)
-            self._rate.add(size)
             self._pause.end()
-            first, more = next(iter(arrived)), len(arrived) - 1
-            what = f"{printable(first)} and {more} more files have" if more else f"{printable(first)} has"
-            log.info("%s arrived: %.2f MB in %.2f s", what, size / 1e6, time.monotonic() - begun)
         return again
 
     async def _deliver(self, item: Item) -> bool:
@@ -396,9 +395,12 @@ class Agent:
         self._journal.arrived(path)
         self._arrived += 1
         self._pause.end()
-        seconds = time.monotonic() - begun
-        log.info("%s has arrived: %.2f MB in %.2f s", printable(path), item.stamp.size / 1e6, seconds)
+        self._log_arrival(item, time.monotonic() - begun)
         return False
+
+    def _log_arrival(self, item: Item, seconds: float) -> None:
+        megabytes = item.stamp.size / 1e6
+        log.info("%s has arrived: %.2f MB in %.2f s", printable(item.path), megabytes, seconds)
 
     async def _stumbled(self, item: Item, problem: Exception) -> bool:
         """What follows when a file could not be sent. True: it is to be tried again."""
