@@ -17,15 +17,21 @@ from typing import Self
 
 from beamhub import access
 from beamhub.access import SYSTEM, Action, Principal
+from beamhub.errors import Invalid
 from beamhub.events import emit
-from beamhub.jobs import Jobs
+from beamhub.jobs import Jobs, require_job
 from beamhub.occasions import KINDS, occasion, past, require_rule, trial, trials, visible_rule
+from beamhub.rules import Rules
 from beamhub.schemas import (
     Event,
     Experiment,
     ExperimentState,
+    JobRule,
+    JobRuleMade,
     Page,
     Trigger,
+    TriggerChange,
+    TriggerCreate,
     TriggerGathering,
     TriggerReplay,
     TriggerTrial,
@@ -240,6 +246,42 @@ class Automation:
                     outcome = outcome.model_copy(update={"job": job.id})
             outcomes.append(outcome)
         return outcomes
+
+    async def make_rule(
+        self, principal: Principal, rules: Rules, job_id: int, request: JobRule
+    ) -> JobRuleMade:
+        """Makes a job the rule of its instrument, and follows that on the datasets that are chosen."""
+
+        def work(tx: Transaction) -> JobRuleMade:
+            job = require_job(tx, principal, job_id, Action.OPERATE)
+            if job.notebook is not None:
+                raise Invalid(
+                    f"Job {job.id} was made from a member's own notebook, {job.notebook}.",
+                    "Put the notebook into the facility's folder of templates, and run it from there.",
+                )
+            wanted = TriggerCreate(
+                title=request.title or job.title,
+                event=request.event,
+                pattern=request.pattern,
+                condition=request.condition,
+                template=job.template,
+                parameters=job.parameters,
+                profile=job.profile.name,
+                sponsor=request.sponsor or job.sponsor,
+            )
+            if request.replaces is None:
+                instrument = access.require(tx, principal, job.experiment, Action.OPERATE).instrument
+                rule = rules.add(tx, principal, instrument, None, wanted)
+            else:
+                change = TriggerChange.model_validate(
+                    {**wanted.model_dump(exclude_unset=True), "group": None}
+                )
+                rule = rules.edit(tx, principal, request.replaces, change)
+            chosen = TriggerReplay(datasets=request.backfill).admits if request.backfill else None
+            occasions = past(tx, rule, wanted=chosen) if chosen else []
+            return JobRuleMade(rule=rule, backfill=self.follow_again(tx, rule, occasions))
+
+        return await self._store.write(work)
 
     async def missed(self, principal: Principal, instrument: str) -> Page[TriggerTrial]:
         """The jobs that were not started because automation was paused, newest first."""

@@ -63,6 +63,8 @@ from beamhub.schemas import (
     JobCreate,
     JobRerun,
     JobResult,
+    JobRule,
+    JobRuleMade,
     JobsOnEach,
     JobState,
     JobStep,
@@ -669,6 +671,10 @@ class Client:
             sponsor=sponsor,
         )
         return self._send(Job, "POST", f"jobs/{job}/rerun", body, key=key)
+
+    def make_rule(self, job: int, rule: JobRule) -> JobRuleMade:
+        """Make a job the rule of its instrument, and follow that on the datasets of `rule.backfill`."""
+        return self._send(JobRuleMade, "POST", f"jobs/{job}/rule", rule)
 
     def compare(self, *jobs: int) -> Comparison:
         """Jobs side by side."""

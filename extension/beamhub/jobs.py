@@ -198,7 +198,7 @@ class Jobs:
         """Ends a job. One that runs is still running in the answer, and ends in a moment."""
 
         def work(tx: Transaction) -> Job:
-            job = _require(tx, principal, job_id, Action.CANCEL_JOB)
+            job = require_job(tx, principal, job_id, Action.CANCEL_JOB)
             if job.state.ended:
                 raise Conflict(f"Job {job.id} has already {job.state}.", "There is nothing to cancel.")
             note = one_line(request.reason, 500)
@@ -216,7 +216,7 @@ class Jobs:
         """Sets the priority of a job that has not been started."""
 
         def work(tx: Transaction) -> Job:
-            job = _require(tx, principal, job_id, Action.CANCEL_JOB)
+            job = require_job(tx, principal, job_id, Action.CANCEL_JOB)
             if not access.may_rank(tx, principal, job, request.priority):
                 raise Forbidden(
                     f"{principal.name} may only lower the priority of own jobs: job {job.id} is of "
@@ -232,7 +232,7 @@ class Jobs:
         return await self._store.write(work)
 
     async def get(self, principal: Principal, job_id: int) -> Job:
-        job = await self._store.read(lambda tx: _require(tx, principal, job_id, Action.READ))
+        job = await self._store.read(lambda tx: require_job(tx, principal, job_id, Action.READ))
         return (await self._compared([job]))[0]
 
     async def list(
@@ -302,7 +302,7 @@ class Jobs:
         """One by one, in their order."""
 
         def work(tx: Transaction) -> Sequence[Attempt]:
-            return tx.attempts.of_job(_require(tx, principal, job_id, Action.READ).id)
+            return tx.attempts.of_job(require_job(tx, principal, job_id, Action.READ).id)
 
         return await self._store.read(work)
 
@@ -310,7 +310,7 @@ class Jobs:
         """Every change of the job's state, oldest first."""
 
         def work(tx: Transaction) -> Sequence[JobStep]:
-            job = _require(tx, principal, job_id, Action.READ)
+            job = require_job(tx, principal, job_id, Action.READ)
             kinds = ["job.created", *(f"job.{state}" for state in JobState)]
             return [_step(event) for event in tx.events.history(job.experiment, str(job.id), kinds)]
 
@@ -611,7 +611,7 @@ def why_pending(tx: Transaction, job: Job) -> str:
     return shortage(licence, job.profile) if licence else f"There is no licence {job.sponsor}."
 
 
-def _require(tx: Transaction, principal: Principal, job_id: int, action: Action) -> Job:
+def require_job(tx: Transaction, principal: Principal, job_id: int, action: Action) -> Job:
     """The job, if the principal may do this in its experiment; NotFound if it may not even see it."""
     job = tx.jobs.get(job_id)
     visible = access.visible_experiments(tx, principal)

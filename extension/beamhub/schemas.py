@@ -774,6 +774,25 @@ class TriggerReplay(Request):
         return False
 
 
+class JobRule(Request):
+    """Make a job's template, parameters, profile and sponsor a rule of its instrument."""
+
+    title: Line | None = Field(None, description="without it: the template's")
+    event: TriggerEvent = TriggerEvent.DATASET_COMPLETE
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "*"
+    condition: TriggerCondition = TriggerCondition()
+    sponsor: Slug | None = Field(None, description="without it: the job's")
+    replaces: BigInt | None = Field(None, description="a rule that becomes this one; without it: a new rule")
+    backfill: list[BigInt] = Field([], max_length=500, description="datasets to follow it on at once")
+
+
+class JobRuleMade(Model):
+    """The rule that a job has become, and what it has started on the datasets that were chosen."""
+
+    rule: Trigger
+    backfill: list[TriggerTrial]
+
+
 class TriggerGathering(Model):
     """A job in the making: what a rule has gathered for it so far."""
 

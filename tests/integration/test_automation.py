@@ -28,6 +28,8 @@ from beamhub.schemas import (
     ExperimentState,
     InstrumentCreate,
     Job,
+    JobCreate,
+    JobRule,
     LicenceCreate,
     Quantity,
     Role,
@@ -106,6 +108,7 @@ class Site:
             return experiment
 
         self.experiment = self.store.write_sync(work)
+        (self.folder / "data" / self.experiment).mkdir(parents=True)
         return self.experiment
 
     async def rule(self, name: str, event: str = "dataset.complete", **more: Any) -> Trigger:
@@ -367,6 +370,33 @@ async def test_what_happens_during_a_pause_is_listed_and_made_up_for(site: Site)
     site.follow(site.dataset()[1])
     await site.automation.forget_missed(SAM, "sim-mx")
     assert (await site.automation.missed(SAM, "sim-mx")).items == []
+
+
+async def test_a_job_becomes_the_rule(site: Site) -> None:
+    before = [site.dataset()[0] for _ in range(3)]
+    wish = JobCreate(template="one", parameters={"n": 8}, inputs=before[:1], profile="cpu-2", sponsor="lab")
+    job = await site.jobs.submit(ADA, site.experiment, wish)
+    with pytest.raises(Forbidden):
+        await site.automation.make_rule(ADA, site.rules, job.id, JobRule())
+    with pytest.raises(NotFound):
+        await site.automation.make_rule(Principal("eve", "user"), site.rules, job.id, JobRule())
+    chosen = JobRule(pattern="lyso*", backfill=before[1:])
+    made = await site.automation.make_rule(SAM, site.rules, job.id, chosen)
+    rule = made.rule
+    assert (rule.template, rule.parameters, rule.profile, rule.sponsor) == ("one", {"n": 8}, "cpu-2", "lab")
+    assert (rule.title, rule.event, rule.pattern) == ("One", "dataset.complete", "lyso*")
+    assert sorted(outcome.job or 0 for outcome in made.backfill) == [one.id for one in site.made()[1:]]
+    assert site.inputs() == [[number] for number in before]
+    assert {(one.parameters["n"], one.profile.name) for one in site.made()} == {(8, "cpu-2")}
+    number, event = site.dataset()
+    site.follow(event)
+    assert site.inputs()[3:] == [[number]]
+
+    replacing = JobRule(replaces=rule.id, title="Better", backfill=[number])
+    again = await site.automation.make_rule(SAM, site.rules, job.id, replacing)
+    assert (again.rule.id, again.rule.version, again.rule.title) == (rule.id, 2, "Better")
+    assert len(again.backfill) == 1
+    assert len((await site.rules.list(SAM, "sim-mx")).items) == 1
 
 
 async def test_nothing_that_was_gathered_is_started_during_a_pause(site: Site) -> None:

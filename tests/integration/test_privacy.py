@@ -94,6 +94,7 @@ BODIES: Mapping[str, Any] = {
     "replay_trigger": {"datasets": ["DATASET"]},
     "submit_job": {"template": TEMPLATE, "inputs": ["DATASET"], "sponsor": "SPONSOR"},
     "rerun_job": {},
+    "make_rule": {},
     "cancel_job": {},
     "create_licence": {"id": "eves-own", "title": "Eve's own", "kind": "user", "owner": "eve"},
     "grant": {"cpu_hours": 1},

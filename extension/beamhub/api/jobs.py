@@ -20,6 +20,8 @@ from beamhub.schemas import (
     JobCreate,
     JobRerun,
     JobResult,
+    JobRule,
+    JobRuleMade,
     JobsOnEach,
     JobState,
     JobStep,
@@ -108,6 +110,13 @@ async def get_job_history(call: Call, job: BigInt) -> Page[JobStep]:
 async def rerun_job(call: Call, job: BigInt, body: JobRerun) -> Job:
     """Run a job again, with whatever is to be different."""
     return await call.service.jobs.rerun(call.principal, job, body)
+
+
+@route("POST", "jobs/{job}/rule")
+async def make_rule(call: Call, job: BigInt, body: JobRule) -> JobRuleMade:
+    """Make this the rule: what the job did is done by itself from now on, and at once for the datasets that
+    are chosen (staff). Its rule runs the template as it then is."""
+    return await call.service.automation.make_rule(call.principal, call.service.rules, job, body)
 
 
 @route("POST", "jobs/{job}/cancel", status=200)

@@ -139,6 +139,40 @@ def job_rerun(
     )
 
 
+@job.command("make-rule")
+@click.argument("job", type=int)
+@click.argument("datasets", type=int, nargs=-1)
+@click.option("--title", default=None)
+@click.option("--event", default="dataset.complete", show_default=True)
+@click.option("--pattern", default="*", show_default=True, help="Glob on the name; with a /, on the path.")
+@click.option("--sponsor", default=None, help="Instead of the job's.")
+@click.option("--replace", "replaces", type=int, default=None, help="The rule that becomes this one.")
+@connected
+def job_make_rule(
+    client: Client,
+    /,
+    job: int,
+    datasets: tuple[int, ...],
+    title: str | None,
+    event: str,
+    pattern: str,
+    sponsor: str | None,
+    replaces: int | None,
+) -> Any:
+    """Do from now on by itself what JOB did, and at once for DATASETS (staff)."""
+    from beamhub.schemas import JobRule, TriggerEvent
+
+    rule = JobRule(
+        title=title,
+        event=TriggerEvent(event),
+        pattern=pattern,
+        sponsor=sponsor,
+        replaces=replaces,
+        backfill=list(datasets),
+    )
+    return client.make_rule(job, rule)
+
+
 @job.command("result")
 @click.argument("job", type=int)
 @connected
