@@ -29,6 +29,9 @@ class Principal:
 SYSTEM = Principal(name="beamhub", kind="service", operator=True)  # the service itself
 
 
+METRICS = Principal(name="metrics", kind="service")  # whoever has the metrics token; may do nothing else
+
+
 class Action(StrEnum):
     READ = "experiment.read"
     RUN_JOB = "job.run"
@@ -186,6 +189,12 @@ def require_operator(principal: Principal, action: Action = Action.ADMINISTER) -
         raise Forbidden(
             f"{principal.name} may not do this ({action}).", "Ask an operator: an administrator of the hub."
         )
+
+
+def require_metrics(principal: Principal) -> None:
+    """Raises Forbidden for everybody but operators and whoever has the metrics token."""
+    if principal != METRICS:
+        require_operator(principal)
 
 
 def _instrument_actions(tx: Transaction, principal: Principal, instrument: Instrument) -> frozenset[Action]:

@@ -104,6 +104,9 @@ class BeamhubApp(ExtensionApp):
         "datasets that have stopped: an ingest process. Empty: this is the service, or one of several "
         "of which one runs the jobs"
     ).tag(config=True)
+    metrics_token = Unicode(
+        help="Who has it may read `metrics`, and nothing else. Default: $BEAMHUB_METRICS_TOKEN, or nobody"
+    ).tag(config=True)
     landing = Unicode(help="Where a browser is sent that opens the service itself. Default: the Cockpit").tag(
         config=True
     )
@@ -119,6 +122,10 @@ class BeamhubApp(ExtensionApp):
     @default("database_url")
     def _database_url_default(self) -> str:
         return os.environ.get("BEAMHUB_DATABASE_URL") or f"sqlite:///{self.state_dir}/beamhub.sqlite"
+
+    @default("metrics_token")
+    def _metrics_token_default(self) -> str:
+        return os.environ.get("BEAMHUB_METRICS_TOKEN", "")
 
     @default("landing")
     def _landing_default(self) -> str:
@@ -237,6 +244,7 @@ class BeamhubApp(ExtensionApp):
             quarantine=Quarantine(store, data_dir),
             moves=Moves(store, data_dir),
             finalisations=Finalisations(store, live, data_dir),
+            metrics_token=self.metrics_token,
             patience=self.patience,
         )
 

@@ -198,6 +198,10 @@ class Client:
     def health(self) -> Health:
         return self._get(Health, "health")
 
+    def metrics(self) -> str:
+        """The service in numbers, as Prometheus reads them."""
+        return self._call("GET", "metrics").text
+
     def me(self) -> Me:
         return self._get(Me, "me")
 

@@ -73,6 +73,8 @@ def _settings(site: Site) -> dict[str, str]:
             {id_: [str(folder.absolute()) for folder in folders] for id_, folders in site.in_place.items()}
         ),
         **({"BEAMHUB_CPUS": str(site.cpus)} if site.cpus else {}),
+        # reads metrics and does nothing else
+        **{name: os.environ[name] for name in ("BEAMHUB_METRICS_TOKEN",) if name in os.environ},
     }
 
 

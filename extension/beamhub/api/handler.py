@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import json
 import re
 from collections import deque
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, stream_request_body
 
-from beamhub.access import Principal
+from beamhub.access import METRICS, Principal
 from beamhub.api.files import SAFE_INLINE, Source, span_of
 from beamhub.api.identity import bearer_token, principal_of
 from beamhub.api.routes import Call, Content, Download, EventStream, Reply, Route
@@ -158,6 +159,8 @@ class Handler(JupyterHandler):
         """The instrument's agent, or whom the server's identity provider knows."""
         token = bearer_token(self.request.headers.get("Authorization"))
         principal = await self._service.experiments.instrument_by_token(token) if token else None
+        if token and self._service.metrics_token and _same(token, self._service.metrics_token):
+            principal = METRICS
         if principal is not None:
             self._token_authenticated = True
             self.current_user = self._jupyter_current_user = User(username=principal.name)
@@ -615,6 +618,10 @@ def _filename(name: str) -> str:
     """RFC 6266: plain ASCII for old clients, the true name in UTF-8 for the others."""
     plain = re.sub(r'[^\w .()+-]|["\\]', "_", name, flags=re.ASCII)
     return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(errors="replace"), other.encode())
 
 
 def _no_constant(name: str) -> Any:

@@ -43,4 +43,5 @@ class Service:
     quarantine: Quarantine
     moves: Moves
     finalisations: Finalisations
+    metrics_token: str = ""  # reads metrics and nothing else; "": there is none
     patience: float = 60.0  # seconds until a client that sends next to nothing is given up

@@ -34,6 +34,7 @@ from beamhub.store.instruments import Instruments
 from beamhub.store.jobs import Jobs
 from beamhub.store.licences import Licences
 from beamhub.store.moves import Moves
+from beamhub.store.numbers import Counts
 from beamhub.store.orders import AgentFileRows, Commands
 from beamhub.store.triggers import Triggers
 from beamhub.store.uploads import Uploads
@@ -68,6 +69,7 @@ class Transaction:
         self.licences = Licences(connection)
         self.grants = Grants(connection)
         self.usage = Usage(connection)
+        self.counts = Counts(connection)
         self.events = Events(connection)
         self.cursors = Cursors(connection)
         self.idempotency = Idempotency(connection)

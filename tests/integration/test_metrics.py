@@ -1,0 +1,48 @@
+"""Metrics of a running service, and who may read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from beamhub.client import ApiError
+from beamhub.schemas import JobState
+from beamhub.testing import TEMPLATE, running_service
+from prometheus_client.parser import text_string_to_metric_families
+
+TOKEN = "only-for-metrics"
+
+
+def test_operators_and_prometheus_read_them_and_nobody_else(tmp_path: Path) -> None:
+    with running_service(tmp_path / "service", metrics_token=TOKEN) as service:
+        beamtime = service.beamtime()
+        dataset, lab = service.dataset(beamtime), service.licence(beamtime)
+        ada = service.client("ada")
+        job = ada.wait(ada.submit(beamtime.experiment, TEMPLATE, dataset.id, sponsor=lab).id)
+        assert job.state is JobState.FINISHED
+
+        def ask(path: str) -> httpx.Response:
+            return httpx.get(f"{service.api}{path}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+
+        answer = ask("metrics")
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+        }
+        assert found["beamhub_jobs", "finished"] == 1
+        assert found["beamhub_licence_charged_cpu_seconds", lab] == job.cpu_seconds
+        assert found["beamhub_uploads", "complete"] == 3
+        assert found["beamhub_uploaded_bytes_total",] > 0
+        assert found["beamhub_runner_cpus", "local"] == service.cpus
+        assert "beamhub_events_total" in service.client("operator").metrics()
+
+        assert ask("experiments").json()["items"] == []
+        assert ask(f"jobs/{job.id}").status_code == 404
+        assert ask("licences").json()["items"] == []
+        for name in ("ada", "sam"):
+            with pytest.raises(ApiError) as refused:
+                service.client(name).metrics()
+            assert refused.value.status == 403
