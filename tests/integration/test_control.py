@@ -47,7 +47,7 @@ def test_a_pause_lets_what_is_on_its_way_finish_and_begins_nothing(agent: Runnin
         lambda: (
             agent.status is not None
             and agent.status.state == "waiting"
-            and "paused by sam: vacuum" in agent.status.errors[0]
+            and "paused by sam: vacuum" in "".join(agent.status.errors[:1])
             and agent.status.queued_files == 1
         )
     )
