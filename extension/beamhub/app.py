@@ -33,6 +33,7 @@ from beamhub.errors import BeamhubError
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.finalisations import Finalisations
+from beamhub.forecasts import Forecasts
 from beamhub.frames import picture
 from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
@@ -239,6 +240,7 @@ class BeamhubApp(ExtensionApp):
             automation=Automation(store, jobs),
             licences=Licences(store),
             jobs=jobs,
+            forecasts=Forecasts(store, jobs, runners),
             engine=self._engine,
             orders=Orders(store, live),
             quarantine=Quarantine(store, data_dir),

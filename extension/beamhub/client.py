@@ -39,6 +39,7 @@ from beamhub.schemas import (
     Correction,
     Dataset,
     DatasetMove,
+    Estimate,
     Event,
     Experiment,
     ExperimentChange,
@@ -61,17 +62,21 @@ from beamhub.schemas import (
     JobCancel,
     JobChange,
     JobCreate,
+    JobOutcome,
     JobRerun,
     JobResult,
     JobRule,
     JobRuleMade,
+    JobsCancel,
     JobsOnEach,
+    JobsRerun,
     JobState,
     JobStep,
     LabTerms,
     LedgerLine,
     Licence,
     LicenceCreate,
+    Lineage,
     Me,
     Member,
     MemberCreate,
@@ -104,6 +109,7 @@ from beamhub.schemas import (
 if TYPE_CHECKING:
     import numpy as np
 
+RETRY = 1.0  # seconds between tries to reach a service that is away
 M = TypeVar("M", bound=BaseModel)
 
 SERVICE = "/services/beamhub"
@@ -596,11 +602,11 @@ class Client:
 
     def attempts(self, job: int) -> list[Attempt]:
         """The times that a job was queued, one by one."""
-        return self._list(Attempt, f"jobs/{job}/attempts")
+        return self._get(Page[Attempt], f"jobs/{job}/attempts").items
 
     def history(self, job: int) -> list[JobStep]:
         """Every change of a job's state, oldest first."""
-        return self._list(JobStep, f"jobs/{job}/history")
+        return self._get(Page[JobStep], f"jobs/{job}/history").items
 
     def set_priority(self, job: int, priority: int) -> Job:
         """Jobs of higher priority go first. A member may lower that of own jobs; staff may set any."""
@@ -615,9 +621,12 @@ class Client:
         sponsor: str,
         parameters: dict[str, JsonValue] | None = None,
         profile: str | None = None,
+        force: bool = False,
         key: str | None = None,
     ) -> Job:
-        """Start a job. With the same `key` (any text of the caller's) the same call starts only one.
+        """Start a job. If an identical one has a result already, that one is returned (its `repeats` is its
+        own id), unless you `force` another. With the same `key` (any text of the caller's) the same call
+        starts only one.
 
         Args:
             template: its name, or the path of a member's own notebook, such as shared/mine.ipynb.
@@ -629,6 +638,7 @@ class Client:
             inputs=[inputs] if isinstance(inputs, int | str) else list(inputs),
             profile=profile,
             sponsor=sponsor,
+            force=force,
         )
         return self._send(Job, "POST", f"experiments/{_part(experiment)}/jobs", body, key=key)
 
@@ -641,6 +651,7 @@ class Client:
         sponsor: str,
         parameters: dict[str, JsonValue] | None = None,
         profile: str | None = None,
+        force: bool = False,
         key: str | None = None,
     ) -> list[Job]:
         """Start a job on each of these datasets, at most 500; None: on all that the experiment has."""
@@ -650,6 +661,7 @@ class Client:
             datasets=None if datasets is None else list(datasets),
             profile=profile,
             sponsor=sponsor,
+            force=force,
         )
         path = f"experiments/{_part(experiment)}/jobs-on-each"
         return self._send(Page[Job], "POST", path, body, key=key).items
@@ -663,10 +675,53 @@ class Client:
         inputs: Sequence[int | str] | None = None,
         profile: str | None = None,
         sponsor: str | None = None,
+        force: bool = False,
         key: str | None = None,
     ) -> Job:
         """Start a job like this one; what is left out is as it was there. `template` may be the path of a
-        member's own notebook."""
+        member's own notebook. If an identical one has a result already, that one is returned (its `repeats`
+        is its own id), unless you `force` another."""
+        body = JobRerun(
+            **_runs(template),
+            parameters=parameters,
+            inputs=None if inputs is None else list(inputs),
+            profile=profile,
+            sponsor=sponsor,
+            force=force,
+        )
+        return self._send(Job, "POST", f"jobs/{job}/rerun", body, key=key)
+
+    def estimate(
+        self,
+        experiment: str,
+        template: str,
+        inputs: int | str | Sequence[int | str],
+        *,
+        sponsor: str,
+        parameters: dict[str, JsonValue] | None = None,
+        profile: str | None = None,
+    ) -> Estimate:
+        """What a job that `submit` would start will probably take."""
+        body = JobCreate(
+            **_runs(template),
+            parameters=parameters or {},
+            inputs=[inputs] if isinstance(inputs, int | str) else list(inputs),
+            profile=profile,
+            sponsor=sponsor,
+        )
+        return self._send(Estimate, "POST", f"experiments/{_part(experiment)}/jobs/estimate", body)
+
+    def estimate_rerun(
+        self,
+        job: int,
+        *,
+        template: str | None = None,
+        parameters: dict[str, JsonValue] | None = None,
+        inputs: Sequence[int | str] | None = None,
+        profile: str | None = None,
+        sponsor: str | None = None,
+    ) -> Estimate:
+        """What the job that `rerun` would start will probably take."""
         body = JobRerun(
             **_runs(template),
             parameters=parameters,
@@ -674,7 +729,20 @@ class Client:
             profile=profile,
             sponsor=sponsor,
         )
-        return self._send(Job, "POST", f"jobs/{job}/rerun", body, key=key)
+        return self._send(Estimate, "POST", f"jobs/{job}/estimate", body)
+
+    def lineage(self, job: int) -> Lineage:
+        """Which jobs a job was made from, which were made from it, and what differs from its parent."""
+        return self._get(Lineage, f"jobs/{job}/lineage")
+
+    def rerun_all(self, request: JobsRerun) -> list[JobOutcome]:
+        """Run several jobs again, each for itself."""
+        return self._send(Page[JobOutcome], "POST", "jobs/rerun", request).items
+
+    def cancel_all(self, jobs: Sequence[int], reason: str = "") -> list[JobOutcome]:
+        """Stop several jobs, each for itself."""
+        request = JobsCancel(jobs=list(jobs), reason=reason)
+        return self._send(Page[JobOutcome], "POST", "jobs/cancel", request).items
 
     def make_rule(self, job: int, rule: JobRule) -> JobRuleMade:
         """Make a job the rule of its instrument, and follow that on the datasets of `rule.backfill`."""
@@ -700,6 +768,26 @@ class Client:
         """The log's text from byte `after` on, and the byte to go on from."""
         answer = self._call("GET", f"jobs/{job}/log", params={"after": after})
         return answer.text, int(answer.headers["X-Next"])
+
+    def follow_log(self, job: int, after: int = 0, *, patience: float = 300.0) -> Iterator[str]:
+        """The log's text from byte `after` on as it is written, until the job has ended. A service that
+        can't be reached is asked again for `patience` seconds; nothing is lost or told twice."""
+        gone: float | None = None
+        while True:
+            try:
+                answer = self._call("GET", f"jobs/{job}/log", params={"after": after, "wait": 20})
+            except Unreachable:
+                gone = gone or time.monotonic()
+                if time.monotonic() - gone > patience:
+                    raise
+                time.sleep(RETRY)
+                continue
+            gone = None
+            after = int(answer.headers["X-Next"])
+            if answer.text:
+                yield answer.text
+            elif JobState(answer.headers["X-State"]).ended:
+                return
 
     def series(self, job: int, name: str, after: int = 0) -> SeriesPage:
         """Rows of a series that the job writes, from row `after` on."""

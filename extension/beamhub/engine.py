@@ -77,6 +77,7 @@ class Engine:
         self._tasks: dict[str, dict[int, Task]] = {name: {} for name in runners}  # that a runner has
         self._unread = dict.fromkeys(runners, True)  # something was committed since these were read
         self._read_again = dict.fromkeys(runners, 0.0)  # monotonic
+        self._poll_again = dict.fromkeys(runners, 0.0)  # monotonic; a runner without jobs may have to tidy up
         self._own: set[int] = set()  # jobs that this engine has started, and not found by another's traces
         self._committed: list[asyncio.Event] = []  # something was; one for each who waits for that
         self._started = {name: asyncio.Event() for name in runners}
@@ -284,8 +285,9 @@ class Engine:
             handed = await self._store.read(lambda tx: tx.jobs.handed_over(known))
             self._tasks[name] = {id_: one for id_, one in handed.items() if one.job.profile.runner == name}
         tasks = list(self._tasks[name].values())
-        if not tasks:
+        if not tasks and time.monotonic() < self._poll_again[name]:
             return
+        self._poll_again[name] = time.monotonic() + REST
         statuses = await runner.poll([task.runner_ref or {} for task in tasks])
         watches = [await self._watch(task.job) for task in tasks]
         news = await asyncio.to_thread(_news, tasks, watches)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +22,10 @@ from beamhub.comparison import compare
 from beamhub.credits import hold, require_sponsor, require_terms, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import emit
+from beamhub.fingerprints import fingerprint
 from beamhub.inputs import NEEDS, choose, inherit, kind
 from beamhub.jobfolder import JobFolder
+from beamhub.lineage import compare_notebooks, differences
 from beamhub.schemas import (
     Attempt,
     Comparison,
@@ -36,13 +38,19 @@ from beamhub.schemas import (
     JobChange,
     JobCreate,
     JobInput,
+    JobOutcome,
     JobRerun,
     JobResult,
+    JobsCancel,
     JobsOnEach,
+    JobsRerun,
     JobState,
     JobStep,
+    Lineage,
     Page,
+    Problem,
     Profile,
+    Relative,
     SeriesPage,
 )
 from beamhub.store import Store, Transaction
@@ -54,6 +62,7 @@ T = TypeVar("T")
 
 SYSTEM = access.SYSTEM.name
 MANY = 500  # datasets that a template is run on at once
+MAX_KIN = 500  # ancestors or children that are listed
 STEPS: Mapping[JobState, frozenset[JobState]] = {
     JobState.PENDING: frozenset({JobState.PENDING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
     JobState.QUEUED: frozenset({JobState.PENDING, JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
@@ -72,6 +81,17 @@ class Plan:
     parameters: Mapping[str, JsonValue]
     profile: Profile
     sponsor: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A job that somebody asks for."""
+
+    experiment: str
+    plan: Plan
+    inputs: Sequence[int | str]
+    parent: int | None
+    force: bool  # even if an identical one has given a result
 
 
 def profiles(cpus: int) -> list[Profile]:
@@ -107,16 +127,15 @@ class Jobs:
         self._versions = self._data_dir / ".templates"  # every template version that a job was made from
 
     async def submit(self, principal: Principal, experiment_id: str, request: JobCreate) -> Job:
-        """Makes a job. It is queued at once if its sponsor can pay, and else pending."""
+        """Makes a job. It is queued at once if its sponsor can pay, and else pending. If an identical one has
+        a result already, or will have one, that is the answer (its `repeats` is its own id), unless the
+        request is to `force` another."""
+        return await self._make(principal, await self.wish(principal, experiment_id, request))
 
-        def work(tx: Transaction) -> Job:
-            experiment = access.require(tx, principal, experiment_id, Action.RUN_JOB)
-            inputs = choose(tx, experiment, plan.entry.template, request.inputs)
-            _require_sponsor(tx, principal, experiment, plan)
-            return self._create(tx, experiment, inputs, plan, launched_by=principal.name)
-
-        plan = await self._planned(principal, experiment_id, request)
-        return await self._store.write(work)
+    async def rerun(self, principal: Principal, job_id: int, request: JobRerun) -> Job:
+        """Makes a job from another one: what the request leaves out is as it was there.
+        With another template, parameters that are left out have that template's defaults."""
+        return await self._make(principal, await self.wish_again(principal, job_id, request))
 
     async def submit_on_each(
         self, principal: Principal, experiment_id: str, request: JobsOnEach
@@ -145,13 +164,73 @@ class Jobs:
             chosen = [choose(tx, experiment, template, [one]) for one in dict.fromkeys(wanted)]
             return Page(
                 items=[
-                    self._create(tx, experiment, inputs, plan, launched_by=principal.name)
+                    self._create(
+                        tx, experiment, inputs, plan, launched_by=principal.name, force=request.force
+                    )
                     for inputs in chosen
                 ]
             )
 
         plan = await self._planned(principal, experiment_id, request)
         return await self._store.write(work)
+
+    async def rerun_all(self, principal: Principal, request: JobsRerun) -> Sequence[JobOutcome]:
+        """Runs several jobs again, each for itself."""
+
+        async def again(id_: int) -> Job:
+            parent = await self.get(principal, id_)
+            wanted = JobRerun(
+                parameters={**parent.parameters, **request.parameters},
+                profile=request.profile,
+                sponsor=request.sponsor,
+                force=request.force,
+            )
+            return await self.rerun(principal, id_, wanted)
+
+        return await _each(request.jobs, again)
+
+    async def cancel_all(self, principal: Principal, request: JobsCancel) -> Sequence[JobOutcome]:
+        """Ends several jobs, each for itself."""
+        one = JobCancel(reason=request.reason)
+        return await _each(request.jobs, lambda id_: self.cancel(principal, id_, one))
+
+    async def lineage(self, principal: Principal, job_id: int) -> Lineage:
+        """Where a job comes from, what was made from it, and what differs from its parent."""
+
+        def work(tx: Transaction) -> tuple[Job, list[Job], Sequence[Job]]:
+            job = _require(tx, principal, job_id, Action.READ)
+            ancestors: list[Job] = []
+            parent = job.parent
+            while parent is not None and (found := tx.jobs.get(parent)) is not None:
+                if found.experiment != job.experiment or len(ancestors) == MAX_KIN:
+                    break
+                ancestors.append(found)
+                parent = found.parent
+            children = tx.jobs.children(job.id, limit=MAX_KIN)
+            return job, ancestors, [one for one in children if one.experiment == job.experiment]
+
+        job, ancestors, children = await self._store.read(work)
+        parent = ancestors[0] if ancestors else None
+
+        def notebook() -> list[str]:
+            if parent is None or (parent.template, parent.template_version) == (
+                job.template,
+                job.template_version,
+            ):
+                return []
+            return compare_notebooks(self.template(parent), self.template(job))
+
+        return Lineage(
+            ancestors=[Relative.model_validate(one) for one in ancestors],
+            children=[Relative.model_validate(one) for one in children],
+            differences=differences(parent, job) if parent else [],
+            notebook=await asyncio.to_thread(notebook),
+        )
+
+    async def wish(self, principal: Principal, experiment_id: str, request: JobCreate) -> Wish:
+        """What a request for a job comes to, checked but for its inputs."""
+        plan = await self._planned(principal, experiment_id, request)
+        return Wish(experiment_id, plan, request.inputs, None, request.force)
 
     async def _planned(
         self, principal: Principal, experiment_id: str, request: JobCreate | JobsOnEach
@@ -167,18 +246,8 @@ class Jobs:
             request.notebook,
         )
 
-    async def rerun(self, principal: Principal, job_id: int, request: JobRerun) -> Job:
-        """Makes a job from another one: what the request leaves out is as it was there.
-        With another template, parameters that are left out have that template's defaults."""
-
-        def work(tx: Transaction) -> Job:
-            experiment = access.require(tx, principal, parent.experiment, Action.RUN_JOB)
-            template = plan.entry.template
-            wanted = request.inputs if request.inputs is not None else inherit(parent, template)
-            inputs = choose(tx, experiment, template, wanted)
-            _require_sponsor(tx, principal, experiment, plan)
-            return self._create(tx, experiment, inputs, plan, launched_by=principal.name, parent=parent.id)
-
+    async def wish_again(self, principal: Principal, job_id: int, request: JobRerun) -> Wish:
+        """What a request for another run of a job comes to, checked but for its inputs."""
         parent = await self.get(principal, job_id)
         await self._store.read(lambda tx: access.require(tx, principal, parent.experiment, Action.RUN_JOB))
         notebook = request.notebook or (parent.notebook if request.template is None else None)
@@ -192,6 +261,24 @@ class Jobs:
             self._data_dir / parent.experiment,
             notebook,
         )
+        wanted = request.inputs if request.inputs is not None else inherit(parent, plan.entry.template)
+        return Wish(parent.experiment, plan, wanted, parent.id, request.force)
+
+    async def _make(self, principal: Principal, wish: Wish) -> Job:
+        def work(tx: Transaction) -> Job:
+            experiment = access.require(tx, principal, wish.experiment, Action.RUN_JOB)
+            inputs = choose(tx, experiment, wish.plan.entry.template, wish.inputs)
+            _require_sponsor(tx, principal, experiment, wish.plan)
+            return self._create(
+                tx,
+                experiment,
+                inputs,
+                wish.plan,
+                launched_by=principal.name,
+                parent=wish.parent,
+                force=wish.force,
+            )
+
         return await self._store.write(work)
 
     async def cancel(self, principal: Principal, job_id: int, request: JobCancel) -> Job:
@@ -456,22 +543,30 @@ class Jobs:
         launched_by: str,
         parent: int | None = None,
         rule: JobRequest | None = None,
+        force: bool = True,
     ) -> Job:
+        template = plan.entry.template
+        mark = fingerprint(tx, experiment, template, plan.parameters, inputs)
+        earlier = tx.jobs.identical(experiment.id, mark) if mark else None
+        if earlier is not None and not force:
+            return earlier.model_copy(update={"repeats": earlier.id})
         job = self._insert(
             tx,
             experiment,
             inputs,
-            template=plan.entry.template.name,
-            version=plan.entry.template.version,
-            title=plan.entry.template.title,
+            template=template.name,
+            version=template.version,
+            title=template.title,
             parameters=plan.parameters,
             profile=plan.profile,
             sponsor=plan.sponsor,
             launched_by=launched_by,
             parent=parent,
             rule=rule,
-            live=plan.entry.template.live,
-            notebook=plan.entry.template.notebook,
+            live=template.live,
+            notebook=template.notebook,
+            fingerprint=mark,
+            repeats=earlier.id if earlier else None,
         )
         return admit(tx, job)
 
@@ -492,6 +587,8 @@ class Jobs:
         rule: JobRequest | None = None,
         live: bool = False,
         notebook: str | None = None,
+        fingerprint: str | None = None,
+        repeats: int | None = None,
     ) -> Job:
         job = tx.jobs.create(
             experiment=experiment.id,
@@ -509,6 +606,8 @@ class Jobs:
             priority=rule.priority if rule else 0,
             live=live,
             notebook=notebook,
+            fingerprint=fingerprint,
+            repeats=repeats,
         )
         _tell(tx, "job.created", job, launched_by)
         return job
@@ -668,6 +767,20 @@ def _told(job: Job, version: str | None) -> Job:
     if version is None or not job.template_version:
         return job
     return job.model_copy(update={"template_changed": version != job.template_version})
+
+
+async def _each(ids: Sequence[int], do: Callable[[int], Awaitable[Job]]) -> Sequence[JobOutcome]:
+    """What comes of each, once; what cannot be done says why, and keeps no other from being done."""
+    outcomes = []
+    for id_ in dict.fromkeys(ids):
+        try:
+            outcomes.append(JobOutcome(asked=id_, job=await do(id_)))
+        except BeamhubError as error:
+            problem = Problem(
+                title=error.title, status=error.status, detail=error.detail, remedy=error.remedy
+            )
+            outcomes.append(JobOutcome(asked=id_, problem=problem))
+    return outcomes
 
 
 def _first(values: Iterable[T]) -> T | None:

@@ -23,8 +23,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,7 @@ import yaml
 
 from beamhub import failures, notebooks
 from beamhub.schemas import Artifact, JobResult, JobSpec, Quantity
+from beamhub.software import versions
 from beamhub.text import one_line
 
 if TYPE_CHECKING:
@@ -44,17 +43,6 @@ if TYPE_CHECKING:
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 LANGUAGE = "python"
-SOFTWARE = (
-    "beamhub",
-    "papermill",
-    "ipykernel",
-    "numpy",
-    "numba",
-    "h5py",
-    "hdf5plugin",
-    "matplotlib",
-    "gemmi",
-)
 GO = b"go\n"  # the word
 READY = ".ready"  # a file that tells that only the word is missing
 ENGINE = ("papermill", "ipykernel.kernelapp", "ipykernel.zmqshell", "beamhub.kernel", "beamhub.report")
@@ -120,7 +108,7 @@ def _get_ready(*, warm: bool) -> None:
     for name in (*ENGINE, *(PRELOADED if warm else ())):
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
-    _software()
+    versions()
 
 
 def _environment(spec: JobSpec) -> dict[str, str]:
@@ -190,7 +178,7 @@ def _execute(given: Mapping[str, Any], name: str, kernel: Kernel, log: TextIOWra
         log.write(traceback.format_exc())
         what = failures.sentence(type(error).__name__, str(error))
         return _failed(f"The notebook could not be run: {_one_line(what)}", None)
-    return JobResult(outcome="finished", software=_software(), host=platform.node())
+    return JobResult(outcome="finished", software=versions(), host=platform.node())
 
 
 def _kernel_for(name: str, kernel: Kernel) -> dict[str, Any]:
@@ -206,7 +194,7 @@ def _kernel_for(name: str, kernel: Kernel) -> dict[str, Any]:
 
 def _failed(reason: str, cell: int | None) -> JobResult:
     return JobResult(
-        outcome="failed", reason=reason[:2000], cell=cell, software=_software(), host=platform.node()
+        outcome="failed", reason=reason[:2000], cell=cell, software=versions(), host=platform.node()
     )
 
 
@@ -231,7 +219,7 @@ def _reported(declared: Mapping[str, str], log: TextIOWrapper) -> dict[str, Any]
     does not fit what the template declares is left out, which the log says."""
     metrics: dict[str, Quantity] = {}
     artifacts: dict[str, Artifact] = {}
-    software: dict[str, str] = dict(_software())
+    software: dict[str, str] = versions()
     complaints: dict[str, str] = {}
     report = Path("report.jsonl")
     for line in report.read_text("utf-8").splitlines() if report.exists() else []:
@@ -252,17 +240,6 @@ def _reported(declared: Mapping[str, str], log: TextIOWrapper) -> dict[str, Any]
     for complaint in complaints.values():
         log.write(f"{complaint}\n")
     return {"metrics": metrics, "artifacts": list(artifacts.values()), "software": software}
-
-
-@cache
-def _software() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in SOFTWARE:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # an optional one that is not installed
-    return found
 
 
 def _command(given: Mapping[str, Any], kernel: str) -> str:

@@ -884,6 +884,9 @@ class Job(Model):
     rule_version: int | None = None  # of the rule that has started it
     priority: int = 0  # higher goes first
     parent: int | None
+    # an earlier job with the same template version, parameters, inputs and software: its result is the same.
+    # Its own id in the answer to a wish that it fulfils already
+    repeats: int | None = None
     created: datetime
     started: datetime | None
     ended: datetime | None
@@ -948,6 +951,7 @@ class JobCreate(Request):
     inputs: ChosenInputs = []
     profile: Slug | None = None
     sponsor: Slug
+    force: bool = Field(False, description="run it even if an identical job has given a result already")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -967,6 +971,7 @@ class JobsOnEach(Request):
     )
     profile: Slug | None = None
     sponsor: Slug
+    force: bool = Field(False, description="run it even where an identical job has given a result already")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -985,12 +990,89 @@ class JobRerun(Request):
     inputs: ChosenInputs | None = None
     profile: Slug | None = None
     sponsor: Slug | None = None
+    force: bool = Field(False, description="run it even if an identical job has given a result already")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if self.template is not None and self.notebook is not None:
             raise ValueError("give either a template or a notebook")
         return self
+
+
+class JobsRerun(Request):
+    """Several jobs again: each as it was, but for what is given here."""
+
+    jobs: list[BigInt] = Field(min_length=1, max_length=500)
+    parameters: dict[str, JsonValue] = Field({}, description="these are changed, others stay as they were")
+    profile: Slug | None = None
+    sponsor: Slug | None = None
+    force: bool = Field(False, description="run them even if they would repeat a job that has finished")
+
+
+class JobsCancel(Request):
+    jobs: list[BigInt] = Field(min_length=1, max_length=500)
+    reason: Annotated[str, StringConstraints(max_length=500)] = ""
+
+
+class JobOutcome(Model):
+    """What came of a wish for one of several jobs: the job as it is now, or the new one; or why nothing."""
+
+    asked: int  # id of the job that was named
+    job: Job | None = None
+    problem: Problem | None = None
+
+
+class Relative(Model):
+    """A job as its relatives are listed."""
+
+    id: int
+    title: str
+    template: str
+    state: JobState
+    launched_by: str
+    parent: int | None
+    created: datetime
+
+
+class Difference(Model):
+    """Something that a job was asked otherwise than its parent."""
+
+    group: Literal["template", "parameters", "inputs", "job"]
+    name: str
+    before: JsonValue
+    after: JsonValue
+
+
+class Lineage(Model):
+    """Which jobs a job was made from, which were made from it, and what differs from its parent."""
+
+    ancestors: list[Relative]  # the parent first
+    children: list[Relative]  # oldest first, at most 500
+    differences: list[Difference]
+    notebook: list[str]  # lines of a unified diff of the templates' cells: " same", "-before", "+after"
+
+
+class Spread(Model):
+    """A quantity that is not known exactly: four of five earlier ones were between low and high."""
+
+    low: float
+    likely: float
+    high: float
+
+
+class Estimate(Model):
+    """What a job will probably take, from earlier runs of its template."""
+
+    cpus: int
+    frames: int  # of the datasets that it works on
+    runs: int  # earlier finished runs of the template, of which the last 60 count
+    duration: Spread | None  # seconds; null: there are no earlier runs
+    cpu_hours: Spread | None
+    most_cpu_hours: float  # that are set aside until it ends
+    starts: datetime | None  # probably; null: that cannot be told
+    waits: str  # for what, in one sentence; "": it starts at once
+    hint: str  # of CPUs that do not help; "": none
+    identical: int | None  # a job whose result is the same
 
 
 class JobCancel(Request):

@@ -36,6 +36,9 @@ OPEN = {
     "list_jobs": 200,
     "list_licences": 200,
     "list_events": 200,
+    # says of each job that there is none
+    "rerun_jobs": 200,
+    "cancel_jobs": 200,
 }
 BODIES: Mapping[str, Any] = {
     "create_instrument": {"id": "eves-own", "title": "Eve's own"},
@@ -93,8 +96,13 @@ BODIES: Mapping[str, Any] = {
     "call_triggers": {"name": "eves-own", "dataset": "DATASET"},
     "replay_trigger": {"datasets": ["DATASET"]},
     "submit_job": {"template": TEMPLATE, "inputs": ["DATASET"], "sponsor": "SPONSOR"},
+    "estimate_job": {"template": TEMPLATE, "inputs": ["DATASET"], "sponsor": "SPONSOR"},
     "rerun_job": {},
     "make_rule": {},
+    "estimate_rerun": {},
+    "change_job": {"priority": -1},
+    "rerun_jobs": {"jobs": ["JOB"]},
+    "cancel_jobs": {"jobs": ["JOB"], "reason": "Eve's"},
     "cancel_job": {},
     "create_licence": {"id": "eves-own", "title": "Eve's own", "kind": "user", "owner": "eve"},
     "grant": {"cpu_hours": 1},
@@ -117,7 +125,7 @@ class Scene:
         text = json.dumps(BODIES[route.name])
         for name in ("instrument", "sponsor"):
             text = text.replace(name.upper(), self.ids[name])
-        return json.loads(text.replace('"DATASET"', self.ids["dataset"]))
+        return json.loads(text.replace('"DATASET"', self.ids["dataset"]).replace('"JOB"', self.ids["job"]))
 
     def _value(self, route: Route, name: str) -> str:
         if name == "path":

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import PurePosixPath
 from typing import Literal
 
 from pydantic import Field
 
 from beamhub.api import notebook
-from beamhub.api.routes import Call, Content, Download, Paging, page_of, route
+from beamhub.api.routes import Call, Content, Download, Paging, Reply, page_of, route
 from beamhub.schemas import (
     Attempt,
     BigInt,
     Comparison,
+    Estimate,
     File,
     Job,
     JobCancel,
     JobChange,
     JobCreate,
+    JobOutcome,
     JobRerun,
     JobResult,
     JobRule,
     JobRuleMade,
+    JobsCancel,
     JobsOnEach,
+    JobsRerun,
     JobState,
     JobStep,
+    Lineage,
     Page,
     Request,
     SeriesPage,
 )
+
+LOOK = 0.5  # seconds between looks at a log that somebody waits for
 
 
 class ExperimentJobQuery(Paging):
@@ -48,6 +57,10 @@ class PositionQuery(Request):
     after: int = Field(0, ge=0, le=2**62, description="where to go on: `next` of the answer before")
 
 
+class LogQuery(PositionQuery):
+    wait: int = Field(0, ge=0, le=30, description="seconds to wait for more, where there is none yet")
+
+
 class NotebookQuery(Request):
     format: Literal["html", "ipynb"] = "ipynb"
 
@@ -56,6 +69,18 @@ class NotebookQuery(Request):
 async def list_jobs(call: Call, query: JobQuery) -> Page[Job]:
     """The jobs that the caller may see, newest first."""
     return await call.service.jobs.list(call.principal, **query.model_dump())
+
+
+@route("POST", "jobs/rerun", status=200)
+async def rerun_jobs(call: Call, body: JobsRerun) -> Page[JobOutcome]:
+    """Run up to 500 jobs again, each for itself: the answer says what came of each."""
+    return Page(items=list(await call.service.jobs.rerun_all(call.principal, body)))
+
+
+@route("POST", "jobs/cancel", status=200)
+async def cancel_jobs(call: Call, body: JobsCancel) -> Page[JobOutcome]:
+    """Stop up to 500 jobs, each for itself: the answer says what came of each."""
+    return Page(items=list(await call.service.jobs.cancel_all(call.principal, body)))
 
 
 @route("GET", "comparison")
@@ -70,10 +95,19 @@ async def list_experiment_jobs(call: Call, experiment: str, query: ExperimentJob
     return await call.service.jobs.list(call.principal, experiment=experiment, **query.model_dump())
 
 
-@route("POST", "experiments/{experiment}/jobs")
-async def submit_job(call: Call, experiment: str, body: JobCreate) -> Job:
-    """Run a template, or a member's own notebook, on datasets, jobs or a file of the experiment."""
-    return await call.service.jobs.submit(call.principal, experiment, body)
+@route("POST", "experiments/{experiment}/jobs", also=(200,))
+async def submit_job(call: Call, experiment: str, body: JobCreate) -> Reply[Job]:
+    """Run a template, or a member's own notebook, on datasets, jobs or a file of the experiment.
+
+    If an identical job has a result already, the answer is that job, with status 200 and its own id as
+    `repeats`; with `force` it is run again."""
+    return _made(await call.service.jobs.submit(call.principal, experiment, body))
+
+
+@route("POST", "experiments/{experiment}/jobs/estimate", status=200)
+async def estimate_job(call: Call, experiment: str, body: JobCreate) -> Estimate:
+    """What a job would probably take, and when it would start, from earlier runs of its template."""
+    return await call.service.forecasts.job(call.principal, experiment, body)
 
 
 @route("POST", "experiments/{experiment}/jobs-on-each")
@@ -106,10 +140,24 @@ async def get_job_history(call: Call, job: BigInt) -> Page[JobStep]:
     return Page(items=list(await call.service.jobs.history(call.principal, job)))
 
 
-@route("POST", "jobs/{job}/rerun")
-async def rerun_job(call: Call, job: BigInt, body: JobRerun) -> Job:
-    """Run a job again, with whatever is to be different."""
-    return await call.service.jobs.rerun(call.principal, job, body)
+@route("POST", "jobs/{job}/rerun", also=(200,))
+async def rerun_job(call: Call, job: BigInt, body: JobRerun) -> Reply[Job]:
+    """Run a job again, with whatever is to be different. If an identical job has a result already, the answer
+    is that job, with status 200 and its own id as `repeats`; with `force` it is run again."""
+    return _made(await call.service.jobs.rerun(call.principal, job, body))
+
+
+@route("POST", "jobs/{job}/estimate", status=200)
+async def estimate_rerun(call: Call, job: BigInt, body: JobRerun) -> Estimate:
+    """What such a rerun would probably take, and when it would start, from earlier runs of its template."""
+    return await call.service.forecasts.rerun(call.principal, job, body)
+
+
+@route("GET", "jobs/{job}/lineage")
+async def get_lineage(call: Call, job: BigInt) -> Lineage:
+    """The jobs that a job comes from and those made from it, and what differs from its parent: what was asked
+    for, and, where the template is another, its cells."""
+    return await call.service.jobs.lineage(call.principal, job)
 
 
 @route("POST", "jobs/{job}/rule")
@@ -126,10 +174,19 @@ async def cancel_job(call: Call, job: BigInt, body: JobCancel) -> Job:
 
 
 @route("GET", "jobs/{job}/log", media=("text/plain",))
-async def get_log(call: Call, job: BigInt, query: PositionQuery) -> Content:
-    """A job's log from byte `after` on; the header X-Next says where to go on."""
-    text, position = await call.service.jobs.log(call.principal, job, query.after)
-    return Content(text.encode(), "text/plain; charset=utf-8", {"X-Next": str(position)})
+async def get_log(call: Call, job: BigInt, query: LogQuery) -> Content:
+    """A job's log from byte `after` on; the header X-Next says where to go on. With `wait`, the answer comes
+    as soon as there is more. When the header X-State says that the job has ended and there is no text, that
+    was all."""
+    deadline = time.monotonic() + query.wait
+    while True:
+        found = await call.service.jobs.get(call.principal, job)  # first: what comes later is read then
+        text, position = await call.service.jobs.log(call.principal, job, query.after)
+        if text or found.state.ended or time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(LOOK)
+    headers = {"X-Next": str(position), "X-State": found.state.value}
+    return Content(text.encode(), "text/plain; charset=utf-8", headers)
 
 
 @route("GET", "jobs/{job}/series/{name}")
@@ -168,3 +225,8 @@ async def get_job_file(call: Call, job: BigInt, path: str) -> Download:
     """A file of a job, or with a Range header a part of it."""
     file = await call.service.jobs.open_file(call.principal, job, path)
     return Download(file, PurePosixPath(path).name)
+
+
+def _made(job: Job) -> Reply[Job]:
+    """201 for a new job, 200 for an earlier one that is the answer."""
+    return Reply(job, 200 if job.repeats == job.id else 201)

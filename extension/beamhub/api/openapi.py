@@ -87,7 +87,7 @@ def _operation(route: Route, names: Any, schemas: dict[str, Any]) -> dict[str, A
         "summary": first.split(":")[0] if len(first) > 120 else first,
         "parameters": _parameters(route, names, schemas),
         "responses": {
-            str(route.status): _success(route, names),
+            **{str(status): _success(route, names) for status in (route.status, *route.also)},
             "default": {
                 "description": "Refused: what happened, to what, and what to do now (RFC 9457).",
                 "content": {

@@ -93,6 +93,7 @@ class Route:
     path: str
     run: Callable[..., Awaitable[Any]]
     status: int
+    also: tuple[int, ...]  # other statuses of an answer like that
     media: tuple[str, ...]  # of answers that no model describes
     streams_body: str | None  # media type of a body that is handed on as it arrives
     public: bool  # asks for no credentials
@@ -131,6 +132,7 @@ def route(
     path: str,
     *,
     status: int | None = None,
+    also: tuple[int, ...] = (),
     media: tuple[str, ...] = (),
     streams_body: str | None = None,
     public: bool = False,
@@ -163,6 +165,7 @@ def route(
                 path=path,
                 run=function,
                 status=status or usual,
+                also=also,
                 media=media,
                 streams_body=streams_body,
                 public=public,

@@ -12,6 +12,7 @@ from beamhub.engine import Engine
 from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.finalisations import Finalisations
+from beamhub.forecasts import Forecasts
 from beamhub.jobs import Jobs
 from beamhub.moves import Moves
 from beamhub.orders import Orders
@@ -38,6 +39,7 @@ class Service:
     automation: Automation
     licences: Licences
     jobs: Jobs
+    forecasts: Forecasts
     engine: Engine
     orders: Orders
     quarantine: Quarantine

@@ -11,6 +11,10 @@ from beamhub.cli.output import Columns, Table, cell, connected, files_table, val
 
 if TYPE_CHECKING:
     from beamhub.client import Client
+    from beamhub.schemas import Job, JobOutcome
+
+FORCE = "Run it even if an identical job has a result already."
+ESTIMATE = "Start nothing: tell what it would probably take."
 
 
 @click.group()
@@ -66,6 +70,8 @@ def job_show(client: Client, job: int) -> Any:
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter; may be repeated.")
 @click.option("--profile", default=None, help="Default: the template's.")
 @click.option("--sponsor", required=True, help="The licence that pays.")
+@click.option("--force", is_flag=True, help=FORCE)
+@click.option("--estimate", is_flag=True, help=ESTIMATE)
 @connected
 def job_submit(
     client: Client,
@@ -76,6 +82,8 @@ def job_submit(
     profile: str | None,
     sponsor: str,
     *,
+    force: bool,
+    estimate: bool,
     each: bool,
 ) -> Any:
     """Run TEMPLATE on INPUTS: numbers of datasets or jobs, or the path of a file, as the template takes.
@@ -83,10 +91,21 @@ def job_submit(
     TEMPLATE is a name, or the path of a notebook of your own in the experiment, such as shared/mine.ipynb.
     """
     chosen = [int(one) if one.isdigit() else one for one in inputs]
-    if not each:
-        return client.submit(
+    if estimate:
+        return client.estimate(
             experiment, template_name, chosen, sponsor=sponsor, parameters=values(settings), profile=profile
         )
+    if not each:
+        made = client.submit(
+            experiment,
+            template_name,
+            chosen,
+            sponsor=sponsor,
+            parameters=values(settings),
+            profile=profile,
+            force=force,
+        )
+        return _told(made)
     if not all(isinstance(one, int) for one in chosen):
         raise click.UsageError("--each runs on datasets: give their numbers.")
     jobs = client.submit_on_each(
@@ -96,13 +115,14 @@ def job_submit(
         sponsor=sponsor,
         parameters=values(settings),
         profile=profile,
+        force=force,
     )
     columns: Columns = {"job": "id", "dataset": lambda j: j.inputs[0].name, "state": "state"}
     return Table(jobs, columns, "No datasets.")
 
 
 @job.command("rerun")
-@click.argument("job", type=int)
+@click.argument("jobs", type=int, nargs=-1, required=True, metavar="JOB…")
 @click.option("--template", "template_name", default=None, help="Or the path of a notebook of your own.")
 @click.option("--input", "inputs", multiple=True, help="What it is to work on instead; may be repeated.")
 @click.option(
@@ -114,29 +134,70 @@ def job_submit(
 )
 @click.option("--profile", default=None)
 @click.option("--sponsor", default=None)
+@click.option("--force", is_flag=True, help=FORCE)
+@click.option("--estimate", is_flag=True, help=ESTIMATE)
 @connected
 def job_rerun(
     client: Client,
-    job: int,
+    jobs: tuple[int, ...],
     template_name: str | None,
     inputs: tuple[str, ...],
     settings: tuple[str, ...],
     profile: str | None,
     sponsor: str | None,
+    force: bool,
+    estimate: bool,
 ) -> Any:
-    """Run a job again: other parameters, template, inputs, CPUs or sponsor; what is left out is as it was."""
+    """Run jobs again: other parameters, template, inputs, CPUs or sponsor; what is left out is as it was."""
+    from beamhub.schemas import JobsRerun
+
+    if len(jobs) > 1:
+        if template_name or inputs or estimate:
+            raise ValueError("--template, --input and --estimate are for one job at a time.")
+        several = JobsRerun(
+            jobs=list(jobs), parameters=values(settings), profile=profile, sponsor=sponsor, force=force
+        )
+        return _outcomes(client.rerun_all(several))
+    [job] = jobs
     parameters: dict[str, Any] | None = None
     if settings:
         before = {} if template_name else client.job(job).parameters
         parameters = {**before, **values(settings)}
-    return client.rerun(
+    works_on = [int(one) if one.isdigit() else one for one in inputs] or None
+    if estimate:
+        return client.estimate_rerun(
+            job,
+            template=template_name,
+            parameters=parameters,
+            inputs=works_on,
+            profile=profile,
+            sponsor=sponsor,
+        )
+    made = client.rerun(
         job,
         template=template_name,
         parameters=parameters,
-        inputs=[int(one) if one.isdigit() else one for one in inputs] or None,
+        inputs=works_on,
         profile=profile,
         sponsor=sponsor,
+        force=force,
     )
+    return _told(made)
+
+
+def _told(made: Job) -> Job:
+    if made.repeats == made.id:
+        click.echo(f"Job {made.id} is the same: this is it. Run it again with --force.", err=True)
+    return made
+
+
+def _outcomes(found: list[JobOutcome]) -> Table:
+    columns: Columns = {
+        "job": "asked",
+        "now": lambda one: one.job and f"job {one.job.id}: {one.job.state}",
+        "problem": lambda one: one.problem and f"{one.problem.detail} {one.problem.remedy}",
+    }
+    return Table(found, columns, "No jobs.")
 
 
 @job.command("make-rule")
@@ -182,12 +243,14 @@ def job_result(client: Client, job: int) -> Any:
 
 
 @job.command("cancel")
-@click.argument("job", type=int)
+@click.argument("jobs", type=int, nargs=-1, required=True, metavar="JOB…")
 @click.option("--reason", default="", help="Shown to everybody in the experiment.")
 @connected
-def job_cancel(client: Client, job: int, reason: str) -> Any:
-    """Stop a job."""
-    return client.cancel(job, reason)
+def job_cancel(client: Client, jobs: tuple[int, ...], reason: str) -> Any:
+    """Stop jobs."""
+    if len(jobs) > 1:
+        return _outcomes(client.cancel_all(jobs, reason))
+    return client.cancel(jobs[0], reason)
 
 
 @job.command("priority", context_settings={"ignore_unknown_options": True})
@@ -235,15 +298,17 @@ def job_log(client: Client, job: int, follow: bool) -> str | None:
     """A job's log."""
     if not follow:
         return client.job_log(job)[0]
-    after, watch = 0, client.events(client.job(job).experiment)
-    while True:
-        ended = client.job(job).state.ended  # asked first: whatever it wrote before it ended is read then
-        text, after = client.job_log(job, after)
-        click.echo(cell(text) if text else "", nl=False)
-        if ended:
-            return None
-        # news of this job are a sign that its log has grown
-        next(m for m in watch if m.subject == str(job) and m.kind.startswith("job."))
+    for text in client.follow_log(job):
+        click.echo(cell(text), nl=False)
+    return None
+
+
+@job.command("lineage")
+@click.argument("job", type=int)
+@connected
+def job_lineage(client: Client, job: int) -> Any:
+    """The jobs that a job comes from and those made from it, and what differs from its parent."""
+    return client.lineage(job)
 
 
 @job.command("runners")

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pydantic import JsonValue
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, null, or_, select, update
 
+from beamhub.estimates import Run
 from beamhub.schemas import Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
 from beamhub.store.pages import paginate
-from beamhub.store.tables import job_datasets, jobs
+from beamhub.store.tables import datasets, job_datasets, jobs
 
 RUNNER = jobs.c.profile["runner"].as_string()
 
@@ -145,6 +146,39 @@ class Jobs:
         found: int | None = self._connection.scalar(select(jobs.c.id).where(jobs.c.trigger_key == key))
         return found
 
+    def runs(self, template: str, *, limit: int) -> Sequence[Run]:
+        """The last finished runs of a template, newest first."""
+        more = (
+            select(func.sum(datasets.c.frames_readable))
+            .join(job_datasets, job_datasets.c.dataset == datasets.c.id)
+            .where(job_datasets.c.job == jobs.c.id)
+            .scalar_subquery()
+        )
+        frames = select(datasets.c.frames_readable).where(datasets.c.id == jobs.c.dataset).scalar_subquery()
+        query = select(
+            jobs.c.profile, jobs.c.started, jobs.c.ended, func.coalesce(frames, 0) + func.coalesce(more, 0)
+        ).where(jobs.c.template == template, jobs.c.state == JobState.FINISHED, jobs.c.started.is_not(None))
+        rows = self._connection.execute(query.order_by(jobs.c.id.desc()).limit(limit))
+        return [
+            Run(profile["cpus"], int(frames), (ended - started).total_seconds())
+            for profile, started, ended, frames in rows
+        ]
+
+    def children(self, job: int, *, limit: int) -> Sequence[Job]:
+        """The jobs that were made from this one, oldest first."""
+        query = select(jobs).where(jobs.c.parent == job).order_by(jobs.c.id).limit(limit)
+        return [_job(row) for row in self._connection.execute(query)]
+
+    def identical(self, experiment: str, fingerprint: str) -> Job | None:
+        """The newest job of the experiment with this fingerprint that has a result or will have one."""
+        states = (JobState.FINISHED, JobState.RUNNING, JobState.QUEUED)
+        query = select(jobs).where(
+            jobs.c.fingerprint == fingerprint, jobs.c.experiment == experiment, jobs.c.state.in_(states)
+        )
+        finished = case((jobs.c.state == JobState.FINISHED, 0), else_=1)
+        row = self._connection.execute(query.order_by(finished, jobs.c.id.desc()).limit(1)).first()
+        return _job(row) if row else None
+
     def create(
         self,
         *,
@@ -163,6 +197,8 @@ class Jobs:
         live: bool = False,
         priority: int = 0,
         notebook: str | None = None,
+        fingerprint: str | None = None,
+        repeats: int | None = None,
     ) -> Job:
         """A pending job, without a reason yet."""
         datasets = [one.id for one in inputs if one.kind == "dataset"]
@@ -187,6 +223,8 @@ class Jobs:
                 trigger_key=trigger_key,
                 rule_version=rule_version,
                 priority=priority,
+                fingerprint=fingerprint,
+                repeats=repeats,
                 created=datetime.now(UTC),
                 cpu_seconds=0,
                 held=0,
