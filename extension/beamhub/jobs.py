@@ -198,7 +198,7 @@ class Jobs:
         """Where a job comes from, what was made from it, and what differs from its parent."""
 
         def work(tx: Transaction) -> tuple[Job, list[Job], Sequence[Job]]:
-            job = _require(tx, principal, job_id, Action.READ)
+            job = require_job(tx, principal, job_id, Action.READ)
             ancestors: list[Job] = []
             parent = job.parent
             while parent is not None and (found := tx.jobs.get(parent)) is not None:
