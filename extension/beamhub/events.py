@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from beamhub.store import Store, Transaction
 log = logging.getLogger(__name__)
 
 BATCH = 100
+GATHER = 0.02  # seconds between looks of a follower: what comes in quick succession is found at once
 POLL = 2.0  # seconds; what other processes commit is told on the bus, which may fail
 QUEUE = 256  # messages that wait for a slow subscriber
 
@@ -114,7 +116,17 @@ class Feed:
     async def follow(
         self, after: int, scope: Callable[[Transaction], Scope] | None = None
     ) -> AsyncIterator[Event]:
-        """The committed events newer than `after`, then each new one as it is committed, without end.
+        """As `gatherings`, one by one."""
+        async with aclosing(self.gatherings(after, scope)) as gatherings:
+            async for events in gatherings:
+                for event in events:
+                    yield event
+
+    async def gatherings(
+        self, after: int, scope: Callable[[Transaction], Scope] | None = None
+    ) -> AsyncGenerator[Sequence[Event]]:
+        """The committed events newer than `after`, then new ones as they are committed, without end: those
+        that one look has found, at least one.
 
         `scope` says what the follower may see; it is asked again with each look at the log, on the same
         snapshot, so that a change of membership counts at once. None: everything.
@@ -131,9 +143,10 @@ class Feed:
         while True:
             wakes = self._wakes
             found, after = await self._store.read(look)
-            for event in found:
-                yield event
+            if found:
+                yield found
             if len(found) < BATCH:
+                await asyncio.sleep(GATHER)
                 await self._wait(wakes)
 
     async def _wait(self, wakes: int) -> None:

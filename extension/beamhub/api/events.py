@@ -7,7 +7,7 @@ change of membership counts at once, on feeds that are open too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from pydantic import Field, JsonValue, TypeAdapter
@@ -82,9 +82,9 @@ async def _blocks(call: Call, experiment: str | None, after: int) -> AsyncGenera
     yield f"retry: 1000\nid: {after}\n\n"
     store, feed, live = call.service.store, call.service.feed, call.service.live
     deadline = asyncio.get_running_loop().time() + LIFETIME
-    events = feed.follow(after, lambda tx: _scope(tx, call, experiment))
+    events = feed.gatherings(after, lambda tx: _scope(tx, call, experiment))
     with live.subscribe() as messages:
-        stored: asyncio.Task[Event] = asyncio.create_task(_next(events))
+        stored = asyncio.create_task(_next(events))
         unstored: asyncio.Task[Message] = asyncio.create_task(messages.get())
         try:
             while asyncio.get_running_loop().time() < deadline:
@@ -94,26 +94,25 @@ async def _blocks(call: Call, experiment: str | None, after: int) -> AsyncGenera
                 if not done:
                     yield ": still here\n\n"
                 if stored in done:
-                    event = stored.result()
-                    yield _block(event.kind, event.model_dump(mode="json", exclude={"id"}), event.id)
+                    yield "".join(map(_stored, stored.result()))
                     stored = asyncio.create_task(_next(events))
                 if unstored in done:
                     batch = [unstored.result()]
                     while not messages.empty():
                         batch.append(messages.get_nowait())
                     scope = await store.read(lambda tx: _scope(tx, call, experiment))
-                    for message in batch:
-                        if _visible(scope, message):
-                            yield _block(message.kind, _content(message))
+                    seen = [message for message in batch if _visible(scope, message)]
+                    if seen:
+                        yield "".join(_block(message.kind, _content(message)) for message in seen)
                     unstored = asyncio.create_task(messages.get())
         finally:
             stored.cancel()
             unstored.cancel()
             await asyncio.wait({stored, unstored})
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
 
 
-async def _next(events: AsyncIterator[Event]) -> Event:
+async def _next(events: AsyncIterator[Sequence[Event]]) -> Sequence[Event]:
     return await anext(events)
 
 
@@ -142,7 +141,11 @@ def _content(message: Message) -> dict[str, Any]:
     }
 
 
-def _block(kind: str, content: dict[str, Any], id_: int | None = None) -> str:
+def _stored(event: Event) -> str:
+    data = event.model_dump_json(exclude={"id"})
+    return f"event: {event.kind}\nid: {event.id}\ndata: {data}\n\n"
+
+
+def _block(kind: str, content: dict[str, Any]) -> str:
     data = _JSON.dump_json(content).decode()  # one line: JSON escapes line breaks
-    head = f"event: {kind}\n" if id_ is None else f"event: {kind}\nid: {id_}\n"
-    return f"{head}data: {data}\n\n"
+    return f"event: {kind}\ndata: {data}\n\n"
