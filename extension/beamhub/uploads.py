@@ -1091,7 +1091,8 @@ class _File:
     def is_of(self, upload: Upload) -> bool:
         announced = upload.digest if upload.digest_by == "sender" and not upload.digest_follows else None
         return (self.size, self.digest, self.concat, self.source, self.digest_follows is None) == (
-            None if self.size is None else upload.size,
+            # what was begun while it grew is still that
+            self.size if self.size is None or upload.deferred else upload.size,
             announced,
             upload.concat,
             upload.source,

@@ -71,6 +71,36 @@ def test_many_files_at_once(journal: Journal) -> None:
     assert journal.find(names[0]) == found[names[0]]
 
 
+def test_what_was_sent_of_a_file_while_it_grew_is_kept_until_it_is_over(path: Path) -> None:
+    def begin(journal: Journal) -> None:
+        journal.grow("a", STAMP, "key")
+        journal.begun("a", "/uploads/1", "sim-mx-2026-00001")
+        journal.sent("a", {0: b"\0" * 8, 1: b"1" * 8})
+        journal.sent("a", {1: b"2" * 8})
+
+    journal = Journal(path, "sim-mx")
+    begin(journal)
+    assert not journal.settled("a", STAMP)
+    journal.close()
+    journal = Journal(path, "sim-mx")
+    assert [(entry.path, entry.state) for entry in journal.unfinished()] == [("a", State.GROWING)]
+    assert journal.blocks("a") == {0: b"\0" * 8, 1: b"2" * 8}
+    grown = Stamp(STAMP.inode, STAMP.size + 1, STAMP.mtime_ns + 1)
+    journal.queue("a", grown)
+    entry = journal.find("a")
+    assert entry
+    assert (entry.state, entry.stamp, entry.upload) == (State.QUEUED, grown, "/uploads/1")
+    assert len(journal.blocks("a")) == 2
+    for over in (journal.arrived, journal.forget, journal.restart, journal.given_up):
+        begin(journal)
+        over("a")
+        assert journal.blocks("a") == {}
+    begin(journal)
+    journal.queue("a", Stamp(7, 1, 1))  # another file of that name
+    assert journal.blocks("a") == {}
+    journal.close()
+
+
 def test_what_is_known_of_a_file_holds_for_one_state_of_it(journal: Journal) -> None:
     journal.queue("a", STAMP)
     journal.hashed("a", "ab" * 32, "key")

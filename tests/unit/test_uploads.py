@@ -946,11 +946,15 @@ async def test_a_length_that_comes_later(site: Site, promised: bool) -> None:
     assert (listed.state, listed.size, listed.deferred) == (UploadState.RECEIVING, 2000, True)
     with pytest.raises(Conflict):
         await site.uploads.append(AGENT, upload.id, 2000, parts(b""), size=1999)
+    known = await site.uploads.create(AGENT, "a.log", 3000, digest_follows=follows, key="k")
+    assert (known.id, known.deferred) == (upload.id, True)
     await site.uploads.append(AGENT, upload.id, 2000, parts(content[2000:2500]), size=3000)
     again = await site.uploads.create(AGENT, "a.log", None, digest_follows=follows, key="k")
     assert (again.id, again.offset, again.size, again.deferred) == (upload.id, 2500, 3000, False)
     with pytest.raises(Invalid):
         await site.uploads.append(AGENT, upload.id, 2500, parts(b""), size=3001)
+    with pytest.raises(Invalid):
+        await site.uploads.create(AGENT, "a.log", 2999, digest_follows=follows, key="k")
     digest = sha256(content) if promised else None
     done = await site.uploads.append(AGENT, upload.id, 2500, parts(content[2500:]), digest=digest)
     assert (done.state, done.size, done.digest) == (UploadState.COMPLETE, 3000, sha256(content))

@@ -101,9 +101,15 @@ class Holding:
         self._held.pop(path, None)
         self.doubts.pop(path, None)
 
+    async def sources(self, watch: Watch, path: str) -> list[str]:
+        """The paths of the files that a master names, whether they are there or not."""
+        verdict = await self._reader.look(path, str(watch.path))
+        folder = os.path.dirname(path)  # noqa: PTH120
+        return [f"{folder}/{source}" for source in verdict.sources if ".." not in source.split("/")]
+
     async def rest(self) -> None:
         """Ends the child process; another question would start another."""
-        await self._reader.close()
+        await self._reader.rest()
 
     def _incomplete(self, watch: Watch, path: str, verdict: Verdict) -> Incomplete | None:
         if verdict.problem:
@@ -131,9 +137,14 @@ class Reader:
         self._memory = memory
         self._seconds = seconds
         self._child: asyncio.subprocess.Process | None = None
+        self._asking = asyncio.Lock()
 
     async def look(self, path: str, root: str) -> Verdict:
         """A verdict on the file `path` below `root`. A file that is too much for the child is hopeless."""
+        async with self._asking:
+            return await self._look(path, root)
+
+    async def _look(self, path: str, root: str) -> Verdict:
         tried_before = self._child is not None
         try:
             async with asyncio.timeout(self._seconds):
@@ -151,6 +162,10 @@ class Reader:
         except ValidationError:
             await self.close()
             return Verdict(problem="exhausts or crashes what looks into it", hopeless=True)
+
+    async def rest(self) -> None:
+        async with self._asking:
+            await self.close()
 
     async def close(self) -> None:
         child, self._child = self._child, None

@@ -160,6 +160,7 @@ class Watch(_Table):
         3600.0, ge=0, le=86_400, description="seconds that a settled HDF5 file waits for being closed"
     )
     prefix: Annotated[str, AfterValidator(_folder_below)] = ""  # folder below the experiment's raw/
+    grow: list[str] = Field([], description="patterns of files that are sent while they grow")
     in_place: bool = False  # the service sees the directory too, under the same path: nothing is sent
     polling: bool | None = None  # None: on network file systems, which tell nothing of other machines' writes
     rescan: float | None = Field(None, ge=1, description="seconds between looks at the whole directory")
@@ -186,6 +187,10 @@ class Watch(_Table):
             and _matches(name, self.include)
             and not _matches(name, self.exclude)
         )
+
+    def grows(self, name: str) -> bool:
+        """Is the file `name` to be sent while it grows, whatever it is?"""
+        return _matches(name, self.grow)
 
     def destination(self, name: str) -> str:
         """What the file `name` is called in the experiment, below raw/."""

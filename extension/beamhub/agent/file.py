@@ -67,6 +67,20 @@ def opened(root: Path, name: str, stamp: Stamp) -> Iterator[int]:
         ChangedError: it is not in the state `stamp`, or no regular file any more.
         OSError: it can't be opened.
     """
+    file = open_below(root, name)
+    try:
+        unchanged(file, stamp)
+        yield file
+    finally:
+        os.close(file)
+
+
+def open_below(root: Path, name: str) -> int:
+    """A descriptor of the file `name` below `root`; see `opened`.
+
+    Raises:
+        GoneError, OSError
+    """
     *folders, last = name.split("/")
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -76,16 +90,11 @@ def opened(root: Path, name: str, stamp: Stamp) -> Iterator[int]:
                 below = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
                 os.close(folder)
                 folder = below
-            file = os.open(last, flags, dir_fd=folder)
+            return os.open(last, flags, dir_fd=folder)
         finally:
             os.close(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GoneError(name) from error
-    try:
-        unchanged(file, stamp)
-        yield file
-    finally:
-        os.close(file)
 
 
 def read(file: int, stamp: Stamp, length: int, position: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .file import Stamp
 
-VERSION = 2
+VERSION = 3
 
 
 class JournalError(Exception):
@@ -22,6 +22,7 @@ class JournalError(Exception):
 
 
 class State(StrEnum):
+    GROWING = "growing"  # not ready; parts of it are sent already
     QUEUED = "queued"  # ready; not, or not completely, sent
     ARRIVED = "arrived"  # the service has verified and published it
     REFUSED = "refused"  # the service does not take it
@@ -63,7 +64,7 @@ class Snapshot:
     def settled(self, path: str, stamp: Stamp) -> bool:
         """Has the file, in this state, arrived or been refused, or is it to be skipped in any state?"""
         entry = self.find(path)
-        if entry is None or entry.state is State.QUEUED:
+        if entry is None or entry.state in (State.QUEUED, State.GROWING):
             return False
         return entry.stamp == stamp or entry.state is State.SKIPPED
 
@@ -106,6 +107,8 @@ class Journal(Snapshot):
             raise JournalError(f"the journal {self.path} is of a newer beamhub: update this one")
         execute("CREATE TABLE IF NOT EXISTS about (instrument TEXT NOT NULL)")
         execute(_FILES)
+        for statement in (_BLOCKS, _OVER, _GONE):
+            execute(statement)
         execute("CREATE TABLE IF NOT EXISTS orders (obeyed INTEGER NOT NULL)")
         execute("INSERT INTO orders SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM orders)")
         execute("CREATE INDEX IF NOT EXISTS files_state ON files (state) WHERE state != 'arrived'")
@@ -149,18 +152,31 @@ class Journal(Snapshot):
     def obey(self, command: int) -> None:
         self._connection.execute("UPDATE orders SET obeyed = ?", (command,))
 
-    def queue(self, path: str, stamp: Stamp) -> None:
-        """The file is ready. What is known of this very state of it stays known."""
+    def grow(self, path: str, stamp: Stamp, key: str) -> None:
+        """The file is going to be sent while it grows; nothing that was known of it holds any longer."""
         self._connection.execute(
-            "INSERT INTO files VALUES (?1, ?2, ?3, ?4, 'queued', NULL, NULL, NULL, NULL, '')"
-            " ON CONFLICT (path) DO UPDATE SET"
-            " digest = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN digest END,"
-            " key = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN key END,"
-            " upload = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN upload END,"
-            " experiment = CASE WHEN (inode, size, mtime_ns) = (?2, ?3, ?4) THEN experiment END,"
-            " inode = ?2, size = ?3, mtime_ns = ?4, state = 'queued', error = ''",
-            (path, stamp.inode, stamp.size, stamp.mtime_ns),
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, 'growing', NULL, ?, NULL, NULL, '')",
+            (path, stamp.inode, stamp.size, stamp.mtime_ns, key),
         )
+
+    def sent(self, path: str, digests: Mapping[int, bytes]) -> None:
+        """The service has these blocks of the file, which had these digests when they were read."""
+        told = json.dumps([[number, digest.hex()] for number, digest in digests.items()])
+        self._connection.execute(
+            "INSERT OR REPLACE INTO blocks"
+            " SELECT ?, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)",
+            (path, told),
+        )
+
+    def blocks(self, path: str) -> dict[int, bytes]:
+        """What the service has of a file that was sent while it grew: number of the block -> digest."""
+        rows = self._connection.execute("SELECT number, digest FROM blocks WHERE path = ?", (path,))
+        return {number: bytes.fromhex(digest) for number, digest in rows.fetchall()}
+
+    def queue(self, path: str, stamp: Stamp) -> None:
+        """The file is ready. What is known of this very state of it stays known, and what has been sent of it
+        while it grew."""
+        self._connection.execute(_QUEUE, (path, stamp.inode, stamp.size, stamp.mtime_ns))
 
     def hashed(self, path: str, digest: str | None, key: str) -> None:
         """With which key the file is announced, and its digest where that is known already."""
@@ -236,6 +252,28 @@ _FILES = (
     " mtime_ns INTEGER NOT NULL, state TEXT NOT NULL, digest TEXT, key TEXT, upload TEXT, experiment TEXT,"
     " error TEXT NOT NULL) WITHOUT ROWID"
 )
+# of what is sent while it grows; they go with the upload
+_BLOCKS = (
+    "CREATE TABLE IF NOT EXISTS blocks (path TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,"
+    " PRIMARY KEY (path, number)) WITHOUT ROWID"
+)
+_OVER = (
+    "CREATE TRIGGER IF NOT EXISTS blocks_over AFTER UPDATE OF upload ON files WHEN NEW.upload IS NULL"
+    " BEGIN DELETE FROM blocks WHERE path = NEW.path; END"
+)
+_GONE = (
+    "CREATE TRIGGER IF NOT EXISTS blocks_gone AFTER DELETE ON files"
+    " BEGIN DELETE FROM blocks WHERE path = OLD.path; END"
+)
+_QUEUE = (
+    "INSERT INTO files VALUES (?1, ?2, ?3, ?4, 'queued', NULL, NULL, NULL, NULL, '')"
+    " ON CONFLICT (path) DO UPDATE SET"
+    " digest = CASE WHEN same THEN digest END,"
+    " key = CASE WHEN same THEN key END,"
+    " upload = CASE WHEN same THEN upload END,"
+    " experiment = CASE WHEN same THEN experiment END,"
+    " inode = ?2, size = ?3, mtime_ns = ?4, state = 'queued', error = ''"
+).replace("same", "(inode, size, mtime_ns) = (?2, ?3, ?4) OR state = 'growing' AND inode = ?2")
 _SELECT = "SELECT path, inode, size, mtime_ns, state, digest, key, upload, experiment, error FROM files"
 
 

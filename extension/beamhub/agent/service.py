@@ -114,7 +114,7 @@ class Service:
     async def create(
         self,
         name: str,
-        size: int,
+        size: int | None,
         digest: str,
         *,
         experiment: str | None,
@@ -125,6 +125,7 @@ class Service:
 
         Args:
             name: of the file, below the experiment's raw/.
+            size: None: it grows, and the last `append` brings it.
             digest: of the whole file (see beamhub.digests), or only the name of its algorithm; then the last
                 `append` brings it.
             experiment: that it has to go to; None: the one that is active now.
@@ -141,7 +142,8 @@ class Service:
         algorithm, _, value = digest.partition(":")
         announced = {"filename": name} | ({algorithm: value} if value else {"digest": algorithm})
         announced |= {"experiment": experiment} if experiment else {}
-        headers = {"Upload-Length": str(size), **_metadata(announced), "Idempotency-Key": key}
+        length = {"Upload-Defer-Length": "1"} if size is None else {"Upload-Length": str(size)}
+        headers = {**length, **_metadata(announced), "Idempotency-Key": key}
         if content:
             headers |= {"Content-Type": _BYTES}
         response = await self._send("POST", "uploads", {**_TUS, **headers}, content or None)
@@ -226,11 +228,13 @@ class Service:
         length: int,
         body: AsyncIterator[bytes],
         digest: str | None = None,
+        *,
+        told: bool = True,
     ) -> int:
         """Sends `length` bytes from `offset` on; the answer is how many bytes the service has now.
 
         When these are all, the service has verified and published the file; `digest` is of the whole file,
-        if it was not announced with one.
+        if it was not announced with one. `told`: the service knows its `size`.
 
         Raises:
             OffsetError, RestartError, RefusedError
@@ -244,9 +248,25 @@ class Service:
                 "Upload-Offset": str(offset),
                 "Content-Length": str(length),
                 **(_metadata(dict([digest.split(":")])) if digest else {}),
+                **({} if told else {"Upload-Length": str(size)}),
             },
             content=body,
         )
+        self._raise_unless_taken(response)
+        return _offset(response, size)
+
+    async def rewrite(self, location: str, position: int, content: bytes) -> None:
+        """Replaces bytes of a file that was sent while it grew.
+
+        Raises:
+            OffsetError, RestartError, RefusedError
+        """
+        span = f"bytes {position}-{position + len(content) - 1}/*"
+        headers = {**_TUS, "Content-Type": _BYTES, "Content-Range": span}
+        self._raise_unless_taken(await self._send("PUT", location, headers, content))
+
+    def _raise_unless_taken(self, response: httpx.Response) -> None:
+        """What the answer to bytes means."""
         match response.status_code:
             case 409 | 423:
                 raise OffsetError(_reason(response))
@@ -255,7 +275,6 @@ class Service:
             case 400 | 403 | 413 | 415 | 422:
                 raise RefusedError(_reason(response))
         self._raise_unless_success(response)
-        return _offset(response, size)
 
     async def terminate(self, location: str) -> None:
         """Gives up an upload: the service may forget what it has of it. One that is over stays as it is."""

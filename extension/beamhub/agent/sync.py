@@ -37,6 +37,7 @@ from .file import (
     rest,
     shortened,
 )
+from .grow import MASTERS, Growth
 from .journal import Entry, Journal, State
 from .orders import LONGEST_NAME, Orders
 from .parcel import body, pack
@@ -114,6 +115,15 @@ class Agent:
         self._orders = Orders(self._service, self._journal, self._pause, self)
         self._rate = Rate()
         self._throttle = Throttle(config.upload.limit)
+        self._growth = Growth(
+            self._service,
+            self._journal,
+            self._pause,
+            self._throttle,
+            config.upload.digest,
+            self._rate.add,
+        )
+        self._masters: asyncio.Queue[Sighting] = asyncio.Queue()  # whose files may be growing
         self._trees: dict[Path, Tree] = {}
         self._lost: dict[Path, str] = {}  # watched directories that are gone
         self._failed: dict[str, str] = {}  # files that did not arrive -> why
@@ -150,6 +160,8 @@ class Agent:
                 tasks += [group.create_task(self._send_small()) for _ in range(min(BATCHES, parallel))]
                 works = (self._settle, self._judge, self._beat, self._orders.follow, self._conclude)
                 tasks += [group.create_task(work()) for work in works]
+                if not self._once:
+                    tasks += [group.create_task(work()) for work in (self._growth.follow, self._learn)]
                 await self._stopping.wait()
                 for task in tasks:
                     task.cancel()
@@ -190,7 +202,7 @@ class Agent:
         entry = self._journal.find(path)
         if entry is not None and entry.state is State.SKIPPED:
             return
-        was_ready = entry is not None and entry.stamp == stamp  # before a restart
+        was_ready = entry is not None and entry.stamp == stamp and entry.state is not State.GROWING
         if sighting.finished or was_ready:
             self._settling.drop(path)
             self._judged.pop(path, None)
@@ -199,6 +211,7 @@ class Agent:
         elif path not in self._judged:  # else looked at again when it is
             self._settling.seen(path, stamp, sighting.watch.settle, time.monotonic())
             self._candidates.set()
+            self._growth.seen(sighting.watch, sighting.name, stamp)
 
     async def _finished(self, path: str) -> str:
         """A detector says that this file is finished: it is ready. Else the reason why it can't be sent."""
@@ -233,16 +246,26 @@ class Agent:
             for path, stamp in zip(paths, stamps, strict=True):
                 if stamp is None:
                     self._holding.forget(path)
-                if self._settling.looked(path, stamp, now) and stamp:
-                    watch = self._watch_of(path)
-                    assert watch  # noqa: S101 (what settles has been sighted in one)
-                    sighting = Sighting(watch, path[len(str(watch.path)) + 1 :], stamp)
+                watch = self._watch_of(path)
+                assert watch  # noqa: S101 (what settles has been sighted in one)
+                name = path[len(str(watch.path)) + 1 :]
+                settled = self._settling.looked(path, stamp, now)
+                if settled and stamp:
+                    sighting = Sighting(watch, name, stamp)
                     if self._holding.concerns(path):
                         self._judged[path] = stamp
                         self._settled.put_nowait(sighting)
                     else:
                         self._ready(sighting)
+                elif stamp:
+                    self._growth.seen(watch, name, stamp)
             self._step.set()
+
+    async def _learn(self) -> None:
+        """Which files masters name: those are sent while they grow."""
+        while True:
+            sighting = await self._masters.get()
+            self._growth.expect(await self._holding.sources(sighting.watch, sighting.path))
 
     async def _judge(self) -> None:
         """Settled files that may not be complete: they are ready, or settle again."""
@@ -271,6 +294,8 @@ class Agent:
         return next((watch for watch in self._config.watch if path.startswith(f"{watch.path}/")), None)
 
     def _ready(self, sighting: Sighting) -> None:
+        if sighting.name.endswith(MASTERS) and not self._once and not sighting.watch.in_place:
+            self._masters.put_nowait(sighting)
         self._journal.queue(sighting.path, sighting.stamp)
         self._queue.add(sighting.watch, sighting.name, sighting.stamp)
 
@@ -434,6 +459,7 @@ class Agent:
     async def _transfer(self, item: Item) -> None:
         """Sends a file, or what is missing of it; returns when the service has verified and published it."""
         path, size = item.path, item.stamp.size
+        await self._growth.leave(path)
         with opened(item.watch.path, item.name, item.stamp) as file:
             entry = self._journal.find(path)
             assert entry  # noqa: S101 (it has been ready)
@@ -446,6 +472,9 @@ class Agent:
                 location, upload = entry.upload, await self._service.upload(entry.upload)
             else:
                 location, upload = await self._announce(file, item, entry)
+            grew = upload.deferred or (entry.upload and self._journal.blocks(path))
+            if grew and upload.state is UploadState.RECEIVING and upload.digest is None:
+                await self._growth.mend(file, item, location, upload)
             await self._send_rest(file, item, location, upload)
 
     async def _announce(self, file: int, item: Item, entry: Entry) -> tuple[str, Upload]:
@@ -511,7 +540,9 @@ class Agent:
                 else:
                     body, digest = await self._ending(file, item, upload.offset)
             try:
-                offset = await self._service.append(location, size, upload.offset, length, body, digest)
+                offset = await self._service.append(
+                    location, size, upload.offset, length, body, digest, told=not upload.deferred
+                )
             except OffsetError as error:
                 surprises += 1
                 if surprises == ATTEMPTS:
@@ -601,16 +632,19 @@ class Agent:
         return ((entry.path, self._shown(entry.path), entry.error) for entry in self._journal.skipped())
 
     def lines(self, experiment: str) -> Iterator[JournalLine]:
-        settling = [(path, look(path)) for path in (*self._settling, *self._judged)]
+        begun = list(self._journal.of(experiment))
+        growing = {entry.path for entry in begun if entry.state is State.GROWING}
+        settling = [(path, look(path)) for path in {*self._settling, *self._judged} - growing]
         for path, stamp in settling:
             if stamp:
                 yield JournalLine(name=self._shown(path), size=stamp.size, state="queued")
-        for entry in self._journal.of(experiment):
+        for entry in begun:
             yield self._line(entry)
 
     def _line(self, entry: Entry) -> JournalLine:
         reason = self._failed.get(entry.path) or entry.error
         states: dict[State, Literal["queued", "arrived", "failed", "skipped"]] = {
+            State.GROWING: "queued",
             State.QUEUED: "failed" if reason else "queued",
             State.ARRIVED: "arrived",
             State.REFUSED: "failed",
@@ -642,6 +676,7 @@ class Agent:
             item.skipped = True
             item.sending.cancel()
             await asyncio.wait({item.sending})
+        await self._growth.leave(path)
         self._queue.drop(path)
         self._settling.drop(path)
         self._judged.pop(path, None)
@@ -701,12 +736,12 @@ class Agent:
 
     def heartbeat(self, free_disk: int | None = None) -> Heartbeat:
         """How it is doing just now."""
-        sending = list(self._active.values())
+        sending, growing = list(self._active.values()), self._growth.progress
         if self._pause.held:
             state: Literal["idle", "uploading", "waiting", "error"] = "uploading" if sending else "waiting"
         elif self._pause.reason:
             state = "waiting" if self._pause.expected else "error"
-        elif sending:
+        elif sending or growing:
             state = "uploading"
         elif self._failed or self._lost:
             state = "error"
@@ -728,8 +763,9 @@ class Agent:
                     sent=item.sent,
                     experiment=entry.experiment if (entry := self._journal.find(item.path)) else None,
                 )
-                for item in sending[:SHOWN]
-            ],
+                for item in sending[: SHOWN - len(growing)]
+            ]
+            + growing,
             errors=self._errors(),
             file_errors=self._file_errors(),
             arrived=self._arrived,
