@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from beamhub.schemas import (
@@ -268,16 +268,18 @@ def _operate(dataset: Dataset) -> Element:
     )
 
 
-def licences(found: Iterable[Licence], title: str = "Licences") -> Element:
-    """What is left of each licence."""
+def licences(found: Iterable[Licence], title: str = "Licences", topping_up: Container[str] = ()) -> Element:
+    """What is left of each licence, and for those with these ids the way to add to it."""
     return card(
         title,
-        el("ul.bh-licences", [licence(item) for item in found]) if found else el("p.bh-empty", "None."),
+        el("ul.bh-licences", [licence(item, may_top_up=item.id in topping_up) for item in found])
+        if found
+        else el("p.bh-empty", "None."),
         css="bh-licences-card",
     )
 
 
-def licence(item: Licence) -> Element:
+def licence(item: Licence, *, may_top_up: bool = False) -> Element:
     """One licence: what is left, as a number and as a bar."""
     left = item.available / item.granted if item.granted else 0.0
     tone = "good" if left > 0.25 else "warn" if left > 0.05 else "bad"
@@ -295,6 +297,7 @@ def licence(item: Licence) -> Element:
             "span.bh-licence-line",
             f"of {cpu_hours(item.granted)}; {cpu_hours(item.charged)} used{held}{until}",
         ),
+        button("Top up …", ["licence.top-up", item.id], css="bh-licence-top-up") if may_top_up else None,
         key=item.id,
         data_licence=item.id,
     )

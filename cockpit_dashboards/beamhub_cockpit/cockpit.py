@@ -122,7 +122,9 @@ class Cockpit(JobPage):
         if scene is None or not scene.experiments:
             return ()
         current = scene.experiment.id if scene.experiment else ""
+        low = [x.title for x in (scene.licences if scene.staff else scene.sponsors) if x.low]
         return (
+            el("span.bh-low-credit", f"CPU-hours run low: {', '.join(low)}", role="status") if low else None,
             el(
                 "label.bh-switch",
                 el("span.bh-unseen", "Experiment"),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from beamhub.client import Message
-from beamhub.schemas import AgentStatus, Experiment, Instrument, Job, LedgerLine, Licence
+from beamhub.schemas import AgentStatus, Experiment, Instrument, Job, LedgerLine, Licence, UsageKey, UsageRow
 from pydantic import ValidationError
 
-from beamhub_cockpit import aside
+from beamhub_cockpit import aside, question, usage
 from beamhub_cockpit.details import progress
 from beamhub_cockpit.format import cpu_hours, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
 from beamhub_cockpit.parts import ago, card, runtime, starter, state
+from beamhub_cockpit.question import Question
+from beamhub_cockpit.region import Action
 from beamhub_cockpit.scene import with_progress
 
 LINES = 12  # of a ledger
@@ -23,7 +25,7 @@ LINES = 12  # of a ledger
 class Facility(Page):
     """The page `facility.ipynb`."""
 
-    names = ("instruments", "jobs", "licences", "ledger")
+    names = ("instruments", "jobs", "licences", "usage", "ledger", "dialog")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -32,6 +34,17 @@ class Facility(Page):
         self.jobs: dict[int, Job] = {}
         self.licences: list[Licence] = []
         self.ledger: list[LedgerLine] = []
+        self.usage: list[UsageRow] = []
+        self.by = UsageKey.MONTH
+        self.question: Question | None = None
+
+    def actions(self) -> Mapping[str, Callable[[Action], None]]:
+        return {
+            "licence.top-up": self._top_up,
+            "usage.by": self._by,
+            "question.yes": self._yes,
+            "question.no": self._no,
+        }
 
     @property
     def allowed(self) -> bool:
@@ -45,6 +58,7 @@ class Facility(Page):
         self.experiments = {e.id: e for e in self.client.experiments()}
         self.jobs = {j.id: j for j in self.client.jobs(limit=100)}
         self.licences = self.client.licences()
+        self.usage = self.client.usage(self.by)
         lines = [line for licence in self.licences for line in self.client.ledger(licence.id, limit=LINES)]
         self.ledger = sorted(lines, key=lambda line: line.id, reverse=True)[:LINES]
 
@@ -81,9 +95,10 @@ class Facility(Page):
             self.slot("instruments"),
             el(
                 "div.bh-columns",
-                el("div.bh-column-main", self.slot("jobs")),
+                el("div.bh-column-main", self.slot("jobs"), self.slot("usage")),
                 el("div.bh-slot-aside", self.slot("licences"), self.slot("ledger")),
             ),
+            self.slot("dialog"),
         )
 
     def regions(self) -> Mapping[str, tuple[Element, ...]]:
@@ -98,13 +113,44 @@ class Facility(Page):
                     ".",
                 ),
             )
-            return {"instruments": (no,), "jobs": (), "licences": (), "ledger": ()}
+            return {**dict.fromkeys(self.names, ()), "instruments": (no,)}
         return {
             "instruments": (self._instruments(),),
             "jobs": (self._jobs(),),
-            "licences": (aside.licences(self.licences),),
+            "licences": (aside.licences(self.licences, topping_up=self._topping_up()),),
+            "usage": (usage.panel(self.usage, self.by, self.links),),
             "ledger": (self._ledger(),),
+            "dialog": (question.show(self.question),) if self.question else (),
         }
+
+    def _topping_up(self) -> frozenset[str]:
+        """Ids of the licences that the viewer may add to."""
+        if self.me is None or self.me.operator:
+            return frozenset(x.id for x in self.licences if self.me)
+        staffed = set(self.me.staff_of)
+        return frozenset(x.id for x in self.licences if x.kind == "lab" and staffed.issuperset(x.instruments))
+
+    def _top_up(self, action: Action) -> None:
+        licence = next((x for x in self.licences if x.id == action.args[0]), None)
+        if licence is None:
+            return
+
+        def grant(fields: Mapping[str, str]) -> None:
+            granted = self.client.grant(licence.id, float(fields["hours"]), fields["reason"])
+            self.notify(f"{granted.title}: {cpu_hours(granted.available)} left")
+            self.refresh_soon()
+
+        self.question = usage.top_up(licence, grant)
+
+    def _by(self, action: Action) -> None:
+        self.by = UsageKey(action.fields.get("by", self.by))
+        self.usage = self.client.usage(self.by)
+
+    def _yes(self, action: Action) -> None:
+        self.question = question.answer(self.question, action.fields)
+
+    def _no(self, _action: Action) -> None:
+        self.question = None
 
     def _instruments(self) -> Element:
         head = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from beamhub.client import ApiError
 
 from beamhub_cockpit.html import Child, Element, el
 
@@ -43,6 +45,17 @@ def ask_reason(label: str, hint: str = "", placeholder: str = "") -> Element:
         ),
         el("p.bh-hint", hint) if hint else None,
     )
+
+
+def answer(question: Question | None, fields: Mapping[str, str]) -> Question | None:
+    """Does what was asked; what is left to ask: the same again where it was refused."""
+    if question is None:
+        return None
+    try:
+        question.do(fields)
+    except ApiError as error:
+        return replace(question, refused=str(error))
+    return None
 
 
 def show(question: Question) -> Element:

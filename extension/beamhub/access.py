@@ -46,6 +46,7 @@ class Action(StrEnum):
     OPERATE = "instrument.operate"
     SEE_LAB_LICENCES = "licences.read"
     SET_TERMS = "licences.terms"
+    TOP_UP = "licences.grant"
     MANAGE_LICENCES = "licences.manage"
     ADMINISTER = "facility.administer"
 
@@ -55,7 +56,7 @@ Standing = Role | Literal["operator", "instrument"]
 _VIEW = frozenset({Action.READ})
 _WORK = _VIEW | {Action.RUN_JOB, Action.CANCEL_JOB, Action.UPLOAD_SHARED, Action.OPEN_SESSION}
 _LEAD = _WORK | {Action.MANAGE_MEMBERS, Action.EDIT, Action.TUNE_RULES}
-_STAFF = _LEAD | {Action.EDIT_RULES, Action.OPERATE, Action.SEE_LAB_LICENCES, Action.SET_TERMS}
+_STAFF = _LEAD | {Action.EDIT_RULES, Action.OPERATE, Action.SEE_LAB_LICENCES, Action.SET_TERMS, Action.TOP_UP}
 
 PERMISSIONS: Mapping[Standing, frozenset[Action]] = {
     Role.VIEWER: _VIEW,
@@ -79,6 +80,7 @@ _WHEN_CLOSED = {
     Action.OPERATE,
     Action.SEE_LAB_LICENCES,
     Action.SET_TERMS,
+    Action.TOP_UP,
     Action.MANAGE_LICENCES,
     Action.ADMINISTER,
 }

@@ -280,10 +280,14 @@ class Licences:
         return await self._store.read(lambda tx: _require(tx, principal, licence))
 
     async def grant(self, principal: Principal, licence: str, request: Grant) -> Licence:
-        access.require_operator(principal, Action.MANAGE_LICENCES)
+        """Adds to the allowance: of a lab, its instruments' staff; of anybody, operators."""
 
         def work(tx: Transaction) -> Licence:
-            _require(tx, principal, licence)
+            found = _require(tx, principal, licence)
+            if found.kind == "lab":
+                _require_staff(tx, principal, found, Action.TOP_UP)
+            else:
+                access.require_operator(principal, Action.MANAGE_LICENCES)
             amount = max(round(request.cpu_hours * 3600), 1)
             grant(
                 tx,
@@ -347,8 +351,7 @@ class Licences:
             found = _require(tx, principal, licence)
             if found.kind != "lab":
                 raise Invalid(f"{licence} is a user's own licence.", "Only a lab's licence has terms.")
-            for instrument in found.instruments:
-                access.require_instrument(tx, principal, instrument, Action.SET_TERMS)
+            _require_staff(tx, principal, found, Action.SET_TERMS)
             _check_terms(tx, found.instruments, request)
             tx.licences.set_terms(licence, request.rules)
             changed = _get(tx, licence)
@@ -415,6 +418,12 @@ def _get(tx: Transaction, licence: str) -> Licence:
     found = tx.licences.get(licence)
     assert found is not None  # noqa: S101 (it was written in this transaction)
     return found
+
+
+def _require_staff(tx: Transaction, principal: Principal, licence: Licence, action: Action) -> None:
+    """Raises for everybody but operators and the staff of all of the licence's instruments."""
+    for instrument in licence.instruments:
+        access.require_instrument(tx, principal, instrument, action)
 
 
 def _check_terms(tx: Transaction, instruments: Sequence[str], request: LabTerms) -> None:

@@ -90,7 +90,7 @@ async def get_licence(call: Call, licence: str) -> Licence:
 
 @route("POST", "licences/{licence}/grants")
 async def grant(call: Call, licence: str, body: Grant) -> Licence:
-    """Add CPU-hours to a licence (operators)."""
+    """Add CPU-hours to a licence (operators; to a lab's, its staff too)."""
     return await call.service.licences.grant(call.principal, licence, body)
 
 

@@ -102,7 +102,7 @@ def licence_create(
 def licence_grant(
     client: Client, licence: str, cpu_hours: float, valid_from: Any, valid_until: Any, note: str
 ) -> Any:
-    """Add CPU_HOURS to a licence (operators of the facility)."""
+    """Add CPU_HOURS to a licence (operators; to a lab's, the staff too)."""
     return client.grant(licence, cpu_hours, note, valid_from=_utc(valid_from), valid_until=_utc(valid_until))
 
 
