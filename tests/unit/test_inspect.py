@@ -14,8 +14,8 @@ import hdf5plugin
 import numpy as np
 import pytest
 from beamhub.frames.format import Contents, DataFile, MissingFrameError
-from beamhub.frames.formats.nxmx import DATA, inspect_data_file, inspect_master
 from beamhub.frames.inspect import Inspector, Place
+from beamhub.frames.nxmx import DATA, inspect_data_file, inspect_master
 from beamhub.frames.outside import FileProblem, HostileFile, UnreadableFile
 from beamhub.frames.reader import open_dataset
 from beamhub.schemas import DatasetKind

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from beamhub.frames.formats.nxmx import inspect_master
+from beamhub.frames.nxmx import inspect_master
 from beamhub.frames.reader import open_dataset
 from beamhub.simulation.acquisition import Acquisition, Detector, Grid
 from beamhub.simulation.command import simulate
