@@ -165,8 +165,7 @@ class RunningService:
     def start(self) -> None:
         """Start, and wait until it answers."""
         (self.folder / "empty").mkdir(parents=True, exist_ok=True)
-        (self.folder / "templates").mkdir(exist_ok=True)
-        (self.folder / "templates" / f"{TEMPLATE}.ipynb").write_text(json.dumps(_template()))
+        write_template(self.folder / "templates")
         self.process = self.spawn("service", self.port, **self.settings)
         deadline = time.monotonic() + START
         while not self._answers():
@@ -369,6 +368,14 @@ def write_dataset(folder: Path, name: str, *, frames: int = 4, per_file: int = 2
                 part.create_dataset("entry/data/data", data=images, chunks=(1, 16, 20))
             paths.append(path)
     return [master, *paths]
+
+
+def write_template(folder: Path) -> Path:
+    """Writes the template `TEMPLATE` into a folder."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{TEMPLATE}.ipynb"
+    path.write_text(json.dumps(_template()))
+    return path
 
 
 def _template() -> dict[str, Any]:

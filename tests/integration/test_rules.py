@@ -29,7 +29,7 @@ from beamhub.schemas import (
     TriggerOverride,
     TriggerTrial,
 )
-from beamhub.testing import TEMPLATE, Beamtime, RunningService, _template, write_dataset
+from beamhub.testing import TEMPLATE, Beamtime, RunningService, write_dataset
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_an_experiment_has_rules_of_its_own(
 
 def test_a_killed_service_forgets_nothing_of_what_it_gathers(own_service: RunningService) -> None:
     """It dies twice: while it waits for more, and when the time has come."""
-    merge = _template()
+    merge = json.loads((own_service.folder / "templates" / f"{TEMPLATE}.ipynb").read_text())
     merge["metadata"]["beamhub"] |= {"title": "Merge", "inputs": "datasets"}
     merge["cells"][0]["source"] = merge["cells"][0]["source"].replace('data = ""', "datasets = []")
     (own_service.folder / "templates" / "merge.ipynb").write_text(json.dumps(merge))
