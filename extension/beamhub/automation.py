@@ -88,12 +88,14 @@ class Automation:
         """Starts the jobs that the rules want on these events. A rule that cannot be followed makes a job
         that has failed, so that somebody sees why. What happens while automation is paused is noted."""
         instrument = cache(tx.instruments.get)
+        told = []
         for one, wanted in self._wanted(tx, events):
             found = instrument(one.event.instrument or "")
             if found is not None and found.automation:
-                self._start(tx, one.event, wanted)
+                told.append((one.event, wanted))
             elif wanted:
                 tx.missed.add(one.event.instrument or "", one.event.id)
+        self._start(tx, told)
 
     def _wanted(
         self, tx: Transaction, events: Sequence[Event]
@@ -110,15 +112,22 @@ class Automation:
             by_id = {rule.id: rule for rule in applying}
             yield one, [(by_id[wanted.rule], wanted) for wanted in decide(one, applying)]
 
-    def _start(self, tx: Transaction, event: Event, wanted: Sequence[tuple[Trigger, JobRequest]]) -> None:
-        experiment = tx.experiments.get(event.experiment or "") if wanted else None
-        if experiment is None or experiment.state is ExperimentState.CLOSED:
-            return
-        for rule, request in wanted:
-            if rule.group is not None:
-                self._gather(tx, event, rule, request)
-            elif not tx.jobs.triggered(request.key):
-                self._jobs.follow(tx, request, experiment)
+    def _start(
+        self, tx: Transaction, told: Sequence[tuple[Event, Sequence[tuple[Trigger, JobRequest]]]]
+    ) -> None:
+        experiment = cache(tx.experiments.get)
+        requests: dict[str, tuple[JobRequest, Experiment]] = {}
+        for event, wanted in told:
+            here = experiment(event.experiment or "")
+            if here is None or here.state is ExperimentState.CLOSED:
+                continue
+            for rule, request in wanted:
+                if rule.group is None:
+                    requests.setdefault(request.key, (request, here))
+                else:
+                    self._gather(tx, event, rule, request)
+        known = tx.jobs.triggered_among(requests.keys())
+        self._jobs.follow(tx, *(one for key, one in requests.items() if key not in known))
 
     def _gather(self, tx: Transaction, event: Event, rule: Trigger, request: JobRequest) -> None:
         now = self._now()
@@ -186,7 +195,7 @@ class Automation:
                 data={"gathering": one.id, "reason": str(wanted)},
             )
             return
-        job = tx.jobs.triggered(wanted.key) or self._jobs.follow(tx, wanted, experiment).id
+        job = tx.jobs.triggered(wanted.key) or self._jobs.follow(tx, (wanted, experiment))[0].id
         tx.gatherings.end(one.id, job=job, reason="")
 
     async def gatherings(
@@ -242,7 +251,7 @@ class Automation:
                         update={"starts": False, "reason": f"{experiment.id} is closed"}
                     )
                 else:
-                    job = self._jobs.follow(tx, request, experiment)
+                    [job] = self._jobs.follow(tx, (request, experiment))
                     outcome = outcome.model_copy(update={"job": job.id})
             outcomes.append(outcome)
         return outcomes
@@ -298,8 +307,7 @@ class Automation:
         def work(tx: Transaction) -> Page[TriggerTrial]:
             access.require_instrument(tx, principal, instrument, Action.OPERATE)
             events = tx.missed.of(instrument, limit=MISSED)
-            for one, wanted in self._wanted(tx, events):
-                self._start(tx, one.event, wanted)
+            self._start(tx, [(one.event, wanted) for one, wanted in self._wanted(tx, events)])
             started = self._missed(tx, events)
             tx.missed.forget([event.id for event in events])
             emit(tx, "trigger.caught_up", actor=principal.name, instrument=instrument, subject=instrument)

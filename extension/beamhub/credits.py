@@ -62,6 +62,20 @@ def hold(tx: Transaction, job: Job, *, actor: str) -> bool:
     return True
 
 
+def hold_all(tx: Transaction, jobs: Sequence[Job]) -> bool:
+    """As `hold`, and queues them, for new jobs of one sponsor: for all of them, or if it cannot pay for all,
+    for none."""
+    sponsor = jobs[0].sponsor
+    amounts = {job.id: cost(job.profile) for job in jobs}
+    keep_up(tx, sponsor)
+    if not tx.licences.hold(sponsor, sum(amounts.values())):
+        return False
+    tx.jobs.queue_all(amounts)
+    tx.attempts.begin_all({job.id: job.profile.runner for job in jobs})
+    tx.licences.record_holds(sponsor, amounts, {job.id: job.launched_by for job in jobs})
+    return True
+
+
 def settle(tx: Transaction, job_id: int, used: int, *, actor: str) -> int:
     """Charges what the job's attempt used, at most what is on hold for it, and releases the rest. Done once
     per hold: a job that has nothing on hold is not charged (again). Returns the CPU-seconds charged."""

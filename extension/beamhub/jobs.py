@@ -11,6 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -19,9 +20,8 @@ from pydantic import JsonValue
 from beamhub import access, notebooks, templates
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
-from beamhub.credits import hold, require_sponsor, require_terms, settle, shortage
+from beamhub.credits import hold, hold_all, require_sponsor, require_terms, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
-from beamhub.events import emit
 from beamhub.fingerprints import fingerprint
 from beamhub.inputs import NEEDS, choose, inherit, kind
 from beamhub.jobfolder import JobFolder
@@ -54,6 +54,7 @@ from beamhub.schemas import (
     SeriesPage,
 )
 from beamhub.store import Store, Transaction
+from beamhub.store.jobs import Draft
 from beamhub.templates import Catalogue, Entry
 from beamhub.text import one_line
 from beamhub.triggers import JobRequest
@@ -446,46 +447,92 @@ class Jobs:
         """The notebook that the job was made from, in the version of that moment."""
         return self._version(job.template, job.template_version).read_bytes()
 
-    def follow(self, tx: Transaction, request: JobRequest, experiment: Experiment) -> Job:
-        """The job that a rule wants. Where it can't be followed, a job that has failed and says why."""
-        launched_by = f"trigger:{request.rule}"
-        try:
-            if request.problem:
-                raise Invalid(request.problem, "Correct the rule.")
-            plan = self._plan(request.template, request.parameters, request.profile, request.sponsor, None)
+    def follow(self, tx: Transaction, *wanted: tuple[JobRequest, Experiment]) -> Sequence[Job]:
+        """The jobs that rules want, in this order. Where one can't be followed, a job that has failed and
+        says why."""
+        entry = cache(self._catalogue.get)
+        checked: set[tuple[str, str, str]] = set()
+        drafts: list[Draft] = []
+        problems: list[str] = []
+        for request, experiment in wanted:
+            try:
+                drafts.append(self._wanted(tx, request, experiment, entry, checked))
+                problems.append("")
+            except BeamhubError as error:
+                drafts.append(self._unwanted(tx, request, experiment))
+                reason = f"The rule that started this job cannot be followed: {error}"
+                problems.append(one_line(reason, 2000))
+        made = tx.jobs.create_all(drafts)
+        _tell_all(tx, "job.created", made)
+        admitted = admit_all(tx, [job for job, problem in zip(made, problems, strict=True) if not problem])
+        now = {job.id: job for job in admitted}
+        for job, problem in zip(made, problems, strict=True):
+            if problem:
+                failed = change(tx, job, JobState.FAILED, actor=job.launched_by, reason=problem)
+                now[job.id] = _sure(failed)
+        return [now[job.id] for job in made]
+
+    def _wanted(
+        self,
+        tx: Transaction,
+        request: JobRequest,
+        experiment: Experiment,
+        entry: Callable[[str], Entry],
+        checked: set[tuple[str, str, str]],
+    ) -> Draft:
+        """The job that a rule wants. Raises NotFound, Invalid. `checked` are experiment, template and sponsor
+        that are known to go together."""
+        if request.problem:
+            raise Invalid(request.problem, "Correct the rule.")
+        plan = self._plan_of(entry(request.template), request.parameters, request.profile, request.sponsor)
+        case = experiment.id, request.template, request.sponsor
+        if case not in checked:
             require_terms(tx, experiment, request.template, request.sponsor)
-            template = plan.entry.template
-            offered: Mapping[str | None, Sequence[int | str]] = {
-                "dataset": request.datasets,
-                "job": request.jobs,
-                "file": request.files,
-            }
-            inputs = choose(tx, experiment, template, offered.get(kind(template), ()))
-        except BeamhubError as error:
-            job = self._insert(
-                tx,
-                experiment,
-                _offered(tx, request),
-                title=request.template,
-                version="",
-                template=request.template,
-                parameters=request.parameters,
-                profile=self._profile(None, request.profile),
-                sponsor=request.sponsor,
-                launched_by=launched_by,
-                parent=request.parent,
-                rule=request,
-            )
-            reason = f"The rule that started this job cannot be followed: {error}"
-            return _sure(change(tx, job, JobState.FAILED, actor=launched_by, reason=one_line(reason, 2000)))
-        return self._create(
-            tx,
-            experiment,
-            inputs,
-            plan,
-            launched_by=launched_by,
+            checked.add(case)
+        template = plan.entry.template
+        offered: Mapping[str | None, Sequence[int | str]] = {
+            "dataset": request.datasets,
+            "job": request.jobs,
+            "file": request.files,
+        }
+        inputs = choose(tx, experiment, template, offered.get(kind(template), ()))
+        mark = fingerprint(tx, experiment, template, plan.parameters, inputs)
+        earlier = tx.jobs.identical(experiment.id, mark) if mark else None
+        return Draft(
+            experiment=experiment.id,
+            template=template.name,
+            template_version=template.version,
+            title=template.title,
+            parameters=plan.parameters,
+            inputs=inputs,
+            profile=plan.profile,
+            sponsor=plan.sponsor,
+            launched_by=f"trigger:{request.rule}",
             parent=request.parent,
-            rule=request,
+            trigger_key=request.key,
+            rule_version=request.version,
+            priority=request.priority,
+            live=template.live,
+            fingerprint=mark,
+            repeats=earlier.id if earlier else None,
+        )
+
+    def _unwanted(self, tx: Transaction, request: JobRequest, experiment: Experiment) -> Draft:
+        """As far as it is known what a rule wants that can't be followed."""
+        return Draft(
+            experiment=experiment.id,
+            template=request.template,
+            template_version="",
+            title=request.template,
+            parameters=request.parameters,
+            inputs=_offered(tx, request),
+            profile=self._profile(None, request.profile),
+            sponsor=request.sponsor,
+            launched_by=f"trigger:{request.rule}",
+            parent=request.parent,
+            trigger_key=request.key,
+            rule_version=request.version,
+            priority=request.priority,
         )
 
     def _plan(
@@ -503,6 +550,12 @@ class Jobs:
             entry = self._catalogue.notebook(experiment, notebook)
         else:
             entry = self._catalogue.get(template, experiment)
+        return self._plan_of(entry, parameters, profile, sponsor)
+
+    def _plan_of(
+        self, entry: Entry, parameters: Mapping[str, JsonValue], profile: str | None, sponsor: str
+    ) -> Plan:
+        """Raises NotFound or Invalid."""
         if entry.template.missing:
             raise Invalid(
                 f"{entry.template.title} cannot run here: {', '.join(entry.template.missing)} is missing.",
@@ -542,7 +595,6 @@ class Jobs:
         *,
         launched_by: str,
         parent: int | None = None,
-        rule: JobRequest | None = None,
         force: bool = True,
     ) -> Job:
         template = plan.entry.template
@@ -550,67 +602,24 @@ class Jobs:
         earlier = tx.jobs.identical(experiment.id, mark) if mark else None
         if earlier is not None and not force:
             return earlier.model_copy(update={"repeats": earlier.id})
-        job = self._insert(
-            tx,
-            experiment,
-            inputs,
+        job = tx.jobs.create(
+            experiment=experiment.id,
             template=template.name,
-            version=template.version,
+            template_version=template.version,
             title=template.title,
             parameters=plan.parameters,
+            inputs=inputs,
             profile=plan.profile,
             sponsor=plan.sponsor,
             launched_by=launched_by,
             parent=parent,
-            rule=rule,
             live=template.live,
             notebook=template.notebook,
             fingerprint=mark,
             repeats=earlier.id if earlier else None,
         )
-        return admit(tx, job)
-
-    def _insert(
-        self,
-        tx: Transaction,
-        experiment: Experiment,
-        inputs: Sequence[JobInput],
-        *,
-        template: str,
-        version: str,
-        title: str,
-        parameters: Mapping[str, JsonValue],
-        profile: Profile,
-        sponsor: str,
-        launched_by: str,
-        parent: int | None = None,
-        rule: JobRequest | None = None,
-        live: bool = False,
-        notebook: str | None = None,
-        fingerprint: str | None = None,
-        repeats: int | None = None,
-    ) -> Job:
-        job = tx.jobs.create(
-            experiment=experiment.id,
-            template=template,
-            template_version=version,
-            title=title,
-            parameters=parameters,
-            inputs=inputs,
-            profile=profile,
-            sponsor=sponsor,
-            launched_by=launched_by,
-            parent=parent,
-            trigger_key=rule.key if rule else None,
-            rule_version=rule.version if rule else None,
-            priority=rule.priority if rule else 0,
-            live=live,
-            notebook=notebook,
-            fingerprint=fingerprint,
-            repeats=repeats,
-        )
         _tell(tx, "job.created", job, launched_by)
-        return job
+        return admit(tx, job)
 
     async def _look(self, principal: Principal, job_id: int, look: Callable[[JobFolder], T]) -> T:
         job = await self.get(principal, job_id)
@@ -704,6 +713,20 @@ def admit(tx: Transaction, job: Job) -> Job:
     return _sure(change(tx, job, JobState.PENDING, actor=SYSTEM, reason=reason))
 
 
+def admit_all(tx: Transaction, jobs: Sequence[Job]) -> list[Job]:
+    """As `admit`, for many new jobs at once."""
+    admitted: list[Job] = []
+    for sponsor in dict.fromkeys(job.sponsor for job in jobs):
+        same = [job for job in jobs if job.sponsor == sponsor]
+        if hold_all(tx, same):
+            queued = [job.model_copy(update={"state": JobState.QUEUED}) for job in same]
+            _tell_all(tx, "job.queued", queued)
+            admitted += queued
+        else:  # as far as it goes
+            admitted += [admit(tx, job) for job in same]
+    return admitted
+
+
 def why_pending(tx: Transaction, job: Job) -> str:
     """What a pending job waits for; "" if it can be queued."""
     licence = tx.licences.get(job.sponsor)
@@ -721,15 +744,16 @@ def require_job(tx: Transaction, principal: Principal, job_id: int, action: Acti
 
 
 def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
-    experiment = tx.experiments.get(job.experiment)
-    emit(
-        tx,
-        kind,
-        actor=actor,
-        instrument=experiment.instrument if experiment else None,
-        experiment=job.experiment,
-        subject=str(job.id),
-        data={
+    _tell_all(tx, kind, [job], actor)
+
+
+def _tell_all(tx: Transaction, kind: str, jobs: Sequence[Job], actor: str | None = None) -> None:
+    """What has happened to jobs; without an actor it was whoever launched each."""
+    experiment = cache(tx.experiments.get)
+    rows = []
+    for job in jobs:
+        of = experiment(job.experiment)
+        data = {
             "template": job.template,
             "title": job.title,
             "state": job.state,
@@ -740,8 +764,18 @@ def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
             "priority": job.priority,
             "parent": job.parent,
             "cpu_seconds": job.cpu_seconds,
-        },
-    )
+        }
+        rows.append(
+            {
+                "kind": kind,
+                "actor": actor or job.launched_by,
+                "instrument": of.instrument if of else None,
+                "experiment": job.experiment,
+                "subject": str(job.id),
+                "data": data,
+            }
+        )
+    tx.events.append_rows(rows)
 
 
 def _offered(tx: Transaction, request: JobRequest) -> list[JobInput]:

@@ -201,6 +201,47 @@ async def test_what_the_last_minutes_gave_of_a_sample_is_one_job(site: Site) -> 
     assert (last.job, last.ended is not None) == (job.id, True)
 
 
+async def test_many_jobs_at_once_are_paid_for_as_far_as_it_goes(site: Site) -> None:
+    """Credit for two of four; one rule of three can't be followed."""
+
+    def found(tx: Transaction) -> None:
+        tx.licences.create(LicenceCreate(id="poor", title="Poor", kind="lab", instruments=["sim-mx"]))
+        tx.licences.grant("poor", 2 * 3600)
+
+    site.store.write_sync(found)
+    await site.rule("one", sponsor="poor")
+    wrong = await site.rule("one", parameters={"n": {"expression": "name"}})
+    await site.rule("one")
+    events = [site.dataset()[1] for _ in range(4)]
+    site.follow(*events, *events)
+    made = site.made()
+    states = [(job.sponsor, job.rule_version, job.state.value) for job in made]
+    assert sorted(states) == [
+        *[("lab", 1, "failed")] * 4,
+        *[("lab", 1, "queued")] * 4,
+        *[("poor", 1, "pending")] * 2,
+        *[("poor", 1, "queued")] * 2,
+    ]
+    assert {job.reason for job in made if job.launched_by == f"trigger:{wrong.id}"} == {
+        "The rule that started this job cannot be followed: These parameters do not fit the template one: n. "
+        "See the template's description of its parameters."
+    }
+
+    def look(tx: Transaction) -> tuple[list[int], list[int], list[str]]:
+        licences = [tx.licences.get(id_) for id_ in ("lab", "poor")]
+        held = [one.held for one in licences if one]
+        lines = [tx.licences.ledger(id_, after=None, limit=100).items for id_ in ("lab", "poor")]
+        holds = [sum(line.cpu_seconds for line in known if line.kind == "hold") for known in lines]
+        told = [one.kind for one in tx.events.after(0, limit=500) if one.kind.startswith("job.")]
+        return held, holds, told
+
+    held, holds, told = site.store.read_sync(look)
+    assert held == holds == [4 * 3600, 2 * 3600]
+    assert [told.count(f"job.{kind}") for kind in ("created", "queued", "pending", "failed")] == [12, 6, 2, 4]
+    attempts = site.store.read_sync(lambda tx: [tx.attempts.count(job.id) for job in made])
+    assert attempts == [int(job.state.value == "queued") for job in made]
+
+
 async def test_enough_is_enough(site: Site) -> None:
     await site.rule("merge", group=group("", at_most=2))
     told = [site.dataset() for _ in range(5)]

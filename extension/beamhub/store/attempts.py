@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,13 @@ class Attempts:
             )
         )
         return number
+
+    def begin_all(self, runners: Mapping[int, str]) -> None:
+        """The first attempts of new jobs: job -> runner."""
+        now = datetime.now(UTC)
+        common = {"number": 1, "ref": "", "host": "", "queued": now, "reason": "", "cpu_seconds": 0}
+        rows = [{"job": job, "runner": runner, **common} for job, runner in runners.items()]
+        self._connection.execute(insert(attempts), rows)
 
     def count(self, job: int) -> int:
         """How many there have been: the number of the last one."""

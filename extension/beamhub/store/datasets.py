@@ -14,6 +14,8 @@ from beamhub.schemas import Dataset, DatasetKind, DatasetState, Page, Quantity
 from beamhub.store.pages import among, paginate
 from beamhub.store.tables import dataset_files, datasets
 
+# asked for with each event: made once, because that takes longer than to look for it
+_ONE = select(datasets).where(datasets.c.id == bindparam("dataset"))
 RUN = 1000  # files of a series that are looked at together
 
 
@@ -33,7 +35,7 @@ class Datasets:
         self._connection = connection
 
     def get(self, dataset: int) -> Dataset | None:
-        row = self._connection.execute(select(datasets).where(datasets.c.id == dataset)).first()
+        row = self._connection.execute(_ONE, {"dataset": dataset}).first()
         return _dataset(row) if row else None
 
     def require(self, dataset: int) -> Dataset:

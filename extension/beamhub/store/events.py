@@ -62,6 +62,12 @@ class Events:
             insert(events), [{**told, "subject": subject, "data": one} for subject, one in data.items()]
         )
 
+    def append_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """As `append`, many at once: each row has kind, actor, instrument, experiment, subject and data."""
+        if rows:
+            now = datetime.now(UTC)
+            self._connection.execute(insert(events), [{**row, "time": now} for row in rows])
+
     def latest(self, experiment: str, subject: str, kinds: Collection[str]) -> datetime | None:
         """When the newest event of these kinds about this subject happened."""
         moment: datetime | None = self._connection.scalar(

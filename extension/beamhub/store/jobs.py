@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from beamhub.estimates import Run
 from beamhub.schemas import Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
-from beamhub.store.pages import paginate
+from beamhub.store.pages import among, paginate
 from beamhub.store.tables import datasets, job_datasets, jobs
 
 RUNNER = jobs.c.profile["runner"].as_string()
@@ -26,6 +40,33 @@ class Task:
     held: int  # CPU-seconds on hold now
     runner_ref: dict[str, JsonValue] | None  # how the runner finds its process
     cancel_requested: str | None  # who wants it to stop, and why
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a new job is made from."""
+
+    experiment: str
+    template: str
+    template_version: str
+    title: str
+    parameters: Mapping[str, JsonValue]
+    inputs: Sequence[JobInput]
+    profile: Profile
+    sponsor: str
+    launched_by: str
+    parent: int | None = None
+    trigger_key: str | None = None
+    rule_version: int | None = None
+    live: bool = False
+    priority: int = 0
+    notebook: str | None = None
+    fingerprint: str | None = None
+    repeats: int | None = None
+
+    @property
+    def datasets(self) -> list[int]:
+        return [one.id for one in self.inputs if one.kind == "dataset" and one.id is not None]
 
 
 class Jobs:
@@ -179,66 +220,36 @@ class Jobs:
         row = self._connection.execute(query.order_by(finished, jobs.c.id.desc()).limit(1)).first()
         return _job(row) if row else None
 
-    def create(
-        self,
-        *,
-        experiment: str,
-        template: str,
-        template_version: str,
-        title: str,
-        parameters: Mapping[str, JsonValue],
-        inputs: Sequence[JobInput],
-        profile: Profile,
-        sponsor: str,
-        launched_by: str,
-        parent: int | None,
-        trigger_key: str | None,
-        rule_version: int | None = None,
-        live: bool = False,
-        priority: int = 0,
-        notebook: str | None = None,
-        fingerprint: str | None = None,
-        repeats: int | None = None,
-    ) -> Job:
-        """A pending job, without a reason yet."""
-        datasets = [one.id for one in inputs if one.kind == "dataset"]
-        row = self._connection.execute(
-            insert(jobs)
-            .values(
-                experiment=experiment,
-                template=template,
-                template_version=template_version,
-                title=title,
-                state=JobState.PENDING,
-                reason="",
-                parameters=dict(parameters),
-                notebook=notebook,
-                inputs=[one.model_dump() for one in inputs],
-                dataset=next(iter(datasets), None),
-                profile=profile.model_dump(),
-                live=live,
-                sponsor=sponsor,
-                launched_by=launched_by,
-                parent=parent,
-                trigger_key=trigger_key,
-                rule_version=rule_version,
-                priority=priority,
-                fingerprint=fingerprint,
-                repeats=repeats,
-                created=datetime.now(UTC),
-                cpu_seconds=0,
-                held=0,
-                progress=JobProgress().model_dump(),
-                metrics={},
-                artifacts=[],
-            )
-            .returning(jobs)
-        ).one()
-        if others := datasets[1:]:
-            self._connection.execute(
-                insert(job_datasets), [{"job": row.id, "dataset": dataset} for dataset in others]
-            )
-        return _job(row)
+    def triggered_among(self, keys: Collection[str]) -> frozenset[str]:
+        """Those of these trigger keys that a job has already."""
+        query = select(jobs.c.trigger_key).where(among(self._connection, jobs.c.trigger_key, keys))
+        return frozenset(self._connection.scalars(query)) if keys else frozenset()
+
+    def create(self, **values: Any) -> Job:
+        """A pending job, without a reason yet; the values are those of a `Draft`."""
+        return self.create_all([Draft(**values)])[0]
+
+    def create_all(self, drafts: Sequence[Draft]) -> Sequence[Job]:
+        """As `create`, many at once, in this order."""
+        if not drafts:
+            return []
+        rows = self._connection.execute(
+            insert(jobs).returning(jobs, sort_by_parameter_order=True), [_new(draft) for draft in drafts]
+        ).all()
+        others = [
+            {"job": row.id, "dataset": dataset}
+            for row, draft in zip(rows, drafts, strict=True)
+            for dataset in draft.datasets[1:]
+        ]
+        if others:
+            self._connection.execute(insert(job_datasets), others)
+        return [_job(row) for row in rows]
+
+    def queue_all(self, held: Mapping[int, int]) -> None:
+        """Queues new jobs, with so many CPU-seconds on hold for each."""
+        query = update(jobs).where(jobs.c.id == bindparam("of"))
+        query = query.values(state=JobState.QUEUED, held=bindparam("amount"))
+        self._connection.execute(query, [{"of": id_, "amount": seconds} for id_, seconds in held.items()])
 
     def change(self, job: int, expected: JobState, **values: Any) -> Job | None:
         """Sets columns if the job is in the expected state; otherwise changes nothing and returns None."""
@@ -286,6 +297,24 @@ def _works_on(dataset: int) -> ColumnElement[bool]:
 def _mutable(task: Task) -> tuple[JobState, str, datetime | None, str | None]:
     """What changes of a job that a runner has, apart from what it reports."""
     return task.job.state, task.job.reason, task.job.started, task.cancel_requested
+
+
+def _new(draft: Draft) -> dict[str, Any]:
+    return {
+        **{one.name: getattr(draft, one.name) for one in dataclass_fields(draft)},
+        "parameters": dict(draft.parameters),
+        "inputs": [one.model_dump() for one in draft.inputs],
+        "dataset": next(iter(draft.datasets), None),
+        "profile": draft.profile.model_dump(),
+        "state": JobState.PENDING,
+        "reason": "",
+        "created": datetime.now(UTC),
+        "cpu_seconds": 0,
+        "held": 0,
+        "progress": JobProgress().model_dump(),
+        "metrics": {},
+        "artifacts": [],
+    }
 
 
 def _job(row: Row[Any]) -> Job:

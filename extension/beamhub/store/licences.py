@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -149,6 +149,16 @@ class Licences:
                 note=note,
             )
         )
+
+    def record_holds(self, licence: str, amounts: Mapping[int, int], actors: Mapping[int, str]) -> None:
+        """A line of the ledger for the first hold of each of these jobs: job -> CPU-seconds, job -> actor."""
+        now = datetime.now(UTC)
+        common = {"licence": licence, "time": now, "kind": LedgerKind.HOLD, "attempt": 1, "note": ""}
+        lines = [
+            {**common, "job": job, "cpu_seconds": amount, "actor": actors[job]}
+            for job, amount in amounts.items()
+        ]
+        self._connection.execute(insert(ledger), lines)
 
     def ledger(self, licence: str, *, after: str | None, limit: int) -> Page[LedgerLine]:
         """Newest first."""
