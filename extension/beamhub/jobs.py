@@ -1,7 +1,8 @@
 """Jobs: one run of one template version with one parameter set, from the wish for it to its result.
 
 pending (waits for credit) -> queued (credit is held) -> running -> finished, failed or cancelled. Every
-change of state is made by `change`, in one transaction with its event and what it costs.
+change of state is made by `change`, or for many new jobs at once by `admit_all`, in one transaction with its
+event and what it costs.
 """
 
 from __future__ import annotations
@@ -638,7 +639,7 @@ def change(
     attempt: Mapping[str, Any] | None = None,
     **columns: Any,
 ) -> Job | None:
-    """The only place where a job's state changes: the state, the attempt, the charge and the event are one.
+    """The place where a job's state changes: the state, the attempt, the charge and the event are one.
 
     Returns the job as it is then, or None (and has changed nothing) if it is not in the state of `job` any
     more.
