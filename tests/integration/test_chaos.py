@@ -29,6 +29,7 @@ from tests.integration.test_agent import RunningAgent
 KILLS = int(os.environ.get("BEAMHUB_CHAOS_KILLS", "10"))
 PAUSE = 2.0  # seconds at most between two kills
 LARGE = 30_000_000  # bytes, of every twentieth file
+BURST = 30  # small files, now and then: they go together
 PATIENCE = 120.0  # seconds without any file that arrives
 
 pytestmark = pytest.mark.timeout(300 + 20 * KILLS)
@@ -54,11 +55,16 @@ class Detector:
 
     def _write(self) -> None:
         while not self._stop.wait(self._chance.uniform(0, 0.2)):
-            size = self._chance.randrange(LARGE) if self.count % 20 == 0 else self._chance.randrange(20_000)
-            part = self._folder / f"{self.count:05}.part"
-            part.write_bytes(self._chance.randbytes(size))
-            part.rename(self._folder / f"{self.count:05}.bin")
-            self.count += 1
+            self._write_one(LARGE if self.count % 20 == 0 else 20_000)
+            if self._chance.random() < 0.05:
+                for _ in range(BURST):
+                    self._write_one(20_000)
+
+    def _write_one(self, limit: int) -> None:
+        part = self._folder / f"{self.count:05}.part"
+        part.write_bytes(self._chance.randbytes(self._chance.randrange(limit)))
+        part.rename(self._folder / f"{self.count:05}.bin")
+        self.count += 1
 
 
 class Facility:

@@ -17,9 +17,9 @@ from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.events import Live
 from beamhub.frames.inspect import Inspector
-from beamhub.schemas import UploadState
+from beamhub.schemas import Upload, UploadState
 from beamhub.store import Store
-from beamhub.uploads import Uploads
+from beamhub.uploads import Uploads, Whole
 
 AGENT = Principal("instrument:mx", "instrument", instrument="mx")
 CONTENT = bytes(range(256)) * 4096  # several writes
@@ -83,6 +83,75 @@ async def main():
 
 asyncio.run(main())
 """
+# as above, but many small files at once
+BATCH_VICTIM = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from beamhub.access import Principal
+from beamhub.events import Live
+from beamhub.experiments import Experiments
+from beamhub.incoming import Incoming
+from beamhub.schemas import ExperimentCreate, InstrumentChange, InstrumentCreate
+from beamhub.store import Store
+from beamhub.uploads import Findings, Uploads, Whole
+
+folder, step = Path(sys.argv[1]), sys.argv[2]
+agent = Principal("instrument:mx", "instrument", instrument="mx")
+operator = Principal("root", "user", operator=True)
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def examine(uploads):
+    if step == "between publishing and committing":
+        kill()
+    return Findings({}, lambda tx: kill() if step == "inside the transaction" else None)
+
+def at(moment, method):
+    count = 0
+    def counted(*arguments):
+        nonlocal count
+        count += 1
+        result = method(*arguments)
+        if step == moment and count == 10:
+            kill()
+        return result
+    return counted
+
+Incoming.keep = at("while they are written", Incoming.keep)
+Incoming._link = at("while they are published", Incoming._link)
+
+async def main():
+    store = Store(f"sqlite:///{folder}/beamhub.db")
+    store.migrate()
+    experiments = Experiments(store, folder / "data")
+    uploads = Uploads(store, Live(), folder / "data", examine)
+    await experiments.create_instrument(operator, InstrumentCreate(id="mx", title="MX"))
+    request = ExperimentCreate(instrument="mx", title="t", pi="ada")
+    experiment = (await experiments.create(operator, request)).id
+    await experiments.change_instrument(operator, "mx", InstrumentChange(active_experiment=experiment))
+    print(experiment, flush=True)
+    commits = []
+    def committed():
+        commits.append(step)
+        if commits == ["between beginning and publishing"]:
+            kill()
+        if commits == ["between committing and cleaning up"] * 2:
+            kill()
+    store.on_commit(committed)
+    files = [Whole(f"run/{n}.txt", memoryview(b"%d" % n), None, f"key-{n}") for n in range(20)]
+    await uploads.deliver(agent, files)
+
+asyncio.run(main())
+"""
+BATCH_STEPS = [
+    "while they are written",
+    "between beginning and publishing",
+    "while they are published",
+    "between publishing and committing",
+    "inside the transaction",
+    "between committing and cleaning up",
+]
 STEPS = [
     "half-way",
     "before the last byte was acknowledged",
@@ -128,6 +197,46 @@ async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, step: str) 
     assert os.listdir(root / ".incoming") == []  # noqa: PTH208
     events = store.read_sync(lambda tx: tx.events.after(0, limit=100))
     assert [event.subject for event in events if event.kind == "file.complete"] == [upload_id]
+    await uploads.close()
+    await inspector.close()
+    store.close()
+
+
+@pytest.mark.parametrize("recovered", [True, False], ids=["recovered", "at once"])
+@pytest.mark.parametrize("step", BATCH_STEPS)
+async def test_a_batch_that_a_kill_has_cut_is_published_once(
+    tmp_path: Path, step: str, recovered: bool
+) -> None:
+    """Whether the service finishes it by itself, or its sender is there first."""
+    (tmp_path / "data").mkdir()
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BATCH_VICTIM, tmp_path, step, stdout=subprocess.PIPE
+    )
+    told, _ = await victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+    root = tmp_path / "data" / told.decode().strip()
+
+    store, inspector = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Inspector()
+    store.migrate()
+    uploads = Uploads(store, Live(), tmp_path / "data", Datasets(store, tmp_path / "data", inspector).examine)
+    if recovered:
+        await uploads.recover()
+        await asyncio.gather(*uploads._finishing)
+    files = [Whole(f"run/{n}.txt", memoryview(b"%d" % n), None, f"key-{n}") for n in range(20)]
+    answers = await uploads.deliver(AGENT, files)
+    await uploads.recover()
+    await asyncio.gather(*uploads._finishing)
+
+    for number, answer in enumerate(answers):
+        assert isinstance(answer, Upload)
+        assert (answer.state, answer.path) == (UploadState.COMPLETE, f"raw/run/{number}.txt")
+        path = root / answer.path
+        assert (path.read_bytes(), path.stat().st_nlink) == (b"%d" % number, 1)
+    assert len(list((root / "raw").rglob("*.txt"))) == 20
+    assert os.listdir(root / ".incoming") == []  # noqa: PTH208
+    events = store.read_sync(lambda tx: tx.events.after(0, limit=100))
+    files_told = [event.kind for event in events if event.kind.startswith(("file.", "upload."))]
+    assert files_told == ["file.complete"] * 20
     await uploads.close()
     await inspector.close()
     store.close()
