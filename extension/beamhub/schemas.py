@@ -436,6 +436,10 @@ class Registration(Request):
     experiment: str | None = Field(None, description="that has to be active; without it, the one that is")
 
 
+BATCH = "application/vnd.beamhub.batch"  # a line of JSON, `Batch`, and the bytes of its files
+BATCH_FILES, BATCH_BYTES = 256, 8 * 2**20  # at most
+
+
 class BatchFile(Request):
     """One of many small files that are sent together. What is wrong with it is said of it alone."""
 
@@ -450,7 +454,7 @@ class BatchFile(Request):
 class Batch(Request):
     """What is sent together, in the order in which the bytes follow."""
 
-    files: list[BatchFile] = Field(min_length=1, max_length=256)
+    files: list[BatchFile] = Field(min_length=1, max_length=BATCH_FILES)
     experiment: str | None = Field(None, description="needed from users; an instrument's active one")
 
 

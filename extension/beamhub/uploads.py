@@ -91,8 +91,7 @@ EXPIRES = timedelta(days=1)  # after its last byte, an unfinished upload is give
 MAX_SIZE = 8 * 2**40  # bytes
 THREADS = 4
 BATCHES = 2  # prepared at a time; others wait for their turn
-BATCH_FILES, BATCH_BYTES = 256, 8 * 2**20  # at most, in one delivery
-BATCH_FILE = 2**20  # bytes of one of its files, at most
+BATCH_FILE = 2**20  # bytes of one of the files of a batch, at most
 REWRITE = 2**20  # bytes replaced at a time, at most
 PROGRESS = 0.25  # seconds between live messages about one upload
 LONGEST_PAUSE = 0.5  # seconds between looks at what another request with the same key is doing

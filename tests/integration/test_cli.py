@@ -121,6 +121,17 @@ def test_files_go_there_and_back(shell: Shell, beamtime: Beamtime, tmp_path: Pat
     assert sent["state"] == "complete"
     assert "day 1/notes.md" in shell("ada", "experiment", "files", beamtime.experiment, "shared").stdout
     assert "notes.md" in shell("ada", "upload", "list", beamtime.experiment).stdout
+    small = [tmp_path / f"{number}.log" for number in range(300)]
+    for path in small:
+        path.write_text(path.name)
+    small.append(tmp_path / " spaced.log")
+    small[-1].write_text("x")
+    *done, refused = told(shell("ada", "upload", "send-small", beamtime.experiment, *small, "--json"))
+    assert [one["upload"]["path"] for one in done] == [f"shared/{number}.log" for number in range(300)]
+    assert refused["problem"]["status"] == 422
+    listed = shell("ada", "upload", "send-small", beamtime.experiment, small[0], small[-1]).stdout
+    assert "shared/0.log" in listed
+    assert "must not begin" in listed
     to = tmp_path / "back.md"
     assert shell("ada", "experiment", "get", beamtime.experiment, sent["path"], to).exit_code == 0
     assert to.read_text() == "# Notes"

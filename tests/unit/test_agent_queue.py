@@ -8,8 +8,9 @@ from pathlib import Path
 from beamhub.agent.config import Watch
 from beamhub.agent.file import Stamp
 from beamhub.agent.pause import LONGEST, Pause
-from beamhub.agent.queue import SMALL, TOGETHER, Queue
+from beamhub.agent.queue import SMALL, Queue
 from beamhub.agent.service import UnavailableError
+from beamhub.schemas import BATCH_FILES
 
 STAMP = Stamp(1, SMALL + 1, 3)
 
@@ -117,9 +118,9 @@ async def test_small_files_go_together(tmp_path: Path) -> None:
     assert (await queue.get()) is last
     assert (await queue.get()).name == "large"
 
-    for number in range(TOGETHER + 1):
+    for number in range(BATCH_FILES + 1):
         queue.add(watch(tmp_path), str(number), Stamp(1, 0, 3))
-    assert len(await queue.take(10**6)) == TOGETHER
+    assert len(await queue.take(10**6)) == BATCH_FILES
     assert len(await queue.take(10**6)) == 1
 
 

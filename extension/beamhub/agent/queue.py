@@ -7,11 +7,12 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from beamhub.schemas import BATCH_FILES
+
 from .config import Watch
 from .file import Digesting, Stamp
 
 SMALL = 1 << 18  # bytes of a file that is sent together with others
-TOGETHER = 256  # files, at most
 
 
 @dataclass(order=True, slots=True)
@@ -82,7 +83,7 @@ class Queue:
         bytes."""
         items = [await self._next(self._small)]
         size -= items[0].stamp.size
-        while len(items) < TOGETHER and (item := self._pop(self._small)):
+        while len(items) < BATCH_FILES and (item := self._pop(self._small)):
             size -= item.stamp.size
             if size < 0:
                 self.put(item)

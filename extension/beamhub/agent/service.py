@@ -11,6 +11,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from beamhub.schemas import (
+    BATCH,
     AgentFiles,
     AgentOrders,
     Deliveries,
@@ -36,7 +37,6 @@ _TIMEOUT = httpx.Timeout(30.0, read=300.0, connect=10.0, pool=None)
 _NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 _TUS = {"Tus-Resumable": "1.0.0"}
 _BYTES = "application/offset+octet-stream"
-_BATCH = "application/vnd.beamhub.batch"
 
 
 class UnavailableError(Exception):
@@ -166,7 +166,7 @@ class Service:
         Raises:
             RefusedError: the service takes none of them in this way.
         """
-        response = await self._send("POST", "uploads/batch", {"Content-Type": _BATCH}, body)
+        response = await self._send("POST", "uploads/batch", {"Content-Type": BATCH}, body)
         self._raise_unless_begun(response, None)
         return [item.upload for item in self._read(Deliveries, response).items]
 

@@ -359,6 +359,8 @@ class Agent:
     async def _deliver_together(self, items: Sequence[Item]) -> list[Item]:
         """Sends small files, or finds out what to do with them instead; those that are to be tried again."""
         begun = time.monotonic()
+        for item in items:
+            await self._growth.leave(item.path)
         entries = self._journal.find_all([item.path for item in items])
         again, fresh = list[Item](), list[tuple[Item, str]]()
         for item in items:

@@ -8,14 +8,13 @@ from beamhub.api.handler import Refusal, described, invalid
 from beamhub.api.routes import Call, route
 from beamhub.body import Body, pieces
 from beamhub.errors import BeamhubError, Invalid, TooLarge
-from beamhub.schemas import Batch, Deliveries, Delivery, Upload
-from beamhub.uploads import BATCH_BYTES, Whole
+from beamhub.schemas import BATCH, BATCH_BYTES, Batch, Deliveries, Delivery, Upload
+from beamhub.uploads import Whole
 
-MEDIA = "application/vnd.beamhub.batch"
 MAX_HEAD = 2**20  # bytes
 
 
-@route("POST", "uploads/batch", status=200, streams_body=MEDIA, keyed=True)
+@route("POST", "uploads/batch", status=200, streams_body=BATCH, keyed=True)
 async def deliver_files(call: Call) -> Deliveries:
     """Send many small files at once.
 
@@ -24,8 +23,8 @@ async def deliver_files(call: Call) -> Deliveries:
     this answers, or refused by itself, with the problem that it would have had alone; its `key` is what the
     `Idempotency-Key` is to an announcement. What keeps all of them from beginning refuses the request.
     """
-    if call.headers.get("Content-Type") != MEDIA:
-        raise Refusal(415, f"The body's type is not {MEDIA}.", "Send it with this type.")
+    if call.headers.get("Content-Type") != BATCH:
+        raise Refusal(415, f"The body's type is not {BATCH}.", "Send it with this type.")
     uploads = call.service.uploads
     with uploads.bringing(call.principal):
         batch, content = await _read(call.body)

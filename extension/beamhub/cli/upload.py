@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,22 @@ def upload_send(client: Client, experiment: str, file: Path, name: str | None) -
             name=name,
             progress=lambda sent, _: bar.update(task, completed=sent),
         )
+
+
+@upload.command("send-small")
+@click.argument("experiment")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@connected
+def upload_send_small(client: Client, experiment: str, files: Sequence[Path]) -> Table:
+    """Send many small FILES (of up to 1 MiB) into the experiment's folder shared/, together."""
+    columns: Columns = {
+        "path": lambda told: told.upload.path if told.upload else "",
+        "state": lambda told: told.upload.state if told.upload else "refused",
+        "why": lambda told: told.problem.detail if told.problem else "",
+    }
+    return Table(client.upload_together(files, experiment), columns, "No files.")
 
 
 @upload.command("list")
