@@ -27,7 +27,7 @@ class Question:
     refused: str = ""
 
 
-def ask_reason(label: str, hint: str = "", placeholder: str = "") -> Element:
+def ask_reason(label: str, hint: str = "", placeholder: str = "", *, focus: bool = True) -> Element:
     """The field "reason", which has to be filled in."""
     return el(
         "div.bh-field",
@@ -41,7 +41,7 @@ def ask_reason(label: str, hint: str = "", placeholder: str = "") -> Element:
             maxlength="500",
             autocomplete="off",
             placeholder=placeholder or None,
-            focus=True,
+            focus=focus or None,
         ),
         el("p.bh-hint", hint) if hint else None,
     )

@@ -68,7 +68,7 @@ def top_up(licence: Licence, do: Callable[[Mapping[str, str]], None]) -> Questio
         (
             el(
                 "p",
-                f"{cpu_hours(licence.available)} are left. Jobs that wait for credit start by themselves.",
+                f"{cpu_hours(licence.available)} left. Jobs that wait for credit start by themselves.",
             ),
             el(
                 "div.bh-field",
@@ -85,7 +85,7 @@ def top_up(licence: Licence, do: Callable[[Mapping[str, str]], None]) -> Questio
                     focus=True,
                 ),
             ),
-            ask_reason("Why?", "It stands in the ledger."),
+            ask_reason("Why?", "It stands in the ledger.", focus=False),
         ),
         name="bh-top-up",
     )
