@@ -32,6 +32,7 @@ from traitlets import Dict
 
 from beamhub.client import ApiError, Client, Unreachable
 from beamhub.schemas import Dataset, LicenceCreate, Role
+from beamhub.testing_stores import run_database
 
 pytest_plugins = ("beamhub.testing_stores", "beamhub.testing_slurm")
 
@@ -446,14 +447,17 @@ def running_service(folder: Path, **settings: Any) -> Iterator[RunningService]:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
     """One service for all tests: each makes a `beamtime` of its own, and none stops it."""
-    with running_service(tmp_path_factory.mktemp("service")) as running:
+    folder = tmp_path_factory.mktemp("service")
+    with run_database(request, folder) as url, running_service(folder, database_url=url) as running:
         yield running
 
 
 @pytest.fixture
-def own_service(tmp_path: Path) -> Iterator[RunningService]:
+def own_service(tmp_path: Path, database_url: str) -> Iterator[RunningService]:
     """A service that a test may kill and start again."""
-    with running_service(tmp_path / "service") as running:
+    with running_service(tmp_path / "service", database_url=database_url) as running:
         yield running

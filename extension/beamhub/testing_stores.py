@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from beamhub.store import Store
 
 
+DATABASE = "BEAMHUB_TEST_DATABASE"  # what tests run on that do not run on both anyway
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """A PostgreSQL server: its URL, with {} where the name of a database goes.
@@ -84,6 +87,24 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         store = Store(url)
         stack.callback(store.close)
         yield store
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables, of the kind that the run is for: SQLite, or with
+    BEAMHUB_TEST_DATABASE=postgresql PostgreSQL."""
+    with run_database(request, tmp_path) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def run_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    """The same for other scopes; a SQLite file lies in `folder`."""
+    if os.environ.get(DATABASE, "sqlite") == "postgresql":
+        with _database(request.getfixturevalue("postgresql_server"), "template1") as url:
+            yield url
+    else:
+        yield f"sqlite:///{folder / 'beamhub.db'}"
 
 
 def _migrate(url: str) -> None:

@@ -97,11 +97,11 @@ def template(folder: Path, name: str, *cells: str, live: bool = False) -> None:
 class Lab:
     """An instrument, two experiments, a dataset, a licence, and an engine that can be switched on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str = "") -> None:
         self.folder = folder
         self.data_dir = folder / "data"
         self.templates = folder / "templates"
-        self.url = f"sqlite:///{folder / 'beamhub.db'}"
+        self.url = url or f"sqlite:///{folder / 'beamhub.db'}"
         self.store = Store(self.url)
         self.store.migrate()
         self.feed = Feed(self.store)
@@ -245,8 +245,8 @@ async def condition(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 @pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    lab = Lab(tmp_path)
+async def lab(tmp_path: Path, database_url: str) -> AsyncIterator[Lab]:
+    lab = Lab(tmp_path, database_url)
     yield lab
     await asyncio.to_thread(lab.store.close)
 

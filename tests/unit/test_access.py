@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise, product
-from pathlib import Path
 
 import pytest
 from beamhub import access
@@ -13,6 +12,7 @@ from beamhub.errors import BeamhubError, Forbidden, NotFound
 from beamhub.events import Scope
 from beamhub.schemas import ExperimentState, InstrumentCreate, Role
 from beamhub.store import Store, Transaction
+from beamhub.testing_stores import run_database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,26 +30,28 @@ STRANGERS = (EVE, OTHER_AGENT, OTHER_STAFF, SERVICE)
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, dict[ExperimentState, str]]]:
+def shop(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Store, dict[ExperimentState, str]]]:
     """Two instruments, and on `mx` one experiment in each state with the same members."""
-    folder: Path = tmp_path_factory.mktemp("access")
-    store = Store(f"sqlite:///{folder / 'beamhub.db'}")
-    store.migrate()
+    with run_database(request, tmp_path_factory.mktemp("access")) as url:
+        store = Store(url)
+        store.migrate()
+        yield store, store.write_sync(_fill)
+        store.close()
 
-    def work(tx: Transaction) -> dict[ExperimentState, str]:
-        tx.instruments.create(InstrumentCreate(id="mx", title="MX", staff=["sam"]))
-        tx.instruments.create(InstrumentCreate(id="other", title="Other", staff=["olga"]))
-        tx.experiments.create("other", "Another", "olga")
-        made = {}
-        for state in ExperimentState:
-            id_ = made[state] = tx.experiments.create("mx", state, "ada")
-            tx.experiments.change(id_, state=state)
-            for user, role in (("ada", Role.PI), ("ben", Role.COLLABORATOR), ("viewer", Role.VIEWER)):
-                tx.members.add(id_, user, role, "sam")
-        return made
 
-    yield store, store.write_sync(work)
-    store.close()
+def _fill(tx: Transaction) -> dict[ExperimentState, str]:
+    tx.instruments.create(InstrumentCreate(id="mx", title="MX", staff=["sam"]))
+    tx.instruments.create(InstrumentCreate(id="other", title="Other", staff=["olga"]))
+    tx.experiments.create("other", "Another", "olga")
+    made = {}
+    for state in ExperimentState:
+        id_ = made[state] = tx.experiments.create("mx", state, "ada")
+        tx.experiments.change(id_, state=state)
+        for user, role in (("ada", Role.PI), ("ben", Role.COLLABORATOR), ("viewer", Role.VIEWER)):
+            tx.members.add(id_, user, role, "sam")
+    return made
 
 
 Shop = tuple[Store, dict[ExperimentState, str]]

@@ -55,8 +55,8 @@ class Lab:
 
 
 @pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    store = Store(f"sqlite:///{tmp_path / 'beamhub.db'}")
+async def lab(tmp_path: Path, database_url: str) -> AsyncIterator[Lab]:
+    store = Store(database_url)
     store.migrate()
     live = Live()
     data = tmp_path / "data"

@@ -69,8 +69,8 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    store, live, folder = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Live(), tmp_path / "data"
+async def site(tmp_path: Path, database_url: str) -> AsyncIterator[Site]:
+    store, live, folder = Store(database_url), Live(), tmp_path / "data"
     store.migrate()
     folder.mkdir()
     experiments = Experiments(store, folder)

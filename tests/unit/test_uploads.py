@@ -118,9 +118,9 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, database_url: str) -> AsyncIterator[Site]:
     """One instrument `mx` with its active experiment of Ada's."""
-    store, live, folder = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Live(), tmp_path / "data"
+    store, live, folder = Store(database_url), Live(), tmp_path / "data"
     store.migrate()
     folder.mkdir()
     experiments = Experiments(store, folder)
@@ -467,9 +467,9 @@ async def test_while_paused_nothing_begins_and_what_is_on_its_way_is_finished(si
 
 
 @pytest.fixture
-async def elsewhere(site: Site) -> AsyncIterator[Uploads]:
+async def elsewhere(site: Site, database_url: str) -> AsyncIterator[Uploads]:
     """What another process has."""
-    store, inspector = Store(f"sqlite:///{site.folder.parent / 'beamhub.db'}"), Inspector()
+    store, inspector = Store(database_url), Inspector()
     uploads = Uploads(store, Live(), site.folder, Datasets(store, site.folder, inspector).examine)
     yield uploads
     await uploads.close()
