@@ -21,6 +21,7 @@ Value = float | int | str | bool | list[Any] | None
 
 LONGEST = 500  # characters of an expression, and of a text that one makes
 DEEPEST = 40  # parts within parts
+DIGITS = 18  # that round() may be asked for
 LARGEST = 10**18  # of whole numbers: more is an error of whoever wrote it, and grows without bound
 
 
@@ -116,20 +117,23 @@ def _within(item: Value, group: Value) -> bool:
     raise ExpressionError(f"nothing is in {group!r}")
 
 
-def _like(text: Value, pattern: Value) -> bool:
-    if not isinstance(text, str) or not isinstance(pattern, str):
-        raise ExpressionError("like() compares a text with a pattern")
-    return fnmatchcase(text, pattern)
+def _like(*values: Value) -> bool:
+    match values:
+        case str(text), str(pattern):
+            return fnmatchcase(text, pattern)
+    raise ExpressionError("like() compares a text with a pattern")
 
 
 def _of_numbers(work: Callable[..., Any]) -> Callable[..., Value]:
     def compute(*values: Value) -> Value:
         if not values or not _number(*values):
-            raise ExpressionError(f"{work.__name__}() takes numbers")
+            raise ExpressionError(f"{work.__name__.strip('_')}() takes numbers")
         try:
             return _bounded(work(*values))
         except (TypeError, ArithmeticError) as error:
-            raise ExpressionError(f"{work.__name__}() can't take {len(values)} of these") from error
+            raise ExpressionError(
+                f"{work.__name__.strip('_')}() can't take {len(values)} of these"
+            ) from error
 
     return compute
 
@@ -150,11 +154,19 @@ OPERATORS: Mapping[type[ast.AST], Callable[[Value, Value], Value]] = {
     ast.In: _within,
     ast.NotIn: lambda item, group: not _within(item, group),
 }
+
+
+def _round(number: float, digits: int = 0) -> float:
+    if not isinstance(digits, int) or abs(digits) > DIGITS:  # Python would compute 10**digits
+        raise TypeError(f"digits are whole numbers up to {DIGITS}")
+    return round(number, digits) if digits else round(number)
+
+
 FUNCTIONS: Mapping[str, Callable[..., Value]] = {
     "abs": _of_numbers(abs),
     "min": _of_numbers(min),
     "max": _of_numbers(max),
-    "round": _of_numbers(round),
+    "round": _of_numbers(_round),
     "like": _like,
 }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
+import time
+import tracemalloc
 
 import pytest
 from beamhub.expressions import LARGEST, Expression, ExpressionError, UnknownError, Value
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 VALUES: dict[str, Value] = {"frames": 180, "wavelength": 0.98, "kind": "rotation", "job.cc_half": 0.99}
@@ -95,7 +99,10 @@ def test_what_is_not_understood(text: str) -> None:
         "max()",
         "min(1)",
         "round(1, 2, 3)",
+        "round(5, -9999999)",
+        "round(1.5, 0.5)",
         "like(1, 2)",
+        "like('a')",
         "1 in 2",
         "True + 1",
         "-kind",
@@ -134,3 +141,63 @@ def test_whatever_is_written_ends_in_a_value_or_an_error(text: str) -> None:
     except ExpressionError:
         return
     assert value is None or isinstance(value, bool | int | float | str | list)
+
+
+NAMES = st.sampled_from(
+    ["frames", "kind", "job.cc_half", "__import__", "open", "eval", "os.system", "_x", "round", "like", "abs"]
+)
+LITERALS = st.one_of(
+    st.integers(-(10**20), 10**20).map(repr),
+    st.floats(allow_nan=False).map(repr),
+    st.text("ab*?[]!x", max_size=30).map(repr),
+    st.sampled_from(["True", "None", "'__import__'", "10 ** 9", "'a' * 9", "[n for n in [1]]", "lambda: 1"]),
+)
+WRITTEN = st.recursive(
+    LITERALS | NAMES,
+    lambda part: st.one_of(
+        st.tuples(part, st.sampled_from(["+", "-", "*", "/", "//", "%", "<", "==", "in", "and"]), part).map(
+            lambda three: f"({' '.join(three)})"
+        ),
+        st.tuples(NAMES, st.lists(part, max_size=3)).map(lambda call: f"{call[0]}({', '.join(call[1])})"),
+        st.lists(part, max_size=4).map(lambda parts: f"[{', '.join(parts)}]"),
+        st.tuples(part, st.sampled_from(["__class__", "format", "real"])).map(".".join),
+        st.tuples(part, part).map(lambda two: f"{two[0]}[{two[1]}]"),
+        st.tuples(part, part, part).map(lambda three: "({} if {} else {})".format(*three)),
+    ),
+    max_leaves=25,
+)
+SEEN: list[str] = []  # what the interpreter was asked to do while an expression was computed
+WATCHING = [False]
+
+
+def watch(event: str, _: tuple[object, ...]) -> None:
+    if WATCHING[0]:
+        SEEN.append(event)
+
+
+sys.addaudithook(watch)
+
+
+@settings(deadline=None)
+@given(WRITTEN)
+@example("round(5, -99999999)")
+@example("like('" + "a" * 200 + "', '" + "*a" * 90 + "b')")
+@example("+".join(["'" + "x" * 100 + "'"] * 4))
+@example("[" * 15 + "1" + "]" * 15)
+def test_nothing_is_ever_run_and_everything_ends_soon(text: str) -> None:
+    """The interpreter itself says what it does: an expression is compiled to a tree, and that is all. A
+    second and a megabyte are far more than any needs."""
+    SEEN.clear()
+    began, WATCHING[0] = time.process_time(), True
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ExpressionError):
+            value = Expression.parse(text).value(VALUES)
+            assert value is None or isinstance(value, bool | int | float | str | list)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        WATCHING[0] = False
+        tracemalloc.stop()
+    assert set(SEEN) <= {"compile", "object.__getattr__"}
+    assert time.process_time() - began < 1
+    assert peak < 2**20
