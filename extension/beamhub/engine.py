@@ -37,6 +37,7 @@ CURSOR = "triggers"  # how far the log has been read for trigger rules
 BATCH = 100  # events read, or jobs handed to a runner with a queue of its own, at once
 ATTEMPTS = 3  # of a job that ends by no doing of its own
 LOCAL = "local"  # the runner that is always there
+CLOCK = 10.0  # seconds by which the machine's clock may disagree before it must have been set
 PULSE = 0.25  # seconds between looks at running jobs
 VALIDITY = 60.0  # seconds after which it is looked whether licences have expired
 REST = 2.0  # seconds after which the engine looks even if nothing has been committed here
@@ -318,7 +319,7 @@ class Engine:
         if status.phase is Phase.RUNNING and status.reason:
             watch.stopped = status.reason
         await self._tell(job, "" if status.phase is Phase.RUNNING else status.reason)
-        elapsed = (datetime.now(UTC) - job.started).total_seconds() if job.started else 0.0
+        elapsed, _ = lasted(job, status)
         if elapsed > job.profile.walltime and runner.cpus is not None:  # others keep the time themselves
             watch.stopped = f"It reached its time limit of {duration(job.profile.walltime)}."
         if watch.stopped or task.cancel_requested:
@@ -363,11 +364,19 @@ class Engine:
             position = reader.position
             self._publish(job, watch, await asyncio.to_thread(folder.news, reader, thorough=True))
         result = await asyncio.to_thread(folder.result, reader.declared)
-        if result is None and status.again and not task.cancel_requested and not watch.stopped:
-            self._forget(job)
-            await self._store.write(lambda tx: _try_again(tx, job, status))
-            return
         ended = status.ended or await asyncio.to_thread(folder.ended)
+        used = status.cpu_seconds
+        elapsed, clock_was_set = lasted(job, status)
+        if used is None and clock_was_set:
+            since = (datetime.now(UTC) - ended).total_seconds()
+            used = math.ceil(max(elapsed - since, 0.0) * job.profile.cpus)
+        if result is None and status.again and not task.cancel_requested and not watch.stopped:
+            attempts = await self._store.read(lambda tx: tx.attempts.count(job.id))
+            if attempts < ATTEMPTS:
+                self._forget(job)
+                await self._store.write(lambda tx: _try_again(tx, job, status, used))
+                return
+            watch.stopped = f"{status.reason} It was started {attempts} times, and is not started again."
         await asyncio.to_thread(folder.seal)
         failure = None
         if result is None or result.outcome == "failed":
@@ -387,7 +396,7 @@ class Engine:
                 actor=actor,
                 reason=reason,
                 at=ended,
-                used=status.cpu_seconds,
+                used=used,
                 attempt={
                     "host": one_line(result.host, 255) if result else "",
                     "exit_code": status.exit_code,
@@ -448,6 +457,14 @@ def outcome(task: Task, stopped: str, result: JobResult | None) -> tuple[str, Jo
     return SYSTEM, JobState.FAILED, reason
 
 
+def lasted(job: Job, status: Status) -> tuple[float, bool]:
+    """Seconds since the job has begun, and whether the machine's clock has been set meanwhile."""
+    elapsed = (datetime.now(UTC) - job.started).total_seconds() if job.started else 0.0
+    if status.elapsed is None or abs(elapsed - status.elapsed) < CLOCK:
+        return elapsed, False
+    return status.elapsed, True
+
+
 def duration(seconds: int) -> str:
     """For a sentence: "1 h", "90 s"."""
     for size, unit in ((3600, "h"), (60, "min")):
@@ -506,15 +523,19 @@ def _news(tasks: Sequence[Task], watches: Sequence[Watch]) -> list[News | None]:
     ]
 
 
-def _try_again(tx: Transaction, job: Job, status: Status) -> None:
+def _try_again(tx: Transaction, job: Job, status: Status, used: int | None) -> None:
     """Another attempt for a job that ended by no doing of its own. Each is paid for as it was used."""
-    attempts = tx.attempts.count(job.id)
-    reason = f"{status.reason} It is started again."
-    state = JobState.PENDING
-    if attempts >= ATTEMPTS:
-        reason, state = f"{status.reason} It was started {attempts} times.", JobState.FAILED
-    ended = change(tx, job, state, actor=SYSTEM, reason=reason, at=status.ended, used=status.cpu_seconds)
-    if ended is not None and state is JobState.PENDING:
+    ended = change(
+        tx,
+        job,
+        JobState.PENDING,
+        actor=SYSTEM,
+        reason=f"{status.reason} It is started again.",
+        at=status.ended,
+        used=used,
+        attempt={"exit_code": status.exit_code},
+    )
+    if ended is not None:
         admit(tx, ended)
 
 

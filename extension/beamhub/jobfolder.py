@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -206,11 +206,13 @@ class JobFolder:
         return self.ended() if (self.path / "result.json").exists() else None
 
     def ended(self) -> datetime:
-        """When the result was written: a moment that the job cannot have set back. Now, if it never was."""
+        """When the result was written, by the clock of this machine: a moment that the job cannot have set
+        back. Now, if it never was."""
+        since = 0.0
         with contextlib.suppress(FileNotFoundError):
-            status = (self.path / "result.json").lstat()
-            return datetime.fromtimestamp(status.st_ctime, UTC)
-        return datetime.now(UTC)
+            os.utime(self.path)  # asks the clock that dates files, which may be a file server's
+            since = self.path.lstat().st_ctime - (self.path / "result.json").lstat().st_ctime
+        return datetime.now(UTC) - timedelta(seconds=max(since, 0.0))
 
     def seal(self) -> None:
         """Makes everything read-only. For a job whose processes have ended."""

@@ -9,6 +9,7 @@ database: whoever started it watches the folder.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import json
@@ -44,6 +45,8 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 LANGUAGE = "python"
 GO = b"go\n"  # the word
+RESERVE = Path(".reserve")
+ROOM = 64 * 1024  # bytes: more than a result without metrics has
 READY = ".ready"  # a file that tells that only the word is missing
 ENGINE = ("papermill", "ipykernel.kernelapp", "ipykernel.zmqshell", "beamhub.kernel", "beamhub.report")
 PRELOADED = ("beamhub_notebooks.warm", "matplotlib_inline.backend_inline")  # as far as it is installed
@@ -77,18 +80,40 @@ def main(folder: Path, *, held: bool = False, warm: bool = False) -> int:
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     kernel.settle(environment, limits)
-    with Path("log.txt").open("a", encoding="utf-8", errors="replace", buffering=1) as log:
-        outcome = _run(spec, template, kernel, log)
-        reported = _reported(notebooks.metrics(template), log)
-    kernel.end()
-    result = outcome.model_copy(update=reported)
-    temporary = Path("result.json.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(result.model_dump_json())
+    _reserve()
+    try:
+        with Path("log.txt").open("a", encoding="utf-8", errors="replace", buffering=1) as log:
+            outcome = _run(spec, template, kernel, log)
+            reported = _reported(notebooks.metrics(template), log)
+        result = outcome.model_copy(update=reported)
+        _write(result, Path("result.json.part"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        result = _failed(failures.DISK_FULL, None)
+        _write(result, RESERVE)
+    finally:
+        kernel.end()
+    RESERVE.unlink(missing_ok=True)
+    return 0 if result.outcome == "finished" else 1
+
+
+def _reserve() -> None:
+    """Keeps room for a word about the end, should the disk be full by then."""
+    with RESERVE.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, ROOM)
+
+
+def _write(result: JobResult, temporary: Path) -> None:
+    """Publishes the result, by way of a file beside it."""
+    content = result.model_dump_json().encode()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.truncate()
         file.flush()
         os.fsync(file.fileno())
     temporary.rename("result.json")
-    return 0 if result.outcome == "finished" else 1
 
 
 def _get_ready(*, warm: bool) -> None:

@@ -21,17 +21,12 @@ if TYPE_CHECKING:
 DATABASE = "BEAMHUB_TEST_DATABASE"  # what tests run on that do not run on both anyway
 
 
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """A PostgreSQL server: its URL, with {} where the name of a database goes.
+class PostgreSQL:
+    """A server that listens on a socket in a temporary folder only; its data go with it, and nothing has to
+    be durable."""
 
-    It listens on a socket in a temporary folder only, and its data go with it: nothing has to be durable.
-    """
-    programs = _postgresql_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    with tempfile.TemporaryDirectory(prefix="beamhub-postgresql-") as name:
-        folder = Path(name)
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.url = f"postgresql+psycopg://beamhub@/{{}}?host={folder}"  # {}: the name of a database
         as_user: list[str | Path] = []
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             as_user = ["runuser", "-u", "postgres", "--"]
@@ -40,12 +35,37 @@ def postgresql_server() -> Iterator[str]:
         initdb = [*as_user, programs / "initdb", "-D", data]
         _run([*initdb, "-U", "beamhub", "-A", "trust", "-E", "UTF8", "--no-sync"])
         settings = f"-k {folder} -c listen_addresses='' -c fsync=off -c synchronous_commit=off"
-        control = [*as_user, programs / "pg_ctl", "-D", data, "-s", "-w"]
-        _run([*control, "-l", folder / "log", "-o", settings, "start"])
+        self._control = [*as_user, programs / "pg_ctl", "-D", data, "-s", "-w"]
+        self._start = [*self._control, "-l", folder / "log", "-o", settings, "start"]
+
+    def start(self) -> None:
+        _run(self._start)
+
+    def stop(self) -> None:
+        """At once, as a crash would."""
+        _run([*self._control, "-m", "immediate", "stop"])
+
+
+@contextlib.contextmanager
+def running_postgresql() -> Iterator[PostgreSQL]:
+    programs = _postgresql_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with tempfile.TemporaryDirectory(prefix="beamhub-postgresql-") as name:
+        server = PostgreSQL(Path(name), programs)
+        server.start()
         try:
-            yield f"postgresql+psycopg://beamhub@/{{}}?host={folder}"
+            yield server
         finally:
-            _run([*control, "-m", "immediate", "stop"])
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """A PostgreSQL server for all tests, which none stops: its URL, with {} where the name of a database
+    goes."""
+    with running_postgresql() as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ class Status:
     ended: datetime | None = None
     cpu_seconds: int | None = None  # CPUs that were allocated x elapsed time
     exit_code: int | None = None  # of its first process; as a shell has it, where a signal ended it
+    elapsed: float | None = None  # seconds since it was handed over, by a clock that nobody can set
     again: bool = False  # it is gone by no doing of its own, and may be started again
 
 

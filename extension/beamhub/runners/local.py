@@ -33,6 +33,7 @@ LOST = "each can read all experiments, the service's secrets and the network"
 WARM = "beamhub_notebooks.warm"  # does once what jobs would otherwise do each time
 # Niceness: the service comes first, then what somebody at the detector watches, then all else.
 LIVE, BATCH, IDLE = 5, 10, 19
+SIGNALLED = 128  # exit codes above it tell which signal ended a process, as in a shell
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -135,7 +136,8 @@ class LocalRunner:
         started = _process(child.pid)
         if started is None:
             raise OSError("the job's first process ended at once")
-        return {"pid": child.pid, "start_time": started.start_time, "memory": profile.memory}
+        ref: Ref = {"pid": child.pid, "start_time": started.start_time, "memory": profile.memory}
+        return {**ref, "began": _uptime()}
 
     def _wait(self, folder: Path, experiment: Path) -> subprocess.Popen[bytes]:
         return self._spawn(folder, experiment, IDLE if _may_hurry() else LIVE, "--warm")
@@ -238,8 +240,18 @@ class LocalRunner:
 
     def _status(self, ref: Ref, processes: Sequence[_Process]) -> Status:
         members = _members(ref, processes)
+        began = ref.get("began")
+        elapsed = _uptime() - began if isinstance(began, float) else None
         if not members:
-            return Status(Phase.GONE, exit_code=self._codes.pop(_int(ref, "pid"), None))
+            code = self._codes.pop(_int(ref, "pid"), None)
+            killed = code is None or code > SIGNALLED
+            return Status(
+                Phase.GONE,
+                "Its processes were killed." if killed else "",
+                exit_code=code,
+                elapsed=elapsed,
+                again=killed,
+            )
         limit = _int(ref, "memory")
         used = sum(_private_memory(pid) for pid in _descendants(members, processes))
         if used > limit:
@@ -247,8 +259,9 @@ class LocalRunner:
             return Status(
                 Phase.RUNNING,
                 reason=f"It used more than {limit / 1024**3:g} GiB of memory: choose a profile with more.",
+                elapsed=elapsed,
             )
-        return Status(Phase.RUNNING)
+        return Status(Phase.RUNNING, elapsed=elapsed)
 
 
 @cache
@@ -321,6 +334,11 @@ def _set_niceness(pid: int, nice: int) -> None:
     family = _descendants([pid], processes)
     for group in {process.group for process in processes if process.pid in family}:
         os.setpriority(os.PRIO_PGRP, group, nice)
+
+
+def _uptime() -> float:
+    """Seconds since this machine was started."""
+    return float(Path("/proc/uptime").read_text().split()[0])
 
 
 def _private_memory(pid: int) -> int:
