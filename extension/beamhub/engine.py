@@ -364,7 +364,7 @@ class Engine:
             position = reader.position
             self._publish(job, watch, await asyncio.to_thread(folder.news, reader, thorough=True))
         result = await asyncio.to_thread(folder.result, reader.declared)
-        ended = status.ended or await asyncio.to_thread(folder.ended)
+        ended = await asyncio.to_thread(folder.ended) if status.ended is None else status.ended
         used = status.cpu_seconds
         elapsed, clock_was_set = lasted(job, status)
         if used is None and clock_was_set:

@@ -959,6 +959,7 @@ async def test_time_that_the_service_was_away_is_not_charged(lab: Lab) -> None:
     await condition(collected)
     done = await lab.jobs.get(ADA, job.id)
     assert done.started
+    assert done.ended
     assert abs(done.ended - wrote) < timedelta(seconds=0.1)
     assert done.cpu_seconds == math.ceil((done.ended - done.started).total_seconds())
     lab.assert_settled(job)
