@@ -424,6 +424,8 @@ class Cockpit(JobPage):
 
     def _new(self, action: Action) -> None:
         dataset = self.scene.datasets.get(int(action.args[0])) if self.scene else None
+        if dataset is not None and self.scene is not None:
+            self.scene.look_at_templates()
         if dataset is not None and self.scene is not None and self.scene.templates:
             self.launch = Launch.anew(dataset, self.scene)
 

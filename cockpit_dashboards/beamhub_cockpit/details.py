@@ -16,7 +16,7 @@ from beamhub_cockpit.format import NARROW, mark, metric, number, profile, size, 
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
-from beamhub_cockpit.parts import ago, bar, cost, facts, file_link, runtime, starter, state
+from beamhub_cockpit.parts import ago, bar, cost, facts, file_link, runtime, starter, state, template_of
 from beamhub_cockpit.series import Follower, names
 
 LOG_SHOWN: Final = 200_000  # characters
@@ -196,7 +196,7 @@ def _results(job: Job, detail: Detail, around: Around) -> list[Child]:
         return [el("p.bh-empty", job.reason or "Not started yet.")]
     drawn = [f.plot for f in detail.followers.values() if f.plot is not None]
     pictures = [a for a in plots(job) if f"{job.id}/{a.path}" in detail.images]
-    table = metrics_table(job, around.templates.get(job.template))
+    table = metrics_table(job, around.templates.get(template_of(job)))
     return [
         problem(job, detail),
         el("p.bh-error", detail.trouble, role="alert") if detail.trouble else None,
@@ -239,14 +239,16 @@ def problem(job: Job, detail: Detail | None) -> Element | None:
     """Why a job failed, in words, with the end of its log."""
     if str(job.state) not in ("failed", "cancelled", "pending") or not job.reason:
         return None
-    tail = (
-        "\n".join(_ANSI.sub("", detail.log).rstrip().splitlines()[-12:])
-        if detail and str(job.state) == "failed"
-        else ""
-    )
+    failure = job.failure
+    log = detail.log if detail and detail.log else failure.log if failure else ""
+    tail = "\n".join(_ANSI.sub("", log).rstrip().splitlines()[-12:]) if str(job.state) == "failed" else ""
+    where = failure.title if failure else ""
     return el(
         f"div.bh-problem.bh-problem-{job.state}",
         el("p.bh-reason", job.reason),
+        el("p.bh-hint.bh-failed-cell", f"It stopped in the part “{where}” of the notebook.")
+        if where
+        else None,
         el("pre.bh-log-end", tail) if tail else None,
     )
 
@@ -337,7 +339,7 @@ def _log(job: Job, detail: Detail) -> list[Child]:
 
 
 def _parameters(job: Job, around: Around) -> list[Child]:
-    template = around.templates.get(job.template)
+    template = around.templates.get(template_of(job))
     specs = template.parameters.get("properties", {}) if template else {}
     rows = []
     for name, value in job.parameters.items():
@@ -360,7 +362,7 @@ def _parameters(job: Job, around: Around) -> list[Child]:
             )
         )
     lineage: list[tuple[str, Child]] = [
-        ("Template", f"{job.title} ({job.template}, version {job.template_version})"),
+        ("Template", [f"{job.title} ({template_of(job)}, version {job.template_version})", _changed(job)]),
         ("Input", [_input(job, around)]),
         ("Started", [starter(job, around.triggers), " ", ago(job.created)]),
         ("Rerun of", _ancestor(job, around)),
@@ -379,6 +381,12 @@ def _parameters(job: Job, around: Around) -> list[Child]:
             facts(lineage),
         )
     ]
+
+
+def _changed(job: Job) -> Child:
+    if not job.template_changed:
+        return None
+    return el("span.bh-changed.bh-template-changed", "changed since: a rerun takes it as it is now")
 
 
 def _parameter(value: object) -> str:

@@ -20,7 +20,7 @@ _TAGS = """
     time tr ul
 """
 _ORDINARY = """
-    alt autocomplete checked colspan disabled download for hidden href id inputmode max maxlength method
+    alt autocomplete checked colspan disabled download for hidden href id inputmode label max maxlength method
     min name open pattern placeholder readonly rel required role rows scope selected spellcheck step
     tabindex target title type value width height datetime
 """

@@ -135,6 +135,7 @@ class JobPage(Page):
     def _rerun(self, action: Action) -> None:
         job = self.scene.jobs.get(int(action.args[0])) if self.scene else None
         if job is not None and self.scene is not None:
+            self.scene.look_at_templates()
             self.launch = Launch.again(job, self.scene)
 
     def _template(self, action: Action) -> None:

@@ -9,7 +9,7 @@ from beamhub.schemas import Job, JobState
 from beamhub_cockpit.details import Around, Detail, key_metrics, progress, show
 from beamhub_cockpit.format import cpu_hours, number, plural
 from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.parts import ago, card, more_button, rank, runtime, starter, state
+from beamhub_cockpit.parts import ago, card, more_button, rank, runtime, starter, state, template_of
 
 
 def panel(
@@ -111,7 +111,7 @@ def _job(job: Job, detail: Detail | None, around: Around) -> Element:
 
 
 def _results(job: Job, around: Around) -> list[Child]:
-    found: list[Child] = list(key_metrics(job, around.templates.get(job.template)))
+    found: list[Child] = list(key_metrics(job, around.templates.get(template_of(job))))
     if job.state is JobState.RUNNING:
         return [progress(job), el("div.bh-key-metrics", found) if found else None]
     if job.state in (JobState.FAILED, JobState.PENDING, JobState.CANCELLED) and job.reason:

@@ -129,6 +129,11 @@ def cost(job: Job) -> str:
     return f"at most {cpu_hours(job.profile.cpus * job.profile.walltime)}"
 
 
+def template_of(job: Job) -> str:
+    """By what a page knows the template of a job: its name, or the path of a member's own notebook."""
+    return job.notebook or job.template
+
+
 def can(experiment: Experiment | None, action: str) -> bool:
     """May the viewer do this here? (As named in the service's table of permissions.)"""
     return experiment is not None and action in experiment.actions

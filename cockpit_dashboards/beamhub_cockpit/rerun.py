@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,15 +10,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from beamhub.client import ApiError, Client
-from beamhub.schemas import Dataset, Experiment, Job, Profile, Sponsor, Template
+from beamhub.schemas import Dataset, Experiment, Job, JobInput, Profile, Sponsor, Template
 from beamhub.terms import Case, refusal
 from pydantic import JsonValue
 
 from beamhub_cockpit import form
 from beamhub_cockpit.format import cpu_hours, profile
 from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.parts import template_of
 from beamhub_cockpit.scene import Scene
 
+ON_DATASETS, ON_JOBS = ("dataset", "datasets"), ("job", "jobs")  # what templates work on
+JOBS = "jobs"  # the field with the numbers of jobs
+NOTEBOOKS = "A notebook of your own in shared/ is listed, too, if one of its cells is tagged “parameters”."
 PREFIX = "p."  # of the names of parameter inputs, so that no parameter can be taken for the template
 
 
@@ -32,6 +37,7 @@ class Launch:
     template: str
     profile: str
     sponsor: str
+    jobs: str = ""  # as typed: whose results a template works on that takes jobs
     entered: dict[str, str] = field(default_factory=dict)  # parameter -> text
     wrong: dict[str, str] = field(default_factory=dict)
     refused: str = ""
@@ -44,27 +50,27 @@ class Launch:
         return cls(
             experiment=job.experiment,
             dataset=(dataset.id or 0) if dataset else 0,
-            dataset_name=dataset.name if dataset else "",
+            dataset_name=", ".join(_named(one) for one in job.inputs),
             parent=job,
-            template=job.template,
+            template=template_of(job),
             profile=job.profile.name,
             sponsor=_sponsor(job.sponsor, scene.sponsors),
-            entered=_texts(scene.templates.get(job.template), job.parameters),
+            jobs=" ".join(str(i.id) for i in job.inputs if i.kind == "job") or str(job.id),
+            entered=_texts(scene.templates.get(template_of(job)), job.parameters),
         )
 
     @classmethod
     def anew(cls, dataset: Dataset, scene: Scene) -> Launch:
         """A job on a dataset, from the first template that can run."""
-        usable = [t for t in scene.templates.values() if not t.missing and not t.live] or list(
-            scene.templates.values()
-        )
-        template = usable[0]
+        fitting = [t for t in scene.templates.values() if t.inputs in ON_DATASETS]
+        usable = [t for t in fitting if not t.missing and not t.live and not t.notebook]
+        template = (usable or fitting or list(scene.templates.values()))[0]
         return cls(
             experiment=dataset.experiment,
             dataset=dataset.id,
             dataset_name=dataset.name,
             parent=None,
-            template=template.name,
+            template=template.notebook or template.name,
             profile=template.profile,
             sponsor=_sponsor("", scene.sponsors),
             entered=_texts(template, {}),
@@ -77,7 +83,7 @@ class Launch:
         if new is None:
             return
         self.template = template
-        if self.parent is None or template != self.parent.template:
+        if self.parent is None or template != template_of(self.parent):
             self.profile = new.profile
         common = {k: v for k, v in self.entered.items() if k in _texts(old, {})}
         self.entered = {k: common.get(k, v) for k, v in _texts(new, {}).items()}
@@ -89,6 +95,7 @@ class Launch:
         self.entered |= {k.removeprefix(PREFIX): v for k, v in fields.items() if k.startswith(PREFIX)}
         self.profile = fields.get("profile", self.profile)
         self.sponsor = fields.get("sponsor", self.sponsor)
+        self.jobs = fields.get("jobs", self.jobs)
 
     def send(
         self, fields: Mapping[str, str], client: Client, templates: Mapping[str, Template]
@@ -99,22 +106,28 @@ class Launch:
         schema: Mapping[str, Any] = template.parameters if template else {}
         values, self.wrong = form.read(schema, self.entered)
         self.refused = ""
+        takes_jobs = template is not None and template.inputs in ON_JOBS
+        if takes_jobs and not re.fullmatch(r"[\s,#\d]*\d[\s,#\d]*", self.jobs):
+            self.wrong[JOBS] = "Give the numbers of jobs, such as 12 15."
         if self.wrong:
             return None
+        jobs = [int(number) for number in re.findall(r"\d+", self.jobs)]
         try:
             if self.parent is not None:
                 return client.rerun(
                     self.parent.id,
                     template=self.template,
                     parameters=values,
+                    inputs=jobs if takes_jobs else None,
                     profile=self.profile,
                     sponsor=self.sponsor,
                     key=self.key,
                 )
+            nothing = template is not None and template.inputs == "none"
             return client.submit(
                 self.experiment,
                 self.template,
-                self.dataset,
+                () if nothing else self.dataset,
                 sponsor=self.sponsor,
                 parameters=values,
                 profile=self.profile,
@@ -175,14 +188,16 @@ def show(
                         el("label", "Template", for_="launch-template"),
                         el(
                             "select.bh-form-template",
-                            [_template(t, launch.template) for t in templates.values()],
+                            _choices(launch, templates),
                             id="launch-template",
                             name="template",
                             value=launch.template,
                             on={"change": ["launch.template"]},
                         ),
                         el("p.bh-hint", template.description) if template and template.description else None,
+                        el("p.bh-hint", NOTEBOOKS),
                     ),
+                    _jobs(launch) if template and template.inputs in ON_JOBS else None,
                 ),
                 form.show(named, wrong, "launch"),
                 el(
@@ -213,13 +228,41 @@ def show(
     )
 
 
-def _template(template: Template, chosen: str) -> Element:
+def _named(one: JobInput) -> str:
+    return f"#{one.id} {one.name}" if one.kind == "job" else one.name
+
+
+def _jobs(launch: Launch) -> Element:
+    """Whose results the job is to work on."""
+    problem = launch.wrong.get(JOBS, "")
+    return el(
+        "div.bh-field.bh-field-wide" + (".bh-field-wrong" if problem else ""),
+        el("label", "Results of the jobs", for_="launch-jobs"),
+        el("input", type="text", id="launch-jobs", name="jobs", value=launch.jobs, autocomplete="off"),
+        el("p.bh-error", problem) if problem else el("p.bh-hint", "Their numbers, such as 12 15."),
+        key="jobs",
+    )
+
+
+def _choices(launch: Launch, templates: Mapping[str, Template]) -> list[Element]:
+    """The templates, and then the notebooks of members, that work on what there is."""
+    kinds = {one.kind for one in launch.parent.inputs} if launch.parent else {"dataset"}
+    fitting = {"none", *(ON_DATASETS if "dataset" in kinds else ()), *(ON_JOBS if launch.parent else ())}
+    if "file" in kinds:
+        fitting.add("file")
+    found = {k: t for k, t in templates.items() if t.inputs in fitting or k == launch.template}
+    own = [_template(k, t, launch.template) for k, t in found.items() if t.notebook]
+    listed = [_template(k, t, launch.template) for k, t in found.items() if not t.notebook]
+    return [*listed, *([el("optgroup", own, label="Notebooks in shared/")] if own else [])]
+
+
+def _template(key: str, template: Template, chosen: str) -> Element:
     lacks = f" (not here: {', '.join(template.missing)})" if template.missing else ""
     return el(
         "option",
-        template.title + lacks,
-        value=template.name,
-        selected=template.name == chosen or None,
+        template.title + (f" · {key.removeprefix('shared/')}" if template.notebook else "") + lacks,
+        value=key,
+        selected=key == chosen or None,
         disabled=bool(template.missing) or None,
     )
 

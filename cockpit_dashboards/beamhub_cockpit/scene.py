@@ -29,8 +29,11 @@ from beamhub.schemas import (
 )
 from pydantic import ValidationError
 
+from beamhub_cockpit.parts import template_of
+
 RECENT = 200  # datasets and jobs that a page knows
 SHARED = "shared"  # the folder that members put files into
+OWN = "shared/templates"  # where members keep templates
 FILES = 500  # of it that a page knows
 LINGER = 6.0  # seconds that a file is shown after the last that was heard of it
 
@@ -91,7 +94,7 @@ class Scene:
         self.jobs = {j.id: j for j in client.jobs(chosen, limit=RECENT)}
         self.files = client.files(chosen, SHARED, limit=FILES)
         self.sponsors = client.sponsors(chosen)
-        self.templates = {t.name: t for t in client.templates()}
+        self.look_at_templates()
         self.profiles = client.profiles()
         self.instrument = client.instrument(self.experiment.instrument)
         self.triggers = {}
@@ -106,6 +109,17 @@ class Scene:
         self.quarantine = (
             self.client.quarantine(self.experiment.instrument) if operate and self.experiment else []
         )
+
+    def look_at_templates(self) -> None:
+        """Which templates there are now, and notebooks of members that can be run as if they were some."""
+        if self.experiment is None:
+            return
+        found = {t.name: t for t in self.client.templates(self.experiment.id)}
+        listed = {f"{OWN}/{name}.ipynb" for name in found}
+        for one in self.client.notebooks(self.experiment.id):
+            if one.notebook is not None and one.notebook not in listed:
+                found[one.notebook] = one
+        self.templates = found
 
     def look_at_finalisation(self) -> None:
         """Has the experiment been signed off?"""
@@ -242,7 +256,7 @@ class Scene:
         following = [
             job
             for job in self.jobs.values()
-            if (t := self.templates.get(job.template)) is not None
+            if (t := self.templates.get(template_of(job))) is not None
             and t.live
             and any(i.kind == "dataset" and i.id == dataset.id for i in job.inputs)
         ]

@@ -6,7 +6,9 @@ where the one before ended. Detector, agent, hub, service, DIALS and browsers ar
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -226,6 +228,40 @@ def test_ben_opens_the_notebook_in_jupyterlab(facility: RunningDemo, people: Peo
     expect(ben.locator(".jp-Notebook")).to_contain_text("resolution_limit", timeout=LONG)
     expect(ben.locator("body")).not_to_contain_text("official Jupyter news")
     people.picture(ben, "jupyterlab")
+
+
+def test_ben_runs_a_notebook_of_his_own(facility: RunningDemo, people: People) -> None:
+    """He opens a job's notebook, changes a cell, keeps it in shared/, and runs it on the same data."""
+    parent = the_job(facility, "fast_feedback")
+    notebook = json.loads(facility.client("ben").notebook(parent.id))
+    (cell,) = [c for c in notebook["cells"] if "".join(c["source"]).startswith("import math")]
+    cell["source"] = [*cell["source"], "\nprint('changed by hand, spot strength', sigma_strong)"]
+    folder = Path(facility.client("ben").experiment(facility.credentials.experiment).folder)
+    path = folder / "shared" / "by hand" / "Fast and mine.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(notebook))
+
+    ben = people.page("ben")
+    row = ben.locator(f".bh-job[data-job='{parent.id}']")
+    if row.locator(".bh-job-rerun").count() == 0:
+        row.locator(".bh-job-row").click()
+    row.locator(".bh-job-rerun").click()
+    form = ben.locator(".bh-rerun")
+    form.locator(".bh-form-template").select_option("shared/by hand/Fast and mine.ipynb")
+    form.locator("[name='p.sigma_strong']").fill("4")
+    people.picture(ben, "own-notebook")
+    form.locator(".bh-form-submit").click()
+    again = ben.locator(".bh-job[data-template=fast_and_mine]")
+    expect(again).to_have_attribute("data-state", "finished", timeout=2 * LONG)
+    job = the_job(facility, "fast_and_mine", launched_by="ben")
+    assert (job.parent, job.inputs, job.parameters["sigma_strong"]) == (parent.id, parent.inputs, 4)
+    assert "changed by hand, spot strength 4" in facility.client("ben").job_log(job.id)[0]
+
+    row = ben.locator(f".bh-job[data-job='{job.id}']")
+    row.locator(".bh-job-row").click()
+    row.locator(".bh-tab-parameters").click()
+    expect(row.locator(".bh-job-detail")).to_contain_text("shared/by hand/Fast and mine.ipynb")
+    expect(row.locator(".bh-template-changed")).to_have_count(0)
 
 
 def test_eve_gets_nothing(facility: RunningDemo, people: People) -> None:

@@ -5,9 +5,21 @@ from typing import Any
 
 import pytest
 from beamhub.client import Client
-from beamhub.schemas import Job, JobInput, JobProgress, JobState, Me, Profile, Quantity, Sponsor, Template
-from beamhub_cockpit.details import Around
-from beamhub_cockpit.html import find, text
+from beamhub.schemas import (
+    Job,
+    JobFailure,
+    JobInput,
+    JobProgress,
+    JobState,
+    Me,
+    Profile,
+    Quantity,
+    Sponsor,
+    Template,
+)
+from beamhub_cockpit.details import Around, Detail, problem
+from beamhub_cockpit.details import show as details
+from beamhub_cockpit.html import Node, find, text
 from beamhub_cockpit.jobs import panel
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import rank
@@ -133,6 +145,62 @@ def test_the_dialog_says_why_nothing_can_be_started(scene: Scene) -> None:
     launch.choose("dials", {}, scene.templates)
     said = find(show(launch, scene.templates, scene.profiles, []), "bh-problem-pending")
     assert "No licence pays" in text(said[0])
+
+
+OWN = template("mine", limit=LIMIT).model_copy(
+    update={"notebook": "shared/by hand/mine.ipynb", "title": "Mine", "source": "experiment"}
+)
+MERGE = template("merge").model_copy(update={"inputs": "jobs"})
+
+
+def choices(node: Node) -> list[str]:
+    """The values of the options in it."""
+    if isinstance(node, str):
+        return []
+    own = [str(node.attributes["value"])] if node.tag == "option" else []
+    return own + [value for child in node.children for value in choices(child)]
+
+
+def test_members_notebooks_stand_beside_the_templates(scene: Scene) -> None:
+    scene.templates |= {"shared/by hand/mine.ipynb": OWN, "merge": MERGE}
+    launch = Launch.again(job(3), scene)
+    dialog = show(launch, scene.templates, scene.profiles, scene.sponsors)
+    assert choices(find(dialog, "bh-form-template")[0]) == [*scene.templates]
+    launch.choose("shared/by hand/mine.ipynb", {"p.limit": "1.9"}, scene.templates)
+    assert (launch.template, launch.entered) == ("shared/by hand/mine.ipynb", {"limit": "1.9"})
+    own = job(4, template="mine", notebook="shared/by hand/mine.ipynb", parameters={"limit": 1.5})
+    again = Launch.again(own, scene)
+    assert (again.template, again.entered) == ("shared/by hand/mine.ipynb", {"limit": "1.5"})
+
+
+def test_a_template_that_takes_jobs_asks_for_their_numbers(scene: Scene) -> None:
+    scene.templates["merge"] = MERGE
+    launch = Launch.again(job(3), scene)
+    launch.choose("merge", {}, scene.templates)
+    assert launch.jobs == "3"
+    assert launch.send({"jobs": "3, and more"}, scene.client, scene.templates) is None
+    assert "numbers of jobs" in launch.wrong["jobs"]
+    dialog = show(launch, scene.templates, scene.profiles, scene.sponsors)
+    assert "Give the numbers" in text(find(dialog, "bh-error")[0])
+
+
+def test_a_failure_says_where_and_a_job_whether_its_template_has_changed(scene: Scene) -> None:
+    failed = job(
+        3,
+        JobState.FAILED,
+        reason="No spots found.",
+        failure=JobFailure(cell=7, title="<i>Find</i> spots", log="last words"),
+        template_changed=True,
+    )
+    around = Around(scene.templates, {}, {}, {}, Links("/", "ben"), "mx-2026-00001", True, True, True)
+    said = problem(failed, None)
+    assert said is not None
+    assert "in the part “<i>Find</i> spots” of the notebook" in text(find(said, "bh-failed-cell")[0])
+    assert text(find(said, "bh-log-end")[0]) == "last words"
+    detail = Detail(3, tab="parameters")
+    assert "changed since" in text(find(details(failed, detail, around), "bh-template-changed")[0])
+    same = failed.model_copy(update={"template_changed": False})
+    assert not find(details(same, detail, around), "bh-template-changed")
 
 
 def test_jobs_that_run_or_wait_stand_first() -> None:

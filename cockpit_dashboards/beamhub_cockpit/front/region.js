@@ -18,7 +18,7 @@
 const TAGS = new Set(("a article aside b button caption code dd details dialog div dl dt em fieldset figcaption figure " +
   "footer form h1 h2 h3 h4 header hr img input label legend li main meter nav ol optgroup option output p pre progress " +
   "section select small span strong sub summary sup table tbody td textarea th thead time tr ul").split(" "));
-const PLAIN = new Set(("alt autocomplete class colspan disabled download for hidden href id inputmode max maxlength method " +
+const PLAIN = new Set(("alt autocomplete class colspan disabled download for hidden href id inputmode label max maxlength method " +
   "min name open pattern placeholder readonly rel required role rows scope selected spellcheck step tabindex target title " +
   "type width height datetime").split(" "));
 const LINK = /^(https?:\/\/|\/(?![\/\\])|#|\?)/;
