@@ -40,6 +40,7 @@ class Detail:
     log_next: int = 0
     files: list[File] = field(default_factory=list)
     images: dict[str, bytes] = field(default_factory=dict)  # "<job>/<path>" -> PNG
+    drawn: dict[str, int] = field(default_factory=dict)  # the size that it had then: a job may draw again
     followers: dict[str, Follower] = field(default_factory=dict)
     read: float = 0.0
     final: bool = False  # read after the job had ended
@@ -79,7 +80,9 @@ class Detail:
         sizes = {file.path: file.size for file in self.files}
         for artifact in plots(job)[:PLOTS]:
             name = f"{job.id}/{artifact.path}"
-            if name not in self.images and sizes.get(artifact.path, artifact.size) <= PLOT_LIMIT:
+            size = sizes.get(artifact.path, artifact.size)
+            if self.drawn.get(name) != size and size <= PLOT_LIMIT:
+                self.drawn[name] = size
                 content = client.job_file(job.id, artifact.path)
                 if content.startswith(PNG):
                     self.images[name] = content

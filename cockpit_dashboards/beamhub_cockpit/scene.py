@@ -10,6 +10,7 @@ from typing import Any
 from beamhub.client import ApiError, Client, Message
 from beamhub.schemas import (
     AgentStatus,
+    Artifact,
     Dataset,
     Experiment,
     File,
@@ -277,6 +278,8 @@ def with_progress(job: Job, data: dict[str, Any]) -> Job:
             change["metrics"] = job.metrics | {
                 k: Quantity.model_validate(v) for k, v in data["metrics"].items()
             }
+        if isinstance(data.get("artifacts"), list):
+            change["artifacts"] = [Artifact.model_validate(one) for one in data["artifacts"]]
     except ValidationError:
         return job
     return job.model_copy(update=change)

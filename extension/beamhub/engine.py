@@ -387,7 +387,7 @@ class Engine:
         if state is JobState.FINISHED:
             progress = progress.model_copy(update={"fraction": 1.0})
         metrics = result.metrics if result else reader.metrics
-        artifacts = result.artifacts if result else []
+        artifacts = result.artifacts if result else [*reader.artifacts.values()]
         await self._store.write(
             lambda tx: change(
                 tx,
@@ -423,7 +423,10 @@ class Engine:
         if news.told:
             watch.unwritten = True
             metrics = {name: value.model_dump() for name, value in news.metrics.items()}
-            publish("job.progress", {**news.progress.model_dump(), "metrics": metrics})
+            artifacts = [artifact.model_dump() for artifact in news.artifacts]
+            publish(
+                "job.progress", {**news.progress.model_dump(), "metrics": metrics, "artifacts": artifacts}
+            )
         for name, page in news.series.items():
             publish("job.series", {"name": name, **page.model_dump()})
 
@@ -437,7 +440,8 @@ class Engine:
 
         def work(tx: Transaction) -> None:
             for job, watch in due.items():
-                tx.jobs.tell(job, watch.reader.progress, watch.reader.metrics)
+                reader = watch.reader
+                tx.jobs.tell(job, reader.progress, reader.metrics, reader.artifacts.values())
 
         if due:
             await self._store.write(work)

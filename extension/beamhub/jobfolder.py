@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,7 @@ from beamhub.text import one_line
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")  # of metrics, series, columns, as in beamhub.report
 MAX_METRICS = 200
 MAX_SERIES = 50
+MAX_ARTIFACTS = 1000  # as in a result
 MAX_FILES = 10000  # that are listed
 MAX_LIST = 1000  # numbers in one metric
 MAX_RESULT = 2 * 1024**2  # bytes
@@ -53,7 +54,8 @@ class News:
 
     progress: JobProgress
     metrics: Mapping[str, Quantity]
-    told: bool  # progress or metrics are new
+    artifacts: Sequence[Artifact]  # as far as they are there, without digests
+    told: bool  # progress, metrics or artifacts are new
     series: Mapping[str, SeriesPage]  # the new rows
 
 
@@ -65,6 +67,7 @@ class Reader:
     position: int = 0
     progress: JobProgress = field(default_factory=JobProgress)
     metrics: dict[str, Quantity] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -133,7 +136,7 @@ class JobFolder:
         """What has been reported since the reader was here last. Unless it is `thorough`, files are opened
         only if one of them seems to have grown."""
         if not thorough and not self._grown(reader):
-            return News(reader.progress, dict(reader.metrics), told=False, series={})
+            return News(reader.progress, dict(reader.metrics), [*reader.artifacts.values()], False, {})
         lines, reader.position = self._lines(PurePosixPath("report.jsonl"), reader.position)
         told = False
         for line in lines:
@@ -150,8 +153,12 @@ class JobFolder:
                         content.get("unit"),
                         reader.declared,
                     )
+                case "artifact":
+                    told |= self._add_artifact(reader.artifacts, content)
         series = {name: page for name in self.series_names() if (page := self._new_rows(name, reader)).items}
-        return News(reader.progress, dict(reader.metrics), told, series)
+        return News(
+            reader.progress, dict(reader.metrics), [*reader.artifacts.values()], told=told, series=series
+        )
 
     def result(self, declared: Mapping[str, str] | None = None) -> JobResult | None:
         """The job's result, with sizes and digests of the artifacts that are there, as far as it can be
@@ -264,16 +271,26 @@ class JobFolder:
             columns=reader.columns.get(name, {}), items=[_row(line) for line in lines], next=reader.rows[name]
         )
 
-    def _artifact(self, artifact: Artifact) -> Artifact | None:
+    def _add_artifact(self, artifacts: dict[str, Artifact], told: Mapping[str, Any]) -> bool:
+        """Adds what is told of an artifact if it is one and there is room; says whether it did."""
+        content = {"path": told.get("path"), "title": told.get("title"), "kind": told.get("artifact")}
+        with contextlib.suppress(ValidationError):
+            found = self._artifact(Artifact.model_validate(content), digest=False)
+            if found and (found.path in artifacts or len(artifacts) < MAX_ARTIFACTS):
+                artifacts[found.path] = found
+                return True
+        return False
+
+    def _artifact(self, artifact: Artifact, *, digest: bool = True) -> Artifact | None:
         """With its true size and digest; None for one that is not a file in this folder."""
         try:
             with self.open(artifact.path) as file:
                 size = os.fstat(file.fileno()).st_size
-                digest = _digest(file) if size <= MAX_DIGESTED else ""
+                sha256 = _digest(file) if digest and size <= MAX_DIGESTED else ""
         except (Invalid, NotFound):
             return None
         return artifact.model_copy(
-            update={"title": one_line(artifact.title, 200), "size": size, "digest": digest}
+            update={"title": one_line(artifact.title, 200), "size": size, "digest": sha256}
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from beamhub.cli import main
 from beamhub.schemas import Heartbeat
@@ -110,6 +111,49 @@ def test_somebody_works_on_a_dataset(
     shell("ada", "job", "log", again["id"], "-f")
     assert "told to fail" in shell("ada", "job", "list", "--experiment", beamtime.experiment).stdout
     assert "charge" in shell("sam", "licence", "ledger", "lab-1").stdout
+
+
+def test_somebody_runs_a_notebook_of_their_own(
+    shell: Shell, service: RunningService, beamtime: Beamtime
+) -> None:
+    service.licence(beamtime)
+    sponsor = ("--sponsor", f"lab-{beamtime.instrument}")
+    first, second = service.dataset(beamtime), service.dataset(beamtime, name="other")
+    jobs = told(shell("ada", "job", "submit", beamtime.experiment, TEMPLATE, "--each", *sponsor, "--json"))
+    assert {job["inputs"][0]["id"] for job in jobs} == {first.id, second.id}
+    ended = [service.client("ada").wait(job["id"], timeout=120) for job in jobs]
+    v4: Any = nbformat.v4
+    tagged = v4.new_code_cell("jobs = []\nfactor = 2", metadata={"tags": ["parameters"]})
+    printing = v4.new_code_cell("print('times', factor * len(jobs))")
+    path = service.data_dir / beamtime.experiment / "shared" / "both.ipynb"
+    path.write_text(v4.writes(v4.new_notebook(cells=[tagged, printing])))
+
+    assert "shared/both.ipynb" in shell("ada", "template", "list", "--experiment", beamtime.experiment).stdout
+    numbers = [job.id for job in ended]
+    own = told(
+        shell(
+            *("ada", "job", "submit", beamtime.experiment, "shared/both.ipynb", *numbers),
+            *("--set", "factor=3", *sponsor, "--json"),
+        )
+    )
+    assert (own["notebook"], [one["id"] for one in own["inputs"]]) == ("shared/both.ipynb", numbers)
+    assert service.client("ada").wait(own["id"], timeout=120).state == "finished"
+    assert "times 6" in shell("ada", "job", "log", own["id"]).stdout
+    assert f"job {numbers[0]}" in shell("ada", "job", "list", "--experiment", beamtime.experiment).stdout
+    result = told(shell("ada", "job", "result", own["id"], "--json"))
+    assert result["command"].startswith("papermill template.ipynb notebook.ipynb")
+    again = told(
+        shell(
+            *("ada", "job", "rerun", numbers[0], "--template", "shared/both.ipynb"),
+            *("--input", numbers[1], "--json"),
+        )
+    )
+    assert (again["parent"], [one["id"] for one in again["inputs"]]) == (numbers[0], [numbers[1]])
+    refused = shell("ada", "job", "submit", beamtime.experiment, "shared/none.ipynb", *sponsor)
+    assert refused.exit_code != 0
+    assert "shared/none.ipynb" in refused.output
+    refused = shell("ada", "job", "submit", beamtime.experiment, TEMPLATE, "raw/x", "--each", *sponsor)
+    assert "give their numbers" in refused.output
 
 
 def test_files_go_there_and_back(shell: Shell, beamtime: Beamtime, tmp_path: Path) -> None:

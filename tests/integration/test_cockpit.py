@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -233,6 +234,44 @@ def test_a_rerun_from_the_form(
     expect(dialog).to_have_count(0)
     job = ada.jobs(beamtime.experiment)[0]
     assert (job.parent, job.parameters, job.launched_by) == (parent.id, {"word": "fail"}, "ada")
+
+
+def test_a_notebook_of_ones_own_from_the_form(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    """A job's notebook, changed in one cell and kept in shared/, runs on the same data."""
+    ada = service.client("ada")
+    parent = next(job for job in reversed(ada.jobs(beamtime.experiment)) if job.state == "finished")
+    notebook = json.loads(ada.notebook(parent.id))
+    assert "".join(notebook["cells"][-1]["source"])
+    notebook["cells"][-1]["source"] = "print('changed by hand:', word)"
+    path = service.data_dir / beamtime.experiment / "shared" / "<b>mine.ipynb"
+    path.write_text(json.dumps(notebook))
+
+    open_cockpit(page, cockpits, beamtime)
+    row = page.locator(f".bh-job[data-job='{parent.id}']")
+    row.locator(".bh-job-row").click()
+    row.locator(".bh-job-rerun").click()
+    dialog = page.locator(".bh-rerun")
+    expect(dialog.locator("optgroup")).to_have_attribute("label", "Notebooks in shared/", timeout=WAIT)
+    dialog.locator("[name='p.word']").fill("by hand")  # stays when the template is chosen
+    dialog.locator(".bh-form-template").select_option("shared/<b>mine.ipynb")
+    expect(dialog.locator(".bh-form-template")).to_have_value("shared/<b>mine.ipynb")
+    dialog.locator(".bh-form-submit").click()
+
+    child = page.locator(".bh-job[data-template=b_mine]")
+    expect(child).to_have_attribute("data-state", "finished", timeout=WAIT)
+    job = next(job for job in ada.jobs(beamtime.experiment) if job.notebook == "shared/<b>mine.ipynb")
+    assert (job.parent, job.inputs, job.parameters) == (parent.id, parent.inputs, {"word": "by hand"})
+    assert "changed by hand: by hand" in ada.job_log(job.id)[0]
+
+    path.write_text(json.dumps(notebook).replace("changed by hand", "changed again"))
+    page.reload()
+    row = page.locator(f".bh-job[data-job='{job.id}']")
+    row.locator(".bh-job-row").click(timeout=WAIT)
+    row.locator(".bh-tab-parameters").click()
+    expect(row.locator(".bh-parameters")).to_contain_text("shared/<b>mine.ipynb", timeout=WAIT)
+    expect(row.locator(".bh-template-changed")).to_have_text("changed since: a rerun takes it as it is now")
 
 
 def test_what_the_service_refuses_is_said_in_the_form(

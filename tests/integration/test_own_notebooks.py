@@ -21,6 +21,7 @@ from beamhub.schemas import (
     DatasetKind,
     DatasetState,
     Job,
+    JobCancel,
     JobCreate,
     JobRerun,
     JobsOnEach,
@@ -29,7 +30,7 @@ from beamhub.schemas import (
 from beamhub.store import Transaction
 from beamhub.templates import Catalogue
 
-from tests.integration.test_jobs import ADA, BEN, EVE, Lab, lab, template
+from tests.integration.test_jobs import ADA, BEN, EVE, Lab, condition, lab, template
 
 __all__ = ["lab"]  # a fixture
 
@@ -418,6 +419,44 @@ async def test_a_job_that_was_ended_says_where_it_was(lab: Lab) -> None:
     assert job.failure
     if job.failure.cell is not None:  # it came so far
         assert job.failure.title in ("n = 1", "data = ''", "import time", "# Parameters")
+
+
+DRAWS = """
+import time
+from beamhub import report
+with open("first.png", "wb") as file:
+    file.write(b"picture")
+report.artifact("first.png", "First look", kind="plot")
+report.artifact("first.png", "First look, again", kind="plot")
+print("drawn")
+time.sleep(1000)
+"""
+
+
+async def test_partial_plots_are_there_while_the_job_runs_and_after_it_was_ended(lab: Lab) -> None:
+    template(lab.templates, "draws", DRAWS)
+    with lab.live.subscribe() as queue:
+        async with lab.running():
+            job = await lab.submit("draws")
+
+            async def told() -> bool:
+                return bool((await lab.jobs.get(ADA, job.id)).artifacts)
+
+            await condition(told)
+            running = await lab.jobs.get(BEN, job.id)
+            with await lab.jobs.open_file(BEN, job.id, "first.png") as file:
+                assert file.read() == b"picture"
+            await lab.jobs.cancel(ADA, job.id, JobCancel())
+            ended = await lab.until(job)
+        messages = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert running.state is JobState.RUNNING
+    assert ended.state is JobState.CANCELLED
+    for seen in (running, ended):
+        assert [(one.path, one.title, one.kind, one.size) for one in seen.artifacts] == [
+            ("first.png", "First look, again", "plot", 7)
+        ]
+    pushed = [one.data["artifacts"] for one in messages if one.data.get("artifacts")]
+    assert pushed[-1][0]["path"] == "first.png"
 
 
 async def test_the_command_of_a_result_repeats_the_job_elsewhere(lab: Lab, tmp_path: Path) -> None:

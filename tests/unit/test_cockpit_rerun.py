@@ -17,7 +17,7 @@ from beamhub.schemas import (
     Sponsor,
     Template,
 )
-from beamhub_cockpit.details import Around, Detail, problem
+from beamhub_cockpit.details import Around, Detail, plots, problem
 from beamhub_cockpit.details import show as details
 from beamhub_cockpit.html import Node, find, text
 from beamhub_cockpit.jobs import panel
@@ -162,7 +162,7 @@ def choices(node: Node) -> list[str]:
 
 
 def test_members_notebooks_stand_beside_the_templates(scene: Scene) -> None:
-    scene.templates |= {"shared/by hand/mine.ipynb": OWN, "merge": MERGE}
+    scene.templates |= {"merge": MERGE, "shared/by hand/mine.ipynb": OWN}
     launch = Launch.again(job(3), scene)
     dialog = show(launch, scene.templates, scene.profiles, scene.sponsors)
     assert choices(find(dialog, "bh-form-template")[0]) == [*scene.templates]
@@ -231,6 +231,7 @@ def test_the_list_says_who_and_from_what(scene: Scene) -> None:
         {"fraction": "much"},
         {"progress": {"fraction": [1]}},
         {"metrics": {"a": {"value": {"b": 1}}}},
+        {"artifacts": [{"path": 7}]},
         {"step": 7},
     ],
 )
@@ -241,6 +242,8 @@ def test_strange_progress_changes_nothing(data: dict[str, Any]) -> None:
 
 def test_progress_and_metrics_as_they_are_told() -> None:
     data = {"fraction": 0.5, "step": "index", "metrics": {"a": {"value": 79.1, "unit": "Å"}}}
+    data["artifacts"] = [{"path": "a.png", "title": "A", "kind": "plot", "size": 4}]
     after = with_progress(job(1, JobState.RUNNING), data)
+    assert [one.path for one in plots(after)] == ["a.png"]
     assert after.progress == JobProgress(fraction=0.5, step="index")
     assert after.metrics == {"a": Quantity(value=79.1, unit="Å")}

@@ -226,6 +226,26 @@ def test_half_a_line_and_half_a_character_wait_for_the_rest(folder: JobFolder) -
     assert text + folder.log(position)[0] == "5 Å\n"
 
 
+def test_artifacts_are_told_as_far_as_they_are_there(folder: JobFolder, tmp_path: Path) -> None:
+    (folder.path / "a.png").write_bytes(b"1234")
+    (folder.path / "link.png").symlink_to(tmp_path / "secret.txt")
+    told: list[dict[str, object]] = [
+        {"what": "artifact", "path": "a.png", "title": "A\n<b>", "artifact": "plot"},
+        {"what": "artifact", "path": "missing.png", "title": "", "artifact": "plot"},
+        {"what": "artifact", "path": "link.png", "title": "", "artifact": "plot"},
+        {"what": "artifact", "path": "../../raw/x", "title": "", "artifact": "data"},
+        {"what": "artifact", "path": ["a.png"], "title": "", "artifact": "data"},
+        {"what": "artifact", "path": "a.png", "title": "", "artifact": "virus"},
+        {"what": "artifact"},
+    ]
+    (folder.path / "report.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    news = folder.news(Reader())
+    assert [(one.path, one.title, one.kind, one.size) for one in news.artifacts] == [
+        ("a.png", "A <b>", "plot", 4)
+    ]
+    assert news.told
+
+
 def test_a_sealed_folder_is_read_only(folder: JobFolder, tmp_path: Path) -> None:
     inner = folder.path / "out"
     inner.mkdir()

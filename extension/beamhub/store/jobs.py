@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from beamhub.estimates import Run
-from beamhub.schemas import Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
+from beamhub.schemas import Artifact, Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
 from beamhub.store.pages import among, paginate
 from beamhub.store.tables import datasets, job_datasets, jobs
 
@@ -277,7 +277,13 @@ class Jobs:
             update(jobs).where(jobs.c.id == job).values(cpu_seconds=jobs.c.cpu_seconds + change)
         )
 
-    def tell(self, job: int, progress: JobProgress, metrics: Mapping[str, Quantity]) -> None:
+    def tell(
+        self,
+        job: int,
+        progress: JobProgress,
+        metrics: Mapping[str, Quantity],
+        artifacts: Iterable[Artifact],
+    ) -> None:
         """What a running job has reported so far."""
         self._connection.execute(
             update(jobs)
@@ -285,6 +291,7 @@ class Jobs:
             .values(
                 progress=progress.model_dump(),
                 metrics={name: value.model_dump() for name, value in metrics.items()},
+                artifacts=[artifact.model_dump() for artifact in artifacts],
             )
         )
 
