@@ -45,6 +45,7 @@ REMEDIES = {
     "integrate": "Give a lower resolution, such as 3 Å, or a range of frames that show diffraction.",
     "symmetry": "Give the space group if it is known, or take more frames.",
     "scale": "Give a lower resolution, such as 3 Å, or take more frames.",
+    "merge": "Give a lower resolution, such as 3 Å, or take more datasets.",
     "export": "See the log of this step.",
 }
 
@@ -305,6 +306,49 @@ class Crystal:
             laue_group=group.laue_str(),
             mosaicity=None if width is None else float(np.mean(width)),
         )
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """What a job of the DIALS template has left, before it scaled it."""
+
+    job: str  # the number that its folder has
+    experiments: Path
+    reflections: Path
+    crystal: Crystal
+
+    @classmethod
+    def of(cls, job: str | Path) -> Integrated:
+        """Find it in the job's folder.
+
+        Raises:
+            ProcessingError: the job has left nothing of that kind.
+        """
+        folder = Path(job) / "dials"
+        experiments, reflections = folder / "symmetrized.expt", folder / "symmetrized.refl"
+        if not (experiments.is_file() and reflections.is_file()):
+            raise ProcessingError(
+                f"Job {Path(job).name} has left no integrated reflections. Choose jobs of the DIALS template "
+                "that have finished."
+            )
+        return cls(f"job {Path(job).name}", experiments, reflections, Crystal.of(experiments))
+
+
+def require_same_form(datasets: Sequence[Integrated]) -> None:
+    """Raise ProcessingError where these are not of one crystal form: another Laue group or centring, a cell
+    edge that differs by more than 3 %, or an angle by more than 3°."""
+    first = datasets[0]
+    for other in datasets[1:]:
+        one, two = first.crystal, other.crystal
+        edges = zip(one.cell[:3], two.cell[:3], strict=True)
+        angles = zip(one.cell[3:], two.cell[3:], strict=True)
+        same = (one.laue_group, one.space_group[0]) == (two.laue_group, two.space_group[0])
+        same &= all(abs(a - b) <= 0.03 * a for a, b in edges) and all(abs(a - b) <= 3 for a, b in angles)
+        if not same:
+            raise ProcessingError(
+                f"These are not of one crystal form: {first.job} found {one}, {other.job} found {two}. Leave "
+                "one out, or rerun one with the space group and the unit cell of the other."
+            )
 
 
 @dataclass(frozen=True)

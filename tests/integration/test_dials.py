@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,17 @@ from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.crystal import Crystal
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
-from beamhub.templates import shipped
+from beamhub.templates import Catalogue, shipped
 from beamhub_notebooks.dials import Crystal as CrystalFound
-from beamhub_notebooks.dials import Processing, image_number, import_arguments, indexed_fraction
+from beamhub_notebooks.dials import (
+    Integrated,
+    Processing,
+    image_number,
+    import_arguments,
+    indexed_fraction,
+    require_same_form,
+)
+from beamhub_notebooks.errors import ProcessingError
 from beamhub_notebooks.live import LiveDataset
 from beamhub_notebooks.spots import SpotFinder
 
@@ -37,15 +46,19 @@ def lysozyme(tmp_path_factory: pytest.TempPathFactory) -> VirtualDetector:
 
 def run(folder: Path, data: Path, **parameters: Any) -> JobResult:
     """The DIALS template as a job runs it."""
+    return start(folder, "dials", [SpecInput(id=1, path=str(data))], parameters)
+
+
+def start(folder: Path, template: str, inputs: list[SpecInput], parameters: dict[str, Any]) -> JobResult:
     folder.mkdir()
-    shutil.copy(shipped() / "dials.ipynb", folder / "template.ipynb")
+    shutil.copy(shipped() / f"{template}.ipynb", folder / "template.ipynb")
     spec = JobSpec(
         id=1,
         experiment="sim-mx-2026-00001",
-        template="dials",
+        template=template,
         template_version="0" * 16,
         parameters=parameters,
-        inputs=[SpecInput(id=1, path=str(data))],
+        inputs=inputs,
         cpus=1,
         memory=4 * 1024**3,
         folder=str(folder),
@@ -94,6 +107,60 @@ def test_it_finds_the_true_crystal(lysozyme: VirtualDetector, tmp_path: Path) ->
     fractions = [line["fraction"] for line in told if line["what"] == "progress"]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
+
+
+def test_what_two_jobs_have_integrated_is_merged(lysozyme: VirtualDetector, tmp_path: Path) -> None:
+    """The same crystal, turned on by 40 degrees in between: together they have more than each."""
+    scan = replace(lysozyme.scan, start=40.0, frames=24)
+    turned = VirtualDetector(tmp_path / "raw", "turned", scan, images_per_file=24, rate=1e3)
+    turned.run()
+    jobs = [tmp_path / "1", tmp_path / "2"]
+    alone = [
+        run(job, master, resolution_limit=3.4)
+        for job, master in zip(jobs, (lysozyme.master, turned.master), strict=True)
+    ]
+    assert [one.outcome for one in alone] == ["finished", "finished"]
+
+    folder = tmp_path / "3"
+    inputs = [SpecInput(kind="job", id=number, path=str(job)) for number, job in enumerate(jobs, 1)]
+    result = start(folder, "merge", inputs, {"resolution_limit": 3.4})
+
+    assert result.outcome == "finished", result.reason
+    found = {name: quantity.value for name, quantity in result.metrics.items()}
+    assert set(found) == set(Catalogue([shipped()]).get("merge").template.metrics)
+    assert found["datasets"] == 2
+    assert found["laue_group"] == lysozyme.scan.crystal.laue_group
+    assert found["cell_a"] == pytest.approx(lysozyme.scan.crystal.a, rel=0.005)
+    for name in ("completeness", "multiplicity", "reflections", "reflections_unique"):
+        assert _number(found[name]) > max(_number(one.metrics[name].value) for one in alone), name
+    assert _number(found["cc_half"]) > 0.98
+    assert _number(found["r_pim"]) < _number(found["r_meas"]) < 0.1
+    merged = gemmi.read_mtz_file(str(folder / "merged.mtz"))
+    assert merged.column_with_label("IMEAN") is not None
+    # DIALS merges a few reflections more than it counts in the statistics' shells
+    assert merged.nreflections == pytest.approx(found["reflections_unique"], rel=0.05)
+    assert gemmi.read_mtz_file(str(folder / "scaled.mtz")).nreflections == found["reflections"]
+
+
+def test_only_one_crystal_form_is_merged(tmp_path: Path) -> None:
+    one = CrystalFound(
+        cell=(79, 79, 38, 90, 90, 90), space_group="P 4 2 2", laue_group="4/mmm", mosaicity=None
+    )
+    files = tmp_path / "symmetrized.expt", tmp_path / "symmetrized.refl"
+    jobs = [
+        Integrated("job 1", *files, one),
+        Integrated("job 2", *files, replace(one, space_group="P 4 21 2")),
+    ]
+    require_same_form(jobs)
+    for other in (
+        replace(one, laue_group="mmm", space_group="P 2 2 2"),
+        replace(one, space_group="I 4 2 2"),
+        replace(one, cell=(79, 79, 40, 90, 90, 90)),
+    ):
+        with pytest.raises(ProcessingError, match="job 3 found"):
+            require_same_form([*jobs, Integrated("job 3", *files, other)])
+    with pytest.raises(ProcessingError, match="Job 7 has left no integrated reflections"):
+        Integrated.of(tmp_path / "7")
 
 
 def test_a_series_of_cbf_files_has_the_true_cell(tmp_path: Path) -> None:

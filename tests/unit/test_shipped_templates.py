@@ -20,7 +20,7 @@ def source(path: Path) -> str:
 
 
 def test_there_are_templates() -> None:
-    assert [path.stem for path in TEMPLATES] == ["dials", "fast_feedback"]
+    assert [path.stem for path in TEMPLATES] == ["dials", "fast_feedback", "merge"]
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
