@@ -32,7 +32,7 @@ FULL = os.environ.get("BEAMHUB_BENCH_FULL") == "1"
 LARGE = 2**30  # bytes
 TURNS = 3
 SMALL, SMALL_SIZE = (20_000 if FULL else 3_000), 10 * 2**10
-ARRIVING, RATE = 500, 100.0  # files, and how many of them a second
+ARRIVING, RATE = (5000 if FULL else 500), 100.0  # files, and how many of them a second
 SPARSE = 50 * 10**9 if FULL else 2 * 10**9
 REQUESTS = 300
 PATIENCE = 3600.0
@@ -199,12 +199,15 @@ def _small(site: Site, stack: ExitStack) -> Iterator[Result]:
     peer = SMALL / _timed("rsync", "-rW", f"{folder}/", f"{rsync}/small/") if rsync else None
     with site.agent(parallel=16) as agent:
         there = len(list(site.raw.rglob("*.cbf")))
+        busy = {"ingest process": site.ingest.process, "agent": agent.process}
+        before = {who: _cpu(process) for who, process in busy.items()}
         began = time.perf_counter()
         folder.rename(agent.data / "small")
         goal = site.raw / agent.settings["prefix"].strip('"') / "small"
         site._wait(lambda: goal.is_dir() and len(os.listdir(goal)) == SMALL)  # noqa: PTH208
         site._wait(lambda: agent.status is not None and agent.status.queued_files == 0)
         taken = time.perf_counter() - began
+        used = {who: _cpu(process) - before[who] for who, process in busy.items()}
         if len(list(site.raw.rglob("*.cbf"))) != there + SMALL:
             raise SystemExit("there are other files than were sent")
     what = f"{SMALL} files of {SMALL_SIZE // 1024} KiB, end to end, each durable"
@@ -213,6 +216,8 @@ def _small(site: Site, stack: ExitStack) -> Iterator[Result]:
         yield Result(
             "ingest", "the same", SMALL / taken, "files/s", None, "higher", "rsync daemon, not durable", peer
         )
+    for who, seconds in used.items():
+        yield Result("ingest", f"CPU of the {who} for one of them", 1e3 * seconds / SMALL, "ms")
 
 
 def _latency(site: Site) -> Iterator[Result]:
@@ -296,6 +301,12 @@ def _memory(site: Site) -> Iterator[Result]:
         for who, process in (("agent", agent.process), ("ingest process", site.ingest.process)):
             what = f"most memory of the {who}, over {SPARSE / 1e9:g} GB"
             yield Result("ingest", what, _most_memory(process.pid), "MB", 150.0)
+
+
+def _cpu(process: subprocess.Popen[bytes] | None) -> float:
+    """Seconds, of it and of what it has started and waited for."""
+    assert process is not None
+    return sum(psutil.Process(process.pid).cpu_times()[:4])
 
 
 def _most_memory(pid: int) -> float:
