@@ -39,7 +39,7 @@ from beamhub.simulation.detector import VirtualPilatus
 from beamhub.simulation.nexus import DataFile, write_master
 from beamhub.store import Store, Transaction
 from beamhub.store.datasets import DatasetFile
-from beamhub.uploads import Uploads
+from beamhub.uploads import Uploads, Whole
 
 OPERATOR = Principal("root", "user", operator=True)
 SAM, ADA, EVE = (Principal(name, "user") for name in ("sam", "ada", "eve"))
@@ -93,6 +93,12 @@ class Site:
         if upload.state is UploadState.RECEIVING:
             upload = await self.uploads.append(AGENT, upload.id, 0, Chunks(chunks()))
         return upload
+
+    async def deliver(self, *files: Path) -> list[Upload]:
+        """All by one request."""
+        content = await asyncio.to_thread(lambda: [memoryview(file.read_bytes()) for file in files])
+        wholes = [Whole(file.name, one) for file, one in zip(files, content, strict=True)]
+        return [one for one in await self.uploads.deliver(AGENT, wholes) if isinstance(one, Upload)]
 
     async def all(self) -> list[Dataset]:
         return (await self.datasets.list(ADA, self.experiment)).items
@@ -367,6 +373,37 @@ async def test_a_series_grows_frame_by_frame(site: Site, cbfs: list[Path]) -> No
         assert np.array_equal(found, here.frame(number - 1))
     with pytest.raises(NotFound):
         await site.datasets.frame(ADA, dataset.id, FRAMES + 1)
+
+
+@on_both
+async def test_datasets_that_come_by_one_request(site: Site, cbfs: list[Path], tmp_path: Path) -> None:
+    lyso, late = record(tmp_path / "run"), record(tmp_path / "run", "late", 1)
+    cut = tmp_path / "cut_00002.cbf"
+    cut.write_bytes(cbfs[1].read_bytes()[:2000])
+    last = renamed(tmp_path / "last", cbfs[:1], 1, FRAMES + 1)
+    await site.send(*late[1:])  # before their master
+    plain = tmp_path / "log.txt"
+    plain.write_text("plain")
+    uploads = await site.deliver(plain, *reversed(cbfs), *lyso[:2], late[0], cut)
+    assert [bool(upload.error) for upload in uploads] == [*[False] * (len(uploads) - 1), True]
+    series, first, second = sorted(await site.all(), key=lambda dataset: dataset.path, reverse=True)
+    assert (series.path, series.frames_readable, series.frames_announced) == (
+        "raw/scan_#####.cbf",
+        FRAMES,
+        FRAMES,
+    )
+    assert series.metadata["detector_distance"] == Quantity(value=0.1, unit="m")
+    assert (first.path, first.frames_readable, first.state) == ("raw/lyso_master.h5", PER_FILE, "receiving")
+    assert (second.path, second.state) == ("raw/late_master.h5", DatasetState.COMPLETE)
+    events = site.events()
+    assert (events.count("dataset.started"), events.count("dataset.frames")) == (3, 3)
+    await site.deliver(*lyso[2:], *last)
+    states = {dataset.name: (dataset.state, dataset.frames_readable) for dataset in await site.all()}
+    assert states["lyso"] == (DatasetState.COMPLETE, FRAMES)
+    assert states["scan"] == (DatasetState.RECEIVING, FRAMES + 1)
+    assert site.events()[-3:] == ["dataset.frames", "dataset.frames", "dataset.complete"] or (
+        site.events()[-3:] == ["dataset.frames", "dataset.complete", "dataset.frames"]
+    )
 
 
 async def test_a_series_may_come_in_any_order(site: Site, cbfs: list[Path], tmp_path: Path) -> None:

@@ -499,17 +499,52 @@ async def test_a_file_that_takes_too_long(recorded: Path) -> None:
     await impatient.close()
 
 
-async def test_a_file_that_takes_too_much_memory(tmp_path: Path) -> None:
-    """A name of 200 MiB, in a child that may have less than that."""
-    path = tmp_path / "x_master.h5"
+def too_large(path: Path) -> None:
+    """A name of 200 MiB."""
     with h5py.File(path, "w") as file:
         file.create_dataset("entry/data/data", (1, 5, 5), "u2", chunks=(1, 5, 5))
         name = {"compression": hdf5plugin.Bitshuffle(), "chunks": (2**22,)}
         file.create_dataset("entry/sample/transformations/omega", (2**25 - 1,), "f8", **name)
+
+
+async def test_a_file_that_takes_too_much_memory(tmp_path: Path) -> None:
+    """More than the child may have."""
+    path = tmp_path / "x_master.h5"
+    too_large(path)
     modest = Inspector(memory=200 << 20)
     with pytest.raises(UnreadableFile, match=r"memory|exhausted"):
         await look(modest, path)
     await modest.close()
+
+
+async def test_many_files_are_looked_at_with_one_question(
+    inspector: Inspector, tmp_path: Path, outside: Path, recorded: Path
+) -> None:
+    evil, damaged = tmp_path / "evil_master.h5", tmp_path / "damaged_master.h5"
+    with h5py.File(evil, "w", libver=LIBVER) as file:
+        virtual_open_ended(file, outside)
+    damaged.write_text("no")
+    data = recorded.with_name("x_data_000002.h5")
+    places = [Place("nxmx", path, path.parent) for path in (data, evil, damaged, recorded)]
+    first, second, third, last = await inspector.look_at_all(places)
+    assert isinstance(second, HostileFile)
+    assert "only files in its own folder may" in second.reason
+    assert isinstance(third, UnreadableFile)
+    assert third.file == "damaged_master.h5"
+    assert (first, last) == (await look(inspector, data), await look(inspector, recorded))
+    assert await inspector.look_at_all([]) == []
+
+
+@pytest.mark.parametrize("bound", ["memory", "seconds"])
+async def test_none_of_many_suffers_for_another(tmp_path: Path, recorded: Path, bound: str) -> None:
+    data, path = recorded.with_name("x_data_000002.h5"), tmp_path / "x_master.h5"
+    too_large(path)
+    bounded = Inspector(memory=200 << 20) if bound == "memory" else Inspector(seconds=1e-6)
+    places = [Place("nxmx", one, one.parent) for one in (data, path)]
+    first, second = await bounded.look_at_all(places)
+    assert isinstance(second, UnreadableFile)
+    assert isinstance(first, UnreadableFile) is (bound == "seconds")  # nothing is quick enough for that
+    await bounded.close()
 
 
 async def test_a_dead_child_is_replaced(inspector: Inspector, recorded: Path) -> None:

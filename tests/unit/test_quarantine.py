@@ -22,7 +22,7 @@ from beamhub.incoming import Incoming
 from beamhub.quarantine import Quarantine
 from beamhub.schemas import ExperimentCreate, InstrumentChange, InstrumentCreate, Upload, UploadState
 from beamhub.store import Store
-from beamhub.uploads import Uploads
+from beamhub.uploads import Uploads, Whole
 
 OPERATOR = Principal("root", "user", operator=True)
 SAM, ADA, EVE = (Principal(name, "user") for name in ("sam", "ada", "eve"))
@@ -98,6 +98,28 @@ async def test_a_hostile_file_is_out_of_reach_at_once(site: Site) -> None:
     assert (await site.quarantine.list(SAM, "mx")).items == [upload]
     with pytest.raises(Conflict):
         await site.uploads.terminate(AGENT, upload.id)
+
+
+async def test_a_hostile_file_among_many_is_kept_alone(site: Site) -> None:
+    files = [
+        Whole("before.txt", memoryview(b"before")),
+        Whole("evil_data_000001.h5", memoryview(EVIL)),
+        Whole("after_data_000001.h5", memoryview(b"not HDF5 at all")),
+    ]
+    before, evil, after = await site.uploads.deliver(AGENT, files)
+    assert isinstance(before, Upload)
+    assert isinstance(evil, Upload)
+    assert isinstance(after, Upload)
+    assert (before.state, evil.state, after.state) == (
+        UploadState.COMPLETE,
+        UploadState.QUARANTINED,
+        UploadState.COMPLETE,
+    )
+    assert "/data/other" in evil.error
+    assert "not usable" in after.error
+    names = {f".quarantine/E/{evil.id}", "E/raw/before.txt", "E/raw/after_data_000001.h5"}
+    assert site.everywhere() == names
+    assert list(await site.uploads.deliver(AGENT, files[1:2])) == [evil]
 
 
 async def test_the_same_again_is_no_work_and_a_harmless_one_takes_the_name(site: Site) -> None:
