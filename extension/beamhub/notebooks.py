@@ -35,6 +35,7 @@ VARIABLES: Mapping[Inputs, str] = {
     "jobs": "jobs",
     "file": "file",
 }
+MAX_CELL = 32 * 1024  # characters of a parameters cell: a syntax tree takes a hundred times as much
 KERNEL = "python3"  # of a notebook that does not say
 CPUS = "cpus"  # the variable that gets the number of CPUs
 RESERVED = frozenset({*INPUTS, CPUS})
@@ -121,11 +122,15 @@ class Assignment:
 def assignments(source: str) -> dict[str, Assignment]:
     """The names that the lines of a parameters cell set, in their order. Raises ValueError for what is no
     Python."""
+    if len(source) > MAX_CELL:
+        raise ValueError(f"it has more than {MAX_CELL} characters")
     try:
-        tree = ast.parse(source)
-        comments = _comments(source)
+        return _assignments(ast.parse(source), _comments(source))
     except (SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise ValueError(str(error)) from error
+
+
+def _assignments(tree: ast.Module, comments: Mapping[int, str]) -> dict[str, Assignment]:
     found: dict[str, Assignment] = {}
     for statement in tree.body:
         comment = comments.get(statement.end_lineno or 0, "")

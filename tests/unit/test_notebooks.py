@@ -55,7 +55,18 @@ def test_literals_are_read_and_nothing_is_executed() -> None:
             found[name].literal()
 
 
-@pytest.mark.parametrize("source", ["a = ", "(" * 10000, "a = '", "\0", "a = 1\n  b = 2"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("a = ", "a = '", "\0", "a = 1\n  b = 2"),
+        *(
+            "(" * 10000,
+            "a: " + "-" * 2500 + "1 = 2",
+            "a = " + "not " * 7000 + "1",
+            "a = [" + "1, " * 20000 + "]",
+        ),
+    ],
+)
 def test_what_is_no_python_is_said_to_be_none(source: str) -> None:
     with pytest.raises(ValueError):
         assignments(source)
