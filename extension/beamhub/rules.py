@@ -137,10 +137,12 @@ class Rules:
 
         def work(tx: Transaction) -> Trigger:
             access.require(tx, principal, experiment_id, Action.READ)
-            experiment = access.require_tuning(tx, principal, experiment_id, given)
+            experiment = access.require_tuning(tx, principal, experiment_id)
             rule = _of_instrument(tx, experiment, rule_id)
             before = tx.triggers.override(rule_id, experiment.id).model_dump(mode="json", exclude_none=True)
             changes = {name: value for name, value in (before | given).items() if value is not None}
+            touched = {name for name in given if before.get(name) != changes.get(name)}
+            access.require_tuning(tx, principal, experiment_id, touched)
             if changes == before:
                 return tx.triggers.get(rule_id, experiment.id) or rule
             self._check(_written(rule, changes))

@@ -250,3 +250,44 @@ def test_the_staff_control_what_an_instrument_sends(
     forced = told(shell("sam", "experiment", "finalise", mine.experiment, "--force", *reason, "--json"))
     assert forced["state"] == "done"
     assert shell("ada", "upload", "pause", instrument, *reason).exit_code == 1
+
+
+def test_rules_are_managed(shell: Shell, service: RunningService, beamtime: Beamtime) -> None:
+    dataset = service.dataset(beamtime)
+    licence = service.licence(beamtime)
+    instrument, experiment = beamtime.instrument, beamtime.experiment
+    wish = ("--event", "external", "--name", "now", "--template", TEMPLATE, "--profile", "cpu-1")
+    pays = ("--sponsor", licence)
+    rule = told(shell("sam", "trigger", "create", instrument, "Echo", *wish, *pays, "--json"))
+    assert (
+        "Nothing that" in shell("sam", "trigger", "create", instrument, "E", *wish, *pays, "--dry-run").stdout
+    )
+    wrong = shell("sam", "trigger", "create", instrument, "E", *wish, *pays, "--by", "name", "--wait", 60)
+    assert "nothing can be gathered for it" in wrong.stderr
+    assert "--wait" in shell("sam", "trigger", "create", instrument, "E", *wish, *pays, "--by", "name").stderr
+
+    changed = told(shell("sam", "trigger", "change", rule["id"], "--set", "word=new", "--json"))
+    assert (changed["version"], changed["parameters"]) == (2, {"word": "new"})
+    here = ("--experiment", experiment)
+    assert told(shell("ada", "trigger", "disable", rule["id"], *here, "--json"))["changed"] == ["enabled"]
+    ours = told(shell("ada", "trigger", "change", rule["id"], *here, "--set", "word=ours", "--json"))
+    assert (ours["version"], ours["changed"]) == (4, ["enabled", "parameters"])
+    assert "enabled, parameters" in shell("ada", "trigger", "list", *here).stdout
+    assert told(shell("ada", "trigger", "reset", rule["id"], experiment, "--json"))["changed"] == []
+    assert experiment in shell("ada", "trigger", "versions", rule["id"]).stdout
+    own = shell("ada", "trigger", "create", experiment, "Own", "--for-experiment", *wish, *pays, "--json")
+    assert told(own)["experiment"] == experiment
+    assert shell("ada", "trigger", "list").exit_code == 2
+
+    job = told(shell("ada", "job", "submit", experiment, TEMPLATE, dataset.id, *pays, "--json"))
+    made = told(shell("sam", "job", "make-rule", job["id"], dataset.id, "--pattern", "x*", "--json"))
+    assert (made["rule"]["pattern"], made["backfill"][0]["starts"]) == ("x*", False)
+    again = told(shell("sam", "job", "make-rule", job["id"], "--replace", rule["id"], "--json"))
+    assert (again["rule"]["id"], again["rule"]["event"]) == (rule["id"], "dataset.complete")
+    replayed = told(shell("sam", "trigger", "replay", rule["id"], dataset.id, "--json"))
+    assert [(one["starts"], one["job"] is not None) for one in replayed] == [(True, True)]
+
+    assert "Nothing" in shell("sam", "trigger", "missed", instrument).stdout
+    assert told(shell("sam", "trigger", "missed", instrument, "--start", "--json")) == []
+    assert "not listed" in shell("sam", "trigger", "missed", instrument, "--forget").stdout
+    assert "Nothing" in shell("sam", "trigger", "gatherings", rule["id"]).stdout
