@@ -69,7 +69,7 @@ class Analysis(JobPage):
             return {}
         job = scene.jobs.get(self.number)
         if scene.experiment is None or job is None:
-            return {"head": (_unknown(),), "detail": (), "dialog": ()}
+            return {"head": (unknown(),), "detail": (), "dialog": ()}
         around = self.around(scene)
         head = el(
             "section.bh-analysis-head",
@@ -91,7 +91,7 @@ class Analysis(JobPage):
         return dict(detail.images) if name == "detail" and detail else None
 
 
-def _unknown() -> Element:
+def unknown() -> Element:
     return el(
         "section.bh-nothing",
         el("h1", "There is no such job here"),

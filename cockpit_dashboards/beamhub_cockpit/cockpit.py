@@ -427,7 +427,7 @@ class Cockpit(JobPage):
         if dataset is not None and self.scene is not None:
             self.scene.look_at_templates()
         if dataset is not None and self.scene is not None and self.scene.templates:
-            self.launch = Launch.anew(dataset, self.scene)
+            self.begin(Launch.anew(dataset, self.scene))
 
     def _invite(self, action: Action) -> None:
         scene = self.scene

@@ -10,8 +10,20 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from beamhub.client import ApiError, Client
-from beamhub.schemas import Artifact, Dataset, File, Job, Template, Trigger
+from beamhub.schemas import (
+    Artifact,
+    Attempt,
+    Dataset,
+    File,
+    Job,
+    JobState,
+    JobStep,
+    Lineage,
+    Template,
+    Trigger,
+)
 
+from beamhub_cockpit import history
 from beamhub_cockpit.format import NARROW, mark, metric, number, profile, size, unit_name
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
@@ -25,8 +37,21 @@ PLOTS: Final = 12
 PLOT_HEIGHT: Final = 84  # pixels, of each panel
 EVERY: Final = 2.0  # seconds between two looks at a running job
 PNG: Final = b"\x89PNG\r\n\x1a\n"
-TABS: Final = (("results", "Results"), ("log", "Log"), ("parameters", "Parameters"), ("files", "Files"))
-PAGE: Final = (("results", "Results"), ("parameters", "Parameters"), ("files", "Files"), ("log", "Log"))
+HISTORY: Final = ("history", "History")
+TABS: Final = (
+    ("results", "Results"),
+    ("log", "Log"),
+    ("parameters", "Parameters"),
+    ("files", "Files"),
+    HISTORY,
+)
+PAGE: Final = (
+    ("results", "Results"),
+    ("parameters", "Parameters"),
+    HISTORY,
+    ("files", "Files"),
+    ("log", "Log"),
+)
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -45,6 +70,10 @@ class Detail:
     read: float = 0.0
     final: bool = False  # read after the job had ended
     trouble: str = ""
+    lineage: Lineage | None = None
+    steps: list[JobStep] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    known: JobState | None = None  # the state up to which these have been read
 
     def refresh(self, job: Job, client: Client, live: Live, links: Links) -> None:
         """Read what is new, now and then. On the page's worker."""
@@ -52,15 +81,23 @@ class Detail:
             return
         self.read = time.monotonic()
         self.trouble = ""
-        if job.started is not None:
-            try:
+        try:
+            self._history(job, client)
+            if job.started is not None:
                 self._log(client)
                 self.files = client.job_files(self.job)
                 self._series(client, live, links.frames(job))
                 self._plots(job, client)
-            except ApiError as error:
-                self.trouble = str(error)
+        except ApiError as error:
+            self.trouble = str(error)
         self.final = job.state.ended
+
+    def _history(self, job: Job, client: Client) -> None:
+        if self.known != job.state:
+            self.lineage = client.lineage(self.job)
+            self.steps = client.history(self.job)
+            self.attempts = client.attempts(self.job)
+            self.known = job.state
 
     def _log(self, client: Client) -> None:
         while True:
@@ -115,6 +152,7 @@ def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Ele
         "log": lambda: _log(job, detail),
         "parameters": lambda: _parameters(job, around),
         "files": lambda: _files(job, detail, around.links),
+        "history": lambda: history.show(job, detail.lineage, detail.steps, detail.attempts, around.links),
     }
     if page:
         return el(
@@ -170,6 +208,8 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
             found.append(
                 el("a.bh-link.bh-job-lab", "Open in JupyterLab", href=lab, target="_blank", rel="noopener")
             )
+    if (other := _beside(job, around)) is not None:
+        found.append(el("a.bh-link.bh-job-compare", "Compare", href=links.compare(other, job.id)))
     if around.may_cancel and not job.state.ended:
         found.append(
             el(
@@ -189,6 +229,14 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
             )
         )
     return found
+
+
+def _beside(job: Job, around: Around) -> int | None:
+    """Which job this one is compared with first: its parent, or the last one of the same template."""
+    if job.parent is not None:
+        return job.parent
+    others = (j.id for j in around.jobs.values() if j.template == job.template and j.metrics)
+    return max((id_ for id_ in others if id_ != job.id), default=None)
 
 
 # --- results ---

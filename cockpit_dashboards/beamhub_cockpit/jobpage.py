@@ -53,6 +53,7 @@ class JobPage(Page):
             "launch.template": self._template,
             "launch.keep": self._keep,
             "launch.send": self._send,
+            "launch.again": self._again,
             "launch.close": self._close,
             "question.yes": self._yes,
             "question.no": self._no,
@@ -65,7 +66,9 @@ class JobPage(Page):
         if launch is not None and self.scene is not None:
             scene = self.scene
             found.append(
-                rerun.show(launch, scene.templates, scene.profiles, scene.sponsors, scene.experiment)
+                rerun.show(
+                    launch, scene.templates, scene.profiles, self.links, scene.sponsors, scene.experiment
+                )
             )
         if asked is not None:
             found.append(question.show(asked))
@@ -136,20 +139,37 @@ class JobPage(Page):
         job = self.scene.jobs.get(int(action.args[0])) if self.scene else None
         if job is not None and self.scene is not None:
             self.scene.look_at_templates()
-            self.launch = Launch.again(job, self.scene)
+            self.begin(Launch.again(job, self.scene))
+
+    def begin(self, launch: Launch) -> None:
+        """Open the dialog that starts a job."""
+        self.launch = launch
+        self._look()
+
+    def _look(self) -> None:
+        if self.launch is not None and self.scene is not None:
+            self.launch.look(self.client, self.scene.templates)
 
     def _template(self, action: Action) -> None:
         if self.launch is not None and self.scene is not None:
             self.launch.choose(str(action.value), action.fields, self.scene.templates)
+            self._look()
 
     def _keep(self, action: Action) -> None:
         if self.launch is not None:
             self.launch.take(action.fields)
+            self._look()
 
     def _send(self, action: Action) -> None:
+        self._start(action.fields, force=False)
+
+    def _again(self, _action: Action) -> None:
+        self._start({}, force=True)
+
+    def _start(self, fields: Mapping[str, str], *, force: bool) -> None:
         if self.launch is None or self.scene is None:
             return
-        job = self.launch.send(action.fields, self.client, self.scene.templates)
+        job = self.launch.send(fields, self.client, self.scene.templates, force=force)
         if job is None:
             return
         self.scene.jobs[job.id] = job

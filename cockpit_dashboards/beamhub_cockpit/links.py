@@ -28,6 +28,9 @@ class Links:
     def job(self, job: int) -> str:
         return self.page("analysis", job=job)
 
+    def compare(self, *jobs: int) -> str:
+        return self.page("compare", jobs=",".join(map(str, jobs)))
+
     def frame(self, dataset: int, frame: int | None = None) -> str:
         return self.page("viewer", dataset=dataset, frame=frame)
 

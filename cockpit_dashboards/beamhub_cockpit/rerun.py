@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from beamhub.client import ApiError, Client
-from beamhub.schemas import Dataset, Experiment, Job, JobInput, Profile, Sponsor, Template
+from beamhub.schemas import Dataset, Estimate, Experiment, Job, JobInput, Profile, Sponsor, Template
 from beamhub.terms import Case, refusal
 from pydantic import JsonValue
 
 from beamhub_cockpit import form
-from beamhub_cockpit.format import cpu_hours, profile
-from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.format import cpu_hours, duration, plural, profile
+from beamhub_cockpit.html import Child, Element, el
+from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import template_of
 from beamhub_cockpit.scene import Scene
 
@@ -41,6 +43,8 @@ class Launch:
     entered: dict[str, str] = field(default_factory=dict)  # parameter -> text
     wrong: dict[str, str] = field(default_factory=dict)
     refused: str = ""
+    estimate: Estimate | None = None  # of what stands in the form
+    identical: int | None = None  # a job that has this result already
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # pressing twice starts one job
 
     @classmethod
@@ -97,10 +101,61 @@ class Launch:
         self.sponsor = fields.get("sponsor", self.sponsor)
         self.jobs = fields.get("jobs", self.jobs)
 
+    def look(self, client: Client, templates: Mapping[str, Template]) -> None:
+        """Ask what the job would take, as far as what stands in the form can be read."""
+        self.estimate = self.identical = None
+        template = templates.get(self.template)
+        values, wrong = form.read(template.parameters if template else {}, self.entered)
+        if wrong or template is None or template.missing or not self.sponsor:
+            return
+        jobs = self._jobs()
+        takes_jobs = template.inputs in ON_JOBS
+        if takes_jobs and not jobs:
+            return
+        with contextlib.suppress(ApiError):  # what is wrong is said when it is sent
+            if self.parent is not None:
+                self.estimate = client.estimate_rerun(
+                    self.parent.id,
+                    template=self.template,
+                    parameters=values,
+                    inputs=jobs if takes_jobs else None,
+                    profile=self.profile,
+                    sponsor=self.sponsor,
+                )
+            else:
+                self.estimate = client.estimate(
+                    self.experiment,
+                    self.template,
+                    () if template.inputs == "none" else self.dataset,
+                    sponsor=self.sponsor,
+                    parameters=values,
+                    profile=self.profile,
+                )
+            self.identical = self.estimate.identical
+
+    def _jobs(self) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", self.jobs)]
+
     def send(
-        self, fields: Mapping[str, str], client: Client, templates: Mapping[str, Template]
+        self,
+        fields: Mapping[str, str],
+        client: Client,
+        templates: Mapping[str, Template],
+        *,
+        force: bool = False,
     ) -> Job | None:
-        """Start the job; None where something has to be mended first (the form then says what)."""
+        """Start the job; None where something has to be mended first, or an identical one has a result
+        already (the form then says what)."""
+        job = self._sent(fields, client, templates, force=force)
+        if job is not None and job.repeats == job.id:
+            self.identical = job.id
+            self.key = uuid.uuid4().hex
+            return None
+        return job
+
+    def _sent(
+        self, fields: Mapping[str, str], client: Client, templates: Mapping[str, Template], *, force: bool
+    ) -> Job | None:
         self.take(fields)
         template = templates.get(self.template)
         schema: Mapping[str, Any] = template.parameters if template else {}
@@ -111,7 +166,7 @@ class Launch:
             self.wrong[JOBS] = "Give the numbers of jobs, such as 12 15."
         if self.wrong:
             return None
-        jobs = [int(number) for number in re.findall(r"\d+", self.jobs)]
+        jobs = self._jobs()
         try:
             if self.parent is not None:
                 return client.rerun(
@@ -121,6 +176,7 @@ class Launch:
                     inputs=jobs if takes_jobs else None,
                     profile=self.profile,
                     sponsor=self.sponsor,
+                    force=force,
                     key=self.key,
                 )
             nothing = template is not None and template.inputs == "none"
@@ -131,6 +187,7 @@ class Launch:
                 sponsor=self.sponsor,
                 parameters=values,
                 profile=self.profile,
+                force=force,
                 key=self.key,
             )
         except ApiError as error:
@@ -143,6 +200,7 @@ def show(
     launch: Launch,
     templates: Mapping[str, Template],
     profiles: list[Profile],
+    links: Links,
     sponsors: Sequence[Sponsor],
     experiment: Experiment | None = None,
 ) -> Element:
@@ -210,13 +268,22 @@ def show(
             ),
             el(
                 "footer.bh-dialog-foot",
-                el("p.bh-hint", _hold(launch, profiles)),
+                _outlook(launch, profiles, links),
                 el("button.bh-button", "Close", type="button", on={"click": ["launch.close"]}),
+                el(
+                    "button.bh-button.bh-form-again",
+                    "Run it again",
+                    type="button",
+                    disabled=bool(cannot) or None,
+                    on={"click": ["launch.again"]},
+                )
+                if launch.identical is not None
+                else None,
                 el(
                     "button.bh-button.bh-button-main.bh-form-submit",
                     "Start job",
                     type="submit",
-                    disabled=bool(cannot) or None,
+                    disabled=bool(cannot) or launch.identical is not None or None,
                 ),
             ),
             on={"submit": ["launch.send"]},
@@ -316,6 +383,57 @@ def _licence(launch: Launch, sponsors: Sequence[Sponsor]) -> Element:
         ),
         [el("p.bh-hint.bh-sponsor-refused", s.refusal, data_licence=s.id) for s in sponsors if s.refusal],
     )
+
+
+def _outlook(launch: Launch, profiles: list[Profile], links: Links) -> Element:
+    """What the job would take, when it would start, and what is to be known before it is started."""
+    same = (
+        el(
+            "p.bh-estimate-same",
+            "The result is there already: ",
+            el("a.bh-link", f"job #{launch.identical}", href=links.job(launch.identical)),
+            " has the same values, data, template and software.",
+        )
+        if launch.identical is not None
+        else None
+    )
+    found = launch.estimate
+    return el(
+        "div.bh-estimate",
+        same,
+        [
+            el("p.bh-estimate-time", *_time(found)),
+            el("p.bh-hint.bh-estimate-start", _start(found)),
+            el("p.bh-estimate-hint", found.hint) if found.hint else None,
+        ]
+        if found
+        else None,
+        el("p.bh-hint", _hold(launch, profiles)),
+        role="status",
+        data_runs=str(found.runs) if found else None,
+    )
+
+
+def _time(found: Estimate) -> list[Child]:
+    if found.duration is None or found.cpu_hours is None:
+        return ["There are no earlier runs of this template: nobody knows yet how long it takes."]
+    times = [duration(seconds) for seconds in (found.duration.low, found.duration.high)]
+    between = f" ({times[0]} to {times[1]})" if times[0] != times[1] else ""
+    hours = cpu_hours(round(found.cpu_hours.likely * 3600))
+    return [
+        "Takes about ",
+        el("strong", duration(found.duration.likely)),
+        f"{between} and {hours}, as {plural(found.runs, 'earlier run')} did.",
+    ]
+
+
+def _start(found: Estimate) -> str:
+    if found.starts is None:
+        return found.waits or "When it starts cannot be told."
+    left = (found.starts - datetime.now(UTC)).total_seconds()
+    if left < 1:
+        return found.waits or "Starts at once."
+    return f"Starts in about {duration(left)}. {found.waits}"
 
 
 def _hold(launch: Launch, profiles: list[Profile]) -> str:

@@ -38,7 +38,14 @@ from voila.static_file_handler import MultiStaticFileHandler
 from beamhub_cockpit.identity import SECRET, TOKEN_HEADER, USER_HEADER
 
 HERE: Final = Path(__file__).parent
-NOTEBOOKS: Final = ("cockpit.ipynb", "viewer.ipynb", "analysis.ipynb", "experiments.ipynb", "facility.ipynb")
+NOTEBOOKS: Final = (
+    "cockpit.ipynb",
+    "viewer.ipynb",
+    "analysis.ipynb",
+    "compare.ipynb",
+    "experiments.ipynb",
+    "facility.ipynb",
+)
 SHORT: Final = 40  # characters; the path of a socket below a longer one would not fit
 IDLE: Final = 300  # seconds after which a kernel without a page ends
 POLICY: Final = "; ".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -376,6 +377,79 @@ def test_frames_down_to_single_pixels(
     expect(page.locator(".bh-frame-auto")).not_to_be_checked()
 
 
+def test_a_rerun_is_estimated_recognised_and_compared(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    ada, sam = service.client("ada"), service.client("sam")
+    dataset, licence = service.dataset(beamtime, name="compared"), f"lab-{beamtime.instrument}"
+    first = ada.submit(
+        beamtime.experiment, TEMPLATE, dataset.id, sponsor=licence, parameters={"word": HOSTILE}
+    )
+    ada.wait(first.id, timeout=120)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(cockpits["ada"].page(f"analysis.ipynb?job={first.id}"))
+    page.locator(".bh-job-rerun").click(timeout=WAIT)
+    dialog = page.locator(".bh-rerun")
+    # nothing has been changed yet: the result is there
+    expect(dialog.locator(".bh-estimate-same")).to_contain_text(f"job #{first.id}")
+    expect(dialog.locator(".bh-form-submit")).to_be_disabled()
+    expect(dialog.locator(".bh-form-again")).to_be_enabled()
+    picture(page, "rerun-same")
+    dialog.locator("[name='p.word']").fill("another")
+    dialog.locator("[name='p.word']").press("Tab")
+    expect(dialog.locator(".bh-estimate-same")).to_have_count(0)
+    expect(dialog.locator(".bh-estimate")).to_have_attribute("data-runs", re.compile("[1-9]"))
+    expect(dialog.locator(".bh-estimate-time")).to_contain_text("Takes about")
+    expect(dialog.locator(".bh-estimate-start")).to_contain_text("Starts at once.")
+    picture(page, "rerun-estimate")
+    dialog.locator(".bh-form-submit").click()
+    expect(dialog).to_have_count(0)
+    second = next(job for job in ada.jobs(beamtime.experiment) if job.parent == first.id)
+    assert second.parameters["word"] == "another"
+    ada.wait(second.id, timeout=120)
+
+    page.goto(cockpits["ada"].page(f"analysis.ipynb?job={second.id}"))
+    expect(page.locator(".bh-difference[data-name=word] .bh-after")).to_have_text("another", timeout=WAIT)
+    expect(page.locator(".bh-step[data-state=finished]")).to_be_visible()
+    expect(page.locator(".bh-attempt")).to_have_count(1)
+    picture(page, "job-history")
+    page.locator(".bh-job-compare").click()
+    table = page.locator(".bh-compare-table")
+    expect(table.locator(".bh-compare-job")).to_have_count(2, timeout=WAIT)
+    expect(table.locator("tr[data-name=word].bh-differs td").last).to_have_text("another")
+    drawn = page.locator(".bh-compare-series img")
+    expect(drawn).to_have_count(1)
+    assert drawn.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
+    picture(page, "compare")
+    assert page.title() != "taken"
+    assert sam.job(second.id).cpu_seconds > 0
+
+
+def test_a_job_is_cancelled_with_a_click(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    ada = service.client("ada")
+    service.client("operator").create_licence(
+        LicenceCreate(id="nothing-left", title="Empty", kind="lab", instruments=[beamtime.instrument])
+    )
+    dataset = service.dataset(beamtime, name="cancelled")
+    job = ada.submit(beamtime.experiment, TEMPLATE, dataset.id, sponsor="nothing-left")
+    page.goto(cockpits["ada"].page(f"analysis.ipynb?job={job.id}"))
+    page.locator(".bh-job-cancel").click(timeout=WAIT)
+    page.locator(".bh-question-yes").click()
+    expect(page.locator(".bh-analysis-head")).to_have_attribute("data-state", "cancelled", timeout=WAIT)
+    expect(page.locator(".bh-step[data-state=cancelled]")).to_contain_text("by ada")
+    assert ada.job(job.id).reason == "Cancelled by ada."
+
+
+def picture(page: Page, name: str) -> None:
+    """Kept where BEAMHUB_PICTURES says, for people to look at."""
+    if folder := os.environ.get("BEAMHUB_PICTURES"):
+        for width, height in ((1440, 900), (1024, 768)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.screenshot(path=Path(folder) / f"{name}-{width}.png")
+
+
 def test_a_stranger_sees_nothing(
     page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
 ) -> None:
@@ -384,6 +458,7 @@ def test_a_stranger_sees_nothing(
     for address in (
         f"cockpit.ipynb?experiment={beamtime.experiment}",
         f"analysis.ipynb?job={job.id}",
+        f"compare.ipynb?jobs={job.id},{job.id}",
         f"viewer.ipynb?dataset={dataset.id}",
         "experiments.ipynb",
         "facility.ipynb",

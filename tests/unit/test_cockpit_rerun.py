@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from beamhub.client import Client
 from beamhub.schemas import (
+    Estimate,
     Job,
     JobFailure,
     JobInput,
@@ -15,10 +16,12 @@ from beamhub.schemas import (
     Profile,
     Quantity,
     Sponsor,
+    Spread,
     Template,
 )
 from beamhub_cockpit.details import Around, Detail, plots, problem
 from beamhub_cockpit.details import show as details
+from beamhub_cockpit.format import NARROW
 from beamhub_cockpit.html import Node, find, text
 from beamhub_cockpit.jobs import panel
 from beamhub_cockpit.links import Links
@@ -28,6 +31,7 @@ from beamhub_cockpit.scene import Scene, with_progress
 
 NOW = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 ONE = Profile(name="cpu-1", title="1 CPU", cpus=1, memory=4 * 2**30, walltime=3600)
+LINKS = Links("/", "ben")
 TWO = Profile(name="cpu-2", title="2 CPUs", cpus=2, memory=8 * 2**30, walltime=3600)
 
 
@@ -129,7 +133,7 @@ def test_what_cannot_be_read_is_not_sent(scene: Scene) -> None:
     launch = Launch.again(job(3), scene)
     assert launch.send({"p.limit": "0.1", "p.spots": "x"}, scene.client, scene.templates) is None
     assert set(launch.wrong) == {"limit", "spots"}
-    dialog = show(launch, scene.templates, scene.profiles, scene.sponsors)
+    dialog = show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors)
     assert [field.attributes["data-parameter"] for field in find(dialog, "bh-field-wrong")] == [
         "p.limit",
         "p.spots",
@@ -138,12 +142,14 @@ def test_what_cannot_be_read_is_not_sent(scene: Scene) -> None:
 
 def test_the_dialog_says_why_nothing_can_be_started(scene: Scene) -> None:
     launch = Launch.again(job(3), scene)
-    assert not find(show(launch, scene.templates, scene.profiles, scene.sponsors), "bh-problem-pending")
+    assert not find(
+        show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors), "bh-problem-pending"
+    )
     launch.choose("xds", {}, scene.templates)
-    said = find(show(launch, scene.templates, scene.profiles, scene.sponsors), "bh-problem-pending")
+    said = find(show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors), "bh-problem-pending")
     assert "needs xds" in text(said[0])
     launch.choose("dials", {}, scene.templates)
-    said = find(show(launch, scene.templates, scene.profiles, []), "bh-problem-pending")
+    said = find(show(launch, scene.templates, scene.profiles, LINKS, []), "bh-problem-pending")
     assert "No licence pays" in text(said[0])
 
 
@@ -164,7 +170,7 @@ def choices(node: Node) -> list[str]:
 def test_members_notebooks_stand_beside_the_templates(scene: Scene) -> None:
     scene.templates |= {"merge": MERGE, "shared/by hand/mine.ipynb": OWN}
     launch = Launch.again(job(3), scene)
-    dialog = show(launch, scene.templates, scene.profiles, scene.sponsors)
+    dialog = show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors)
     assert choices(find(dialog, "bh-form-template")[0]) == [*scene.templates]
     launch.choose("shared/by hand/mine.ipynb", {"p.limit": "1.9"}, scene.templates)
     assert (launch.template, launch.entered) == ("shared/by hand/mine.ipynb", {"limit": "1.9"})
@@ -180,7 +186,7 @@ def test_a_template_that_takes_jobs_asks_for_their_numbers(scene: Scene) -> None
     assert launch.jobs == "3"
     assert launch.send({"jobs": "3, and more"}, scene.client, scene.templates) is None
     assert "numbers of jobs" in launch.wrong["jobs"]
-    dialog = show(launch, scene.templates, scene.profiles, scene.sponsors)
+    dialog = show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors)
     assert "Give the numbers" in text(find(dialog, "bh-error")[0])
 
 
@@ -201,6 +207,46 @@ def test_a_failure_says_where_and_a_job_whether_its_template_has_changed(scene: 
     assert "changed since" in text(find(details(failed, detail, around), "bh-template-changed")[0])
     same = failed.model_copy(update={"template_changed": False})
     assert not find(details(same, detail, around), "bh-template-changed")
+
+
+ESTIMATE = Estimate(
+    cpus=2,
+    frames=60,
+    runs=6,
+    duration=Spread(low=50, likely=65, high=90),
+    cpu_hours=Spread(low=0.03, likely=0.036, high=0.05),
+    most_cpu_hours=2,
+    starts=datetime.now(UTC) - timedelta(seconds=5),
+    waits="",
+    hint="2 CPUs were not faster than 1 in 6 earlier runs.",
+    identical=None,
+)
+
+
+def test_an_estimate_stands_beside_the_start(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    launch.estimate = ESTIMATE
+    shown = find(show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors), "bh-estimate")[0]
+    assert "Takes about 1" in text(shown)
+    assert "6 earlier runs" in text(shown).replace(NARROW, " ")
+    assert "Starts at once." in text(shown)
+    assert text(find(shown, "bh-estimate-hint")[0]) == ESTIMATE.hint
+    launch.estimate = ESTIMATE.model_copy(update={"duration": None, "cpu_hours": None, "runs": 0, "hint": ""})
+    shown = find(show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors), "bh-estimate")[0]
+    assert "no earlier runs" in text(shown)
+    assert not find(shown, "bh-estimate-hint")
+
+
+def test_an_identical_job_is_shown_and_can_be_run_again(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    launch.estimate, launch.identical = ESTIMATE, 3
+    dialog = show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors)
+    said = find(dialog, "bh-estimate-same")[0]
+    assert "job #3" in text(said)
+    assert find(dialog, "bh-form-submit")[0].attributes["disabled"] is True
+    assert find(dialog, "bh-form-again")
+    launch.identical = None
+    assert not find(show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors), "bh-form-again")
 
 
 def test_jobs_that_run_or_wait_stand_first() -> None:
