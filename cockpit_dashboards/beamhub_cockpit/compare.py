@@ -21,6 +21,7 @@ MOST: Final = 10  # jobs beside one another
 OFFERED: Final = 200  # jobs to choose from
 COLOURS: Final = ("#0b5c7a", "#b35900", "#4a7a2c", "#7a4a9c", "#a61e4d", "#5c6873")
 STYLES: Final = ("-", "--", ":", "-.")
+MARKERS: Final = ("o", "s", "^", "D", "v")
 DPI: Final = 144  # sharp on screens with twice the pixels
 NAMES: Final = {
     "template": "Template",
@@ -228,8 +229,10 @@ def overlaid(pages: Sequence[SeriesPage | None], jobs: Sequence[int]) -> bytes |
                 *zip(*points, strict=True) if points else ((), ()),
                 color=COLOURS[place % len(COLOURS)],
                 linestyle=STYLES[place // len(COLOURS) % len(STYLES)],
-                marker="o" if len(points) < 40 else "",
-                markersize=4,
+                marker=MARKERS[place % len(MARKERS)] if len(points) < 40 else "",
+                markersize=6,
+                fillstyle="none",  # what lies below is seen
+                linewidth=1.5,
                 label=f"#{job}",
             )
         unit = unit_name(columns[name])
