@@ -15,7 +15,7 @@ from beamhub.api.wire import LARGE
 from beamhub.incoming import BLOCK
 from beamhub.testing import Beamtime, RunningService
 
-from tests.integration.test_bad_uploads import agent_of, announce, impatient, open_patch, send
+from tests.integration.test_bad_uploads import agent_of, announce, impatient, metadata, open_patch, send
 from tests.integration.test_tus import BINARY, TUS
 
 __all__ = ["impatient"]  # a fixture
@@ -167,3 +167,19 @@ def test_the_service_stops_while_a_large_body_comes(own_service: RunningService)
         assert int(agent.head(url).headers["Upload-Offset"]) == 2 * LARGE
         assert send(agent, url, 2 * LARGE, content[2 * LARGE :]).status_code == 204
         assert agent.get(url).json()["state"] == "complete"
+
+
+def test_a_large_piece_of_a_growing_file_is_replaced(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    content = os.urandom(3 * LARGE)
+    announced = {"Upload-Length": str(len(content)), **metadata(filename="grown.bin", digest="xxh128")}
+    answer = agent.post("uploads", headers=announced)
+    url = str(answer.url.join(answer.headers["Location"]))
+    assert send(agent, url, 0, bytes(LARGE) + content[LARGE : 2 * LARGE]).status_code == 204
+    where = {"Content-Range": f"bytes 0-{LARGE - 1}/*", **BINARY}
+    assert agent.put(url, headers=where, content=content[:LARGE]).status_code == 204
+    told = {"Upload-Offset": str(2 * LARGE), **BINARY, **metadata(xxh128=xxhash.xxh3_128_hexdigest(content))}
+    assert agent.patch(url, headers=told, content=content[2 * LARGE :]).status_code == 204
+    assert agent.get(url).json()["state"] == "complete"
+    assert service.client("ada").file(beamtime.experiment, "raw/grown.bin") == content
