@@ -20,6 +20,7 @@ from beamhub.schemas import AgentStatus, DatasetState, File, Upload, UploadState
 from beamhub.testing import Beamtime, RunningService, free_port, write_dataset
 
 PATIENCE = 100.0  # seconds, of a slow machine
+HANGING = Path(__file__).parents[1] / "hanging_files.py"
 LARGE = 192  # MiB: some tenths of a second to send
 
 
@@ -36,6 +37,7 @@ class RunningAgent:
     tables: str = ""  # more of them
     environment: dict[str, str] = field(default_factory=dict)  # beyond the tests' own
     url: str = ""  # of the service, if not its own
+    wrapper: list[str] = field(default_factory=list)  # a command that starts it
 
     def __post_init__(self) -> None:
         self.data.mkdir(parents=True)
@@ -71,7 +73,7 @@ class RunningAgent:
     def start(self) -> None:
         with (self.folder / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, env=os.environ | self.environment
+                [*self.wrapper, *self.command()], stdout=log, stderr=log, env=os.environ | self.environment
             )
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
@@ -827,6 +829,37 @@ def test_a_file_that_has_to_begin_again_does_not_change_the_experiment(agent: Ru
     sam.activate(agent.beamtime.instrument, agent.beamtime.experiment)
     assert agent.run("--once").returncode == 0
     agent.assert_all_there_once()
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="there is no /dev/fuse to mount")
+def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
+    near, server = agent.folder / "near", agent.folder / "server"
+    near.mkdir()
+    agent.settings |= {"polling": "true", "rescan": "1"}
+    agent.upload["limit"] = '"4 MB/s"'
+    agent.tables = '[[watch]]\npath = "near"\npolling = false\n'
+    agent.wrapper = ["unshare", "-Urm", sys.executable, str(HANGING), str(agent.data), str(server)]
+    agent.start()
+    agent.until_halfway()
+    number = int(server.read_text())
+    try:
+        os.kill(number, signal.SIGSTOP)
+        write_large(near / "near.cbf", 1)
+        agent.until_arrived("near.cbf")
+        silent = f"{agent.data} does not answer: is its file server there?"
+        agent.until(lambda: agent.status is not None and silent in agent.status.errors)
+        status = agent.status
+        assert status is not None
+        assert status.connected
+        assert [u.path for u in agent.uploads() if u.state is UploadState.RECEIVING] == ["raw/far.bin"]
+        os.kill(number, signal.SIGCONT)
+        agent.until_arrived("far.bin")
+        agent.until(lambda: agent.status is not None and not agent.status.errors)
+        os.kill(number, signal.SIGSTOP)
+        near.joinpath("last.cbf").write_text("last")
+        agent.until_arrived("last.cbf")
+    finally:
+        os.kill(number, signal.SIGKILL)  # which lets go whoever waits
 
 
 # --- what people have to mend ---------------------------------------------------------------------------

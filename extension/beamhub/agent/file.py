@@ -67,12 +67,22 @@ def opened(root: Path, name: str, stamp: Stamp) -> Iterator[int]:
         ChangedError: it is not in the state `stamp`, or no regular file any more.
         OSError: it can't be opened.
     """
-    file = open_below(root, name)
+    file = open_in_state(root, name, stamp)
     try:
-        unchanged(file, stamp)
         yield file
     finally:
         os.close(file)
+
+
+def open_in_state(root: Path, name: str, stamp: Stamp) -> int:
+    """As `opened`, for who closes it otherwise."""
+    file = open_below(root, name)
+    try:
+        unchanged(file, stamp)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def open_below(root: Path, name: str) -> int:

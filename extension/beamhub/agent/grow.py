@@ -192,7 +192,7 @@ class Growth:
             location = await self._begun(growing, stamp, entry.upload if entry else None)
             await self._append(file, path, location, stamp.size // BLOCK * BLOCK)
         finally:
-            os.close(file)
+            asyncio.get_running_loop().run_in_executor(None, os.close, file)
 
     async def _begun(self, growing: _Growing, stamp: Stamp, location: str | None) -> str:
         """The path of the URL of its upload; from now on it is known how far that is."""

@@ -54,11 +54,11 @@ class Files(Protocol):
         """All that is known of this experiment, and all that has not begun for any."""
         ...
 
-    def retry(self, path: str) -> None: ...
+    async def retry(self, path: str) -> None: ...
 
     async def skip(self, path: str, reason: str) -> None: ...
 
-    def unskip(self, path: str) -> None: ...
+    async def unskip(self, path: str) -> None: ...
 
 
 class Orders:
@@ -106,7 +106,7 @@ class Orders:
             case CommandKind.RETRY:
                 for path, name, _ in list(files.failed()):
                     if _concerns(command, name):
-                        files.retry(path)
+                        await files.retry(path)
             case CommandKind.SKIP:
                 reason = f"skipped by {command.created_by}: {command.reason}"
                 known = [*files.waiting(), *((path, name) for path, name, _ in files.failed())]
@@ -118,7 +118,7 @@ class Orders:
             case CommandKind.UNSKIP:
                 for path, name, _ in list(files.skipped()):
                     if _concerns(command, name):
-                        files.unskip(path)
+                        await files.unskip(path)
             case CommandKind.REPORT:
                 await self._report(command)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ from .file import (
     digest_of,
     look,
     moved,
-    opened,
+    open_in_state,
     printable,
     read,
     rest,
@@ -59,6 +60,8 @@ from .watch import LostError, Sighting, Tree
 log = logging.getLogger("beamhub.agent")
 
 HEARTBEAT = 2.0  # seconds
+SILENCE = 10.0  # seconds after which a directory that does not answer is told of
+HEARD = 4  # done messages at a time
 REST = 60.0  # seconds without an HDF5 file, after which nothing is kept at hand to look into the next one
 TOGETHER = 4 << 20  # bytes of small files that are sent together
 BATCHES = 2  # of them, on their way at a time
@@ -126,6 +129,9 @@ class Agent:
         self._masters: asyncio.Queue[Sighting] = asyncio.Queue()  # whose files may be growing
         self._trees: dict[Path, Tree] = {}
         self._lost: dict[Path, str] = {}  # watched directories that are gone
+        self._silent: dict[Path, str] = {}  # and those that don't answer
+        self._free_disk: int | None = None
+        self._hearing = asyncio.Semaphore(HEARD)
         self._failed: dict[str, str] = {}  # files that did not arrive -> why
         self._done = False  # with `once`: nothing is left to do
         self._step = asyncio.Event()  # something has been done: perhaps it was the last thing
@@ -150,6 +156,10 @@ class Agent:
             ConfigError: it can't listen for done messages.
         """
         self._journal.retry_refused()
+        # whatever touches the watched directories runs in threads, which may hang with them: enough for all
+        # that can be asked of a disk at a time, so that the rest goes on
+        disk = ThreadPoolExecutor(self._config.upload.parallel + 3 * len(self._config.watch) + 16)
+        asyncio.get_running_loop().set_default_executor(disk)
         done = self._config.done
         listener = Listener(done, self._finished) if done and not self._once else contextlib.nullcontext()
         try:
@@ -158,10 +168,10 @@ class Agent:
                 parallel = self._config.upload.parallel
                 tasks += [group.create_task(self._send()) for _ in range(parallel)]
                 tasks += [group.create_task(self._send_small()) for _ in range(min(BATCHES, parallel))]
-                works = (self._settle, self._judge, self._beat, self._orders.follow, self._conclude)
+                works = [self._settle, self._judge, self._measure, self._beat]
+                works += [self._orders.follow, self._conclude]
+                works += [] if self._once else [self._growth.follow, self._learn]
                 tasks += [group.create_task(work()) for work in works]
-                if not self._once:
-                    tasks += [group.create_task(work()) for work in (self._growth.follow, self._learn)]
                 await self._stopping.wait()
                 for task in tasks:
                     task.cancel()
@@ -186,7 +196,7 @@ class Agent:
                     raise
                 self._lost[watch.path] = f"{error}: waiting for it to come back"
                 log.error("%s", self._lost[watch.path])
-            while not watch.path.is_dir():  # noqa: ASYNC110 (nothing tells of a mount)
+            while not await asyncio.to_thread(watch.path.is_dir):  # noqa: ASYNC110 (nothing tells of a mount)
                 await asyncio.sleep(RETURN)
             log.info("%s is back", watch.path)
             del self._lost[watch.path]
@@ -218,11 +228,12 @@ class Agent:
         if not path.startswith("/") or "\0" in path:
             return "is no absolute path"
         folder, name = os.path.split(path)
-        path = os.path.join(await asyncio.to_thread(os.path.realpath, folder), name)  # noqa: PTH118
-        watch = self._watch_of(path)
-        if watch is None or watch.path not in self._trees:
-            return "is not below a watched directory"
-        sighting = await asyncio.to_thread(self._trees[watch.path].finished, path)
+        async with self._hearing:
+            path = os.path.join(await asyncio.to_thread(os.path.realpath, folder), name)  # noqa: PTH118
+            watch = self._watch_of(path)
+            if watch is None or watch.path not in self._trees:
+                return "is not below a watched directory"
+            sighting = await asyncio.to_thread(self._trees[watch.path].finished, path)
         if isinstance(sighting, str):
             return sighting
         if not self._journal.settled(path, sighting.stamp):  # else it is there already
@@ -320,12 +331,12 @@ class Agent:
                 del self._active[item.path]
             if again:
                 self._queue.put(item)
-            self._through(item, known=self._journal.find(item.path) is not None)
+            stamp = await asyncio.to_thread(look, item.path)
+            self._through(item, stamp, known=self._journal.find(item.path) is not None)
             self._step.set()
 
-    def _through(self, item: Item, *, known: bool) -> None:
+    def _through(self, item: Item, stamp: Stamp | None, *, known: bool) -> None:
         """Sightings of a file on its way were not heeded; `known`: it has not been forgotten."""
-        stamp = look(item.path)
         if stamp and (stamp != item.stamp or not known):
             self._sighted(Sighting(item.watch, item.name, stamp, finished=item.finished == stamp))
 
@@ -350,9 +361,10 @@ class Agent:
                     del self._active[item.path]
             for item in again:
                 self._queue.put(item)
+            stamps = await asyncio.to_thread(_looks, [item.path for item in items])
             known = self._journal.find_all([item.path for item in items])
-            for item in items:
-                self._through(item, known=item.path in known)
+            for item, stamp in zip(items, stamps, strict=True):
+                self._through(item, stamp, known=item.path in known)
                 item.announced.set()
             self._step.set()
 
@@ -462,7 +474,7 @@ class Agent:
         """Sends a file, or what is missing of it; returns when the service has verified and published it."""
         path, size = item.path, item.stamp.size
         await self._growth.leave(path)
-        with opened(item.watch.path, item.name, item.stamp) as file:
+        async with _opened(item) as file:
             entry = self._journal.find(path)
             assert entry  # noqa: S101 (it has been ready)
             if item.watch.in_place:
@@ -592,7 +604,7 @@ class Agent:
             length = self._throttle.piece(min(CHUNK, end - offset))
             await self._throttle.take(length)
             chunk = await asyncio.to_thread(_read, file, item, length, offset)
-            if offset + len(chunk) == item.stamp.size and moved(file, item.path):
+            if offset + len(chunk) == item.stamp.size and await asyncio.to_thread(moved, file, item.path):
                 raise GoneError(item.name)  # what it is called now is sent by that name
             yield chunk
             offset += len(chunk)
@@ -661,9 +673,9 @@ class Agent:
             experiment=entry.experiment,
         )
 
-    def retry(self, path: str) -> None:
+    async def retry(self, path: str) -> None:
         """What has failed is sent again, if it is still there."""
-        stamp, watch = look(path), self._watch_of(path)
+        stamp, watch = await asyncio.to_thread(look, path), self._watch_of(path)
         if stamp and watch:
             self._failed.pop(path, None)
             self._journal.requeue(path)
@@ -685,7 +697,7 @@ class Agent:
         self._holding.forget(path)
         self._failed.pop(path, None)
         entry = self._journal.find(path)
-        if entry is None and (stamp := look(path)):
+        if entry is None and (stamp := await asyncio.to_thread(look, path)):
             self._journal.queue(path, stamp)
         if entry is None or entry.state is not State.ARRIVED:
             self._journal.skip(path, reason)
@@ -706,9 +718,9 @@ class Agent:
         except (RestartError, RefusedError):
             return False
 
-    def unskip(self, path: str) -> None:
+    async def unskip(self, path: str) -> None:
         """The file is sent after all, or forgotten if it is no longer there."""
-        stamp, watch = look(path), self._watch_of(path)
+        stamp, watch = await asyncio.to_thread(look, path), self._watch_of(path)
         if stamp and watch:
             self._journal.requeue(path)
             self._sighted(Sighting(watch, path[len(str(watch.path)) + 1 :], stamp))
@@ -720,10 +732,9 @@ class Agent:
     async def _beat(self) -> None:
         reachable = True
         while True:
-            free = await asyncio.to_thread(_free_disk, self._config.watch[0].path)
             try:
                 self._orders.obeyed.clear()
-                self._orders.heed(await self._service.heartbeat(self.heartbeat(free)))
+                self._orders.heed(await self._service.heartbeat(self.heartbeat()))
             except UnavailableError as error:
                 if reachable and str(error) != self._pause.reason:
                     log.warning("%s", error)
@@ -736,7 +747,27 @@ class Agent:
                 async with asyncio.timeout(HEARTBEAT):
                     await self._orders.obeyed.wait()  # then the staff need not wait either
 
-    def heartbeat(self, free_disk: int | None = None) -> Heartbeat:
+    async def _measure(self) -> None:
+        """How much room the detector's disk has, and whether the watched directories answer at all: a file
+        server that is gone keeps whoever asks it waiting, for ever."""
+        loop = asyncio.get_running_loop()
+        asked: dict[Path, asyncio.Future[int | None]] = {}
+        while True:
+            for watch in self._config.watch:
+                if watch.path not in asked:
+                    asked[watch.path] = loop.run_in_executor(None, _free_disk, watch.path)
+            await asyncio.wait(asked.values(), timeout=SILENCE)
+            for path, answer in list(asked.items()):
+                if answer.done():
+                    del asked[path]
+                    if path == self._config.watch[0].path:
+                        self._free_disk = answer.result()
+                elif path not in self._silent:
+                    log.error("%s does not answer", path)
+            self._silent = {path: f"{path} does not answer: is its file server there?" for path in asked}
+            await asyncio.sleep(HEARTBEAT)
+
+    def heartbeat(self) -> Heartbeat:
         """How it is doing just now."""
         sending, growing = list(self._active.values()), self._growth.progress
         if self._pause.held:
@@ -745,7 +776,7 @@ class Agent:
             state = "waiting" if self._pause.expected else "error"
         elif sending or growing:
             state = "uploading"
-        elif self._failed or self._lost:
+        elif self._failed or self._lost or self._silent:
             state = "error"
         else:
             state = "waiting" if self._settling or self._judged else "idle"
@@ -757,7 +788,7 @@ class Agent:
             queued_bytes=sum(item.stamp.size for item in self._queue)
             + sum(item.stamp.size - item.sent for item in sending),
             rate=self._rate(),
-            free_disk=free_disk,
+            free_disk=self._free_disk,
             current=[
                 FileProgress(
                     name=printable(item.watch.destination(item.name)),
@@ -779,7 +810,7 @@ class Agent:
     def _errors(self) -> list[str]:
         """What all should know, the gravest first."""
         errors = [reason for reason in (self._pause.held, self._pause.reason) if reason]
-        errors += self._lost.values()
+        errors += [*self._lost.values(), *self._silent.values()]
         errors += [tree.problem for tree in self._trees.values() if tree.problem]
         return _few(errors)
 
@@ -796,7 +827,7 @@ class Agent:
         for tree in list(self._trees.values()):
             await tree.walked.wait()
         for entry in self._journal.unfinished():
-            if self._watch_of(entry.path) and look(entry.path) is None:
+            if self._watch_of(entry.path) and await asyncio.to_thread(look, entry.path) is None:
                 self._journal.forget(entry.path)
                 self._fail(entry.path, "was deleted or renamed before it had been sent")
         while self._once:
@@ -812,6 +843,27 @@ def _read(file: int, item: Item, length: int, offset: int) -> bytes:
     if item.digesting:
         item.digesting.add(chunk, offset)
     return chunk
+
+
+@contextlib.asynccontextmanager
+async def _opened(item: Item) -> AsyncIterator[int]:
+    """As beamhub.agent.file.opened, in threads: a disk may keep even this waiting."""
+    loop = asyncio.get_running_loop()
+    opening = loop.run_in_executor(None, open_in_state, item.watch.path, item.name, item.stamp)
+    try:
+        file = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close)
+        raise
+    try:
+        yield file
+    finally:
+        loop.run_in_executor(None, os.close, file)
+
+
+def _close(opening: asyncio.Future[int]) -> None:
+    if opening.exception() is None:
+        os.close(opening.result())
 
 
 def _looks(paths: list[str]) -> list[Stamp | None]:

@@ -250,41 +250,48 @@ class Tree:
             while True:
                 await readable.wait()
                 readable.clear()
-                for notice in notices.read():
-                    self._hear(notice, notices)
+                for news in await asyncio.to_thread(self._hear_all, notices.read(), notices):
+                    if isinstance(news, Sighting):
+                        self._seen(news)
+                    else:
+                        self._to_walk.put_nowait(news)
         finally:
             loop.remove_reader(notices.fileno())
 
-    def _hear(self, notice: inotify.Notice, notices: inotify.Inotify) -> None:
+    def _hear_all(self, batch: list[inotify.Notice], notices: inotify.Inotify) -> list[Sighting | str]:
+        """What has been seen, and which folders are to be looked through."""
+        return [news for notice in batch if (news := self._hear(notice, notices))]
+
+    def _hear(self, notice: inotify.Notice, notices: inotify.Inotify) -> Sighting | str | None:
         if notice.mask & inotify.OVERFLOW:
-            self._to_walk.put_nowait(self._root)
-            return
+            return self._root
         with self._lock:
             folder = self._folders.get(notice.watch)
         if folder is None:  # of a folder that has been moved away
-            return
+            return None
         if notice.mask & (inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNORED):
             if folder == self._root:
                 raise LostError(f"{folder} is gone")
             if notice.mask & inotify.IGNORED:
                 with self._lock:
                     self._folders.pop(notice.watch, None)
-            return
+            return None
         path = f"{folder}/{notice.name}"
         if notice.mask & inotify.IS_DIRECTORY:
             if notice.mask & inotify.MOVED_FROM:
                 self._stop_listening_below(path, notices)
             elif self._watch.wants_folder(self._name(path)):
-                self._to_walk.put_nowait(path)
-            return
+                return path
+            return None
         if notice.mask & inotify.MOVED_FROM:
-            return
-        if sighting := self._sighting(path, self.odd, finished=bool(notice.mask & inotify.MOVED_TO)):
-            self._seen(sighting)
+            return None
+        return self._sighting(path, self.odd, finished=bool(notice.mask & inotify.MOVED_TO))
 
     def _stop_listening_below(self, folder: str, notices: inotify.Inotify) -> None:
         """The numbers of folders that have moved stand for their old paths: forget them."""
         with self._lock:
+            if self._inotify is None:  # it is over
+                return
             for number, path in list(self._folders.items()):
                 if path == folder or path.startswith(folder + "/"):
                     notices.remove(number)
