@@ -1,8 +1,8 @@
 """A file system that hangs when this process is stopped, as one on a network does when its server is gone.
 
 `python hanging_files.py FOLDER PID-FILE COMMAND…` mounts it at FOLDER and becomes the command; what serves
-the files is a child process, whose number is in the PID file. It has one folder with a file `far.bin`. It needs
-Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
+the files is a child process, whose number is in the PID file. It has one folder with a file `far.bin`. It
+needs Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
 (https://www.kernel.org/doc/html/latest/filesystems/fuse.html, linux/fuse.h), as there is nothing smaller.
 """
 

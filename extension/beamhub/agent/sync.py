@@ -365,7 +365,8 @@ class Agent:
             known = self._journal.find_all([item.path for item in items])
             for item, stamp in zip(items, stamps, strict=True):
                 self._through(item, stamp, known=item.path in known)
-                item.announced.set()
+                if item.path not in self._active:  # else it has been taken again meanwhile
+                    item.announced.set()
             self._step.set()
 
     async def _deliver_together(self, items: Sequence[Item]) -> list[Item]:
@@ -683,13 +684,13 @@ class Agent:
 
     async def skip(self, path: str, reason: str) -> None:
         """The file is left out; what the service has of it is given up. One that has just arrived stays."""
-        item = self._active.get(path)
-        if item:
+        while item := self._active.get(path):
             await item.announced.wait()  # of one that is sent together with others: until it is through
-        if item and item.sending:
-            item.skipped = True
-            item.sending.cancel()
-            await asyncio.wait({item.sending})
+            if item.sending:
+                item.skipped = True
+                item.sending.cancel()
+                await asyncio.wait({item.sending})
+                break
         await self._growth.leave(path)
         self._queue.drop(path)
         self._settling.drop(path)
