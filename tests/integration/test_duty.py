@@ -58,7 +58,12 @@ def test_another_takes_over_within_seconds_and_no_job_is_lost_or_run_twice(
     until_on_duty(ada)
     with second.client("ada") as there:
         assert not there.health().on_duty
-        jobs = [ada.submit(beamtime.experiment, "waits", dataset.id, sponsor=lab).id for _ in range(3)]
+        jobs = [
+            ada.submit(
+                beamtime.experiment, "waits", dataset.id, sponsor=lab, parameters={"word": f"job {n}"}
+            ).id
+            for n in range(3)
+        ]
         last = ada.past_events(beamtime.experiment)[-1].id
         folders = [first.data_dir / beamtime.experiment / ada.job(job).folder for job in jobs]
         running = {message.subject for message in _first(there, beamtime.experiment, 2, "job.running")}
