@@ -10,7 +10,7 @@ import pytest
 import schemathesis
 from beamhub.api import ROUTES
 from beamhub.api.routes import Route
-from beamhub.schemas import Role
+from beamhub.schemas import BATCH, Role
 from beamhub.testing import RunningService, running_service
 from hypothesis import HealthCheck, Phase, given, settings
 from jsonschema import Draft202012Validator
@@ -18,7 +18,10 @@ from schemathesis import GenerationMode, checks
 
 EXAMPLES = 8  # of each operation, right and wrong
 checks.load_all_checks()
-schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+schemathesis.serializer.alias(
+    ["application/offset+octet-stream", BATCH],
+    "application/octet-stream",
+)
 CHECKS: Any = checks.CHECKS.get_by_names(
     [
         "not_a_server_error",
