@@ -80,9 +80,10 @@ MANY = 20
 VICTIM = ENGINE.replace(
     "asyncio.run(",
     """
-import itertools, os, signal
+import itertools, os, signal, beamhub.store
+beamhub.store.TOGETHER = 4  # changes in a commit
 commits = itertools.count(1)
-store.on_commit(lambda: next(commits) == 5 and os.kill(os.getpid(), signal.SIGKILL))
+store.on_commit(lambda: next(commits) == 2 and os.kill(os.getpid(), signal.SIGKILL))
 asyncio.run(""",
 )
 
