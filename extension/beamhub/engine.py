@@ -13,13 +13,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from beamhub.automation import Automation
-from beamhub.credits import cost
+from beamhub.credits import correct, cost
 from beamhub.events import Live
 from beamhub.failures import last_words
 from beamhub.inputs import located
@@ -37,6 +37,9 @@ CURSOR = "triggers"  # how far the log has been read for trigger rules
 BATCH = 100  # events read, or jobs handed to a runner with a queue of its own, at once
 ATTEMPTS = 3  # of a job that ends by no doing of its own
 LOCAL = "local"  # the runner that is always there
+AUDIT = 600.0  # seconds between two comparisons with what runners have in their accounts
+AUDITED = timedelta(days=1)  # for so long accounts may change after an attempt is over
+MANY = 1000  # attempts that are compared at once
 CLOCK = 10.0  # seconds by which the machine's clock may disagree before it must have been set
 PULSE = 0.25  # seconds between looks at running jobs
 VALIDITY = 60.0  # seconds after which it is looked whether licences have expired
@@ -99,6 +102,7 @@ class Engine:
             for name, runner in self._runners.items():  # none waits for another
                 runner.on_change(self._started[name].set)
                 tasks.create_task(self._keep(partial(self.schedule, name), self._wake(), REST))
+                tasks.create_task(self._keep(partial(self.audit, name), asyncio.Event(), AUDIT))
                 tasks.create_task(self._keep(partial(self.collect, name), self._started[name], PULSE))
 
     def _woken(self) -> None:
@@ -119,6 +123,19 @@ class Engine:
             await self._keep(self.foresee, asyncio.Event(), REST)
         finally:
             await self._expect([])
+
+    async def audit(self, name: str) -> None:
+        """Corrects what attempts of the last day were charged, where the runner's accounts say otherwise by
+        now."""
+        since = datetime.now(UTC) - AUDITED
+        over = await self._store.read(lambda tx: tx.attempts.ended_since(since, name, MANY))
+        try:
+            used = await self._runners[name].accounts([(job, ref) for job, _, ref, _ in over])
+        except Unavailable:
+            return
+        for (job, number, _, charged), now in zip(over, used, strict=True):
+            if now is not None and now != charged:
+                await self._store.write(partial(correct, job_id=job, number=number, used=now, actor=SYSTEM))
 
     async def foresee(self) -> None:
         """Has the runners get ready for jobs of the experiments that are being measured."""

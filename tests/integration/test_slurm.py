@@ -17,6 +17,7 @@ import pytest
 from beamhub import cluster
 from beamhub.app import BeamhubApp
 from beamhub.cluster import Cluster
+from beamhub.credits import correct
 from beamhub.engine import Engine
 from beamhub.jobs import Jobs
 from beamhub.runners import Runner
@@ -353,6 +354,22 @@ async def test_while_the_controller_is_away_jobs_stay_as_they_are(own_lab: Slurm
     for one in done:
         assert (lab.data_dir / lab.experiment / one.folder / "runs.txt").read_text() == "once\n"
     lab.assert_settled(*done)
+
+
+async def test_what_slurm_says_later_corrects_what_was_charged(lab: SlurmLab) -> None:
+    template(lab.templates, "try_it", "import time\ntime.sleep(1)")
+    engine = lab.both()
+    async with lab.running(engine):
+        job = await lab.submit("try_it", "node")
+        number = await lab.number(job)
+        done = await lab.until(job)
+        used = await lab.accounted(number)
+        assert done.cpu_seconds == used
+        await lab.store.write(lambda tx: correct(tx, job.id, 1, used + 100, actor="root"))
+        await engine.audit("slurm")
+        await engine.audit("slurm")
+    assert (await lab.jobs.get(ADA, job.id)).cpu_seconds == used
+    assert lab.ledger(job, LedgerKind.CORRECTION) == [100, -100]
 
 
 @pytest.mark.parametrize("record", [True, False], ids=["with accounts", "without accounts"])

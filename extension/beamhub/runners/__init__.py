@@ -78,6 +78,11 @@ class Runner(Protocol):
     async def state(self) -> RunnerState:
         """What there is for its jobs now. What jobs of a runner with `cpus` use is not known to it."""
 
+    async def accounts(self, attempts: Sequence[tuple[int, str]]) -> list[int | None]:
+        """CPU-seconds of attempts that are over, as the runner's own accounts have them by now; None where
+        it has none. Each attempt is a job's id and the runner's own name for it, with which its reference
+        begins. Raises Unavailable."""
+
     async def cancel(self, ref: Ref) -> None:
         """Ends all processes of the job, at once. `poll` tells when they are gone."""
 

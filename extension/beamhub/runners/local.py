@@ -104,6 +104,10 @@ class LocalRunner:
         """It begins when the jobs before it have made room."""
         return None
 
+    async def accounts(self, attempts: Sequence[tuple[int, str]]) -> list[int | None]:
+        """It keeps none."""
+        return [None for _ in attempts]
+
     async def state(self) -> RunnerState:
         return RunnerState(name="local", cpus=self.cpus, free=self.cpus)
 

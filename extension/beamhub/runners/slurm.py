@@ -241,6 +241,15 @@ class SlurmRunner:
         found = STARTS.search(told)
         return _moment(found[1]) if found else None
 
+    async def accounts(self, attempts: Sequence[tuple[int, str]]) -> list[int | None]:
+        refs: list[Ref] = [
+            {"slurm": int(ref.removeprefix("slurm ")), "name": f"{self._prefix}{job}"}
+            for job, ref in attempts
+        ]
+        lines = await self._accounts([_number(ref) for ref in refs]) if refs else {}
+        known = [_known(ref, lines) for ref in refs]
+        return [line.cpus * line.elapsed if line and line.nodes else None for line in known]
+
     async def state(self) -> RunnerState:
         """Of the nodes that the account may use, whatever their partition."""
         try:

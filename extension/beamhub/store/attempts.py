@@ -65,6 +65,17 @@ class Attempts:
             .values(cpu_seconds=attempts.c.cpu_seconds + change)
         )
 
+    def ended_since(self, moment: datetime, runner: str, limit: int) -> Sequence[tuple[int, int, str, int]]:
+        """Attempts of a runner that were over then or later: job, number, the runner's own name for it, and
+        the CPU-seconds charged; the latest first."""
+        query = (
+            select(attempts.c.job, attempts.c.number, attempts.c.ref, attempts.c.cpu_seconds)
+            .where(attempts.c.ended >= moment, attempts.c.runner == runner, attempts.c.ref != "")
+            .order_by(attempts.c.ended.desc())
+            .limit(limit)
+        )
+        return [(row.job, row.number, row.ref, row.cpu_seconds) for row in self._connection.execute(query)]
+
     def of_job(self, job: int) -> Sequence[Attempt]:
         """In their order."""
         query = select(attempts).where(attempts.c.job == job).order_by(attempts.c.number)
