@@ -288,6 +288,43 @@ async def test_a_node_that_fails_costs_an_attempt_and_not_the_job(own_lab: Slurm
     assert sum(lab.ledger(job, LedgerKind.RELEASE)) == 1200 - sum(attempts)
 
 
+async def test_an_attempt_that_wakes_up_after_it_was_given_up_changes_nothing(own_lab: SlurmLab) -> None:
+    lab = own_lab
+    template(lab.templates, "count", COUNT)
+    async with lab.running(lab.both()):
+        job = await lab.submit("count", "one")
+        await lab.says(job, "begun")
+        number, folder = await lab.number(job), lab.data_dir / lab.experiment / job.folder
+        shown = json.loads(await lab.ask("squeue", "--json"))
+        [node] = {one["nodes"] for one in shown["jobs"]}
+        asleep = processes(str(folder))
+        for pid in (lab.cluster._processes[node].pid, *asleep):
+            os.kill(pid, signal.SIGSTOP)
+        await lab.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=asleep")
+        await lab.until(job, JobState.PENDING)
+
+        async def elsewhere() -> bool:
+            return await lab.number(job) != number
+
+        await condition(elsewhere)
+        await lab.says(job, "begun")
+        second = (folder / "runs.txt").stat().st_ino
+        (lab.data_dir / lab.experiment / "raw" / "go").touch()
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+
+        async def over() -> bool:
+            return not processes(str(folder))
+
+        await condition(over)
+        done = await lab.ended(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert (folder / "runs.txt").read_text() == "once\n"
+    assert (folder / "runs.txt").stat().st_ino == second
+    assert lab.kinds(job).count("job.finished") == 1
+    assert len(lab.ledger(job, LedgerKind.CHARGE)) == 2
+
+
 async def test_a_job_that_makes_room_for_another_runs_again(lab: SlurmLab) -> None:
     template(lab.templates, "count", COUNT)
     template(lab.templates, "try_it", "1")
