@@ -96,6 +96,8 @@ BODIES: Mapping[str, Any] = {
     "call_triggers": {"name": "eves-own", "dataset": "DATASET"},
     "replay_trigger": {"datasets": ["DATASET"]},
     "submit_job": {"template": TEMPLATE, "inputs": ["DATASET"], "sponsor": "SPONSOR"},
+    "submit_jobs_on_each": {"template": TEMPLATE, "datasets": ["DATASET"], "sponsor": "SPONSOR"},
+    "correct": {"attempt": 1, "cpu_seconds": 1, "note": "Eve's"},
     "estimate_job": {"template": TEMPLATE, "inputs": ["DATASET"], "sponsor": "SPONSOR"},
     "rerun_job": {},
     "make_rule": {},
