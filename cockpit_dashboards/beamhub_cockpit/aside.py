@@ -15,7 +15,6 @@ from beamhub.schemas import (
     Member,
     Role,
     Trigger,
-    TriggerEvent,
 )
 
 from beamhub_cockpit import control
@@ -23,6 +22,7 @@ from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate,
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import ROLES, ago, bar, button, can, card, facts, more_button, person, state
+from beamhub_cockpit.ruletext import when
 from beamhub_cockpit.scene import Transfer
 
 
@@ -304,9 +304,14 @@ def licence(item: Licence, *, may_top_up: bool = False) -> Element:
 
 
 def automation(
-    seen: Instrument, rules: Iterable[Trigger], templates: dict[str, Any], *, may_change: bool
+    seen: Instrument,
+    experiment: Experiment,
+    rules: Iterable[Trigger],
+    templates: dict[str, Any],
+    links: Links,
 ) -> Element:
-    """Which data start which jobs."""
+    """Which data start which jobs here."""
+    may_change = can(experiment, "instrument.operate")
     ordered = sorted(rules, key=lambda t: t.id)
     on = seen.automation
     return card(
@@ -317,11 +322,10 @@ def automation(
                 el(
                     "li.bh-trigger",
                     el("span.bh-trigger-title", t.title),
-                    state("on" if t.enabled and on else "paused"),
+                    state("off" if not t.enabled else "on" if on else "paused"),
                     el(
                         "span.bh-trigger-line",
-                        "start of " if t.event is TriggerEvent.DATASET_STARTED else "end of ",
-                        f"{t.pattern}{NARROW}→{NARROW}",
+                        f"{when(t)}{NARROW}→{NARROW}",
                         templates[t.template].title if t.template in templates else t.template,
                         f" · {t.profile} · paid by {t.sponsor}",
                     ),
@@ -333,6 +337,11 @@ def automation(
         )
         if ordered
         else el("p.bh-empty", "No rules: data start no jobs by themselves."),
+        el(
+            "a.bh-link.bh-rules-open",
+            "Rules …",
+            href=links.rules(experiment=experiment.id),
+        ),
         aside=button(
             "Pause" if on else "Resume", ["automation.set", 0 if on else 1], css="bh-automation-toggle"
         )

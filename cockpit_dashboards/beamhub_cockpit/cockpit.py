@@ -191,15 +191,14 @@ class Cockpit(JobPage):
         beside.append(shared.panel(experiment.id, scene.files, self.uploads, self.links))
         if scene.staff:
             beside.append(aside.licences(scene.licences))
-            if scene.instrument:
-                may = can(experiment, "instrument.operate")
-                beside.append(
-                    aside.automation(
-                        scene.instrument, scene.triggers.values(), scene.templates, may_change=may
-                    )
-                )
         elif scene.sponsors:
             beside.append(aside.licences(scene.sponsors, "CPU-hours"))
+        if scene.instrument:
+            beside.append(
+                aside.automation(
+                    scene.instrument, experiment, scene.triggers.values(), scene.templates, self.links
+                )
+            )
         return {
             "experiment": (self._experiment(scene),),
             "acquisition": (acquisition.panel(dataset, feedback, self.seen, self.links, _idle(scene)),),
@@ -480,6 +479,12 @@ class Cockpit(JobPage):
             self.scene.instrument = self.client.change_instrument(
                 self.scene.instrument.id, InstrumentChange(automation=bool(action.args[0]))
             )
+            missed = self.client.missed_jobs(self.scene.instrument.id) if action.args[0] else []
+            if missed:
+                self.notify(
+                    f"{plural(len(missed), 'job was', 'jobs were')} not started meanwhile",
+                    "“Rules …” in the card lists them, and starts them.",
+                )
 
     # --- uploads ---
 

@@ -143,6 +143,7 @@ class Around:
     may_run: bool
     may_cancel: bool
     may_open: bool
+    may_operate: bool = False  # the instrument
 
 
 def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Element:
@@ -210,6 +211,9 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
             )
     if (other := _beside(job, around)) is not None:
         found.append(el("a.bh-link.bh-job-compare", "Compare", href=links.compare(other, job.id)))
+    if around.may_operate and job.state is JobState.FINISHED and job.notebook is None:
+        rule = links.rules(job=job.id)
+        found.append(el("a.bh-link.bh-job-rule", "Make this the rule …", href=rule))
     if around.may_cancel and not job.state.ended:
         found.append(
             el(

@@ -211,7 +211,11 @@ class Facility(Page):
             if active
             else el("td", "none"),
             el("td", active.pi if active else "–"),
-            el("td", state("on" if i.automation else "paused")),
+            el(
+                "td",
+                state("on" if i.automation else "paused"),
+                el("a.bh-link.bh-sub.bh-rules-open", "Rules …", href=self.links.rules(instrument=i.id)),
+            ),
             el("td", f"{running} running" + (f", {waiting} waiting" if waiting else "")),
             key=i.id,
             data_instrument=i.id,

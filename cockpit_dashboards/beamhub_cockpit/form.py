@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from pydantic import JsonValue
@@ -20,6 +20,7 @@ from beamhub_cockpit.html import Element, el
 
 Kind = Literal["number", "integer", "text", "flag", "choice", "numbers", "json"]
 AUTOMATIC: Final = "automatic"  # what no value means to a template
+PREFIX: Final = "p."  # of the names of parameter inputs, so that no parameter can be taken for another field
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,20 @@ def _within(field: Field, value: float) -> float:
 
 
 # --- as elements ---
+
+
+def parameters(
+    found: Iterable[Field], entered: Mapping[str, str], wrong: Mapping[str, str], ident: str
+) -> list[Element]:
+    """The fields as a part of a larger form: their inputs are named `p.<parameter>` and hold what has been
+    entered so far."""
+    named = [replace(f, name=PREFIX + f.name, text=entered.get(f.name, f.text)) for f in found]
+    return show(named, {PREFIX + name: why for name, why in wrong.items()}, ident)
+
+
+def taken(fields: Mapping[str, str]) -> dict[str, str]:
+    """What was typed for parameters, of all that a form has sent."""
+    return {name.removeprefix(PREFIX): text for name, text in fields.items() if name.startswith(PREFIX)}
 
 
 def show(found: Iterable[Field], wrong: Mapping[str, str], prefix: str) -> list[Element]:

@@ -42,6 +42,7 @@ class JobPage(Page):
             may_run=can(experiment, "job.run"),
             may_cancel=can(experiment, "job.cancel"),
             may_open=can(experiment, "session.open"),
+            may_operate=can(experiment, "instrument.operate"),
         )
 
     def actions(self) -> Mapping[str, Callable[[Action], None]]:

@@ -31,6 +31,12 @@ class Links:
     def compare(self, *jobs: int) -> str:
         return self.page("compare", jobs=",".join(map(str, jobs)))
 
+    def rules(
+        self, *, instrument: str | None = None, experiment: str | None = None, job: int | None = None
+    ) -> str:
+        """The trigger rules of an instrument or as they apply in an experiment; of a job, to make it one."""
+        return self.page("rules", instrument=instrument, experiment=experiment, job=job)
+
     def frame(self, dataset: int, frame: int | None = None) -> str:
         return self.page("viewer", dataset=dataset, frame=frame)
 

@@ -25,7 +25,6 @@ from beamhub_cockpit.scene import Scene
 ON_DATASETS, ON_JOBS = ("dataset", "datasets"), ("job", "jobs")  # what templates work on
 JOBS = "jobs"  # the field with the numbers of jobs
 NOTEBOOKS = "A notebook of your own in shared/ is listed, too, if one of its cells is tagged “parameters”."
-PREFIX = "p."  # of the names of parameter inputs, so that no parameter can be taken for the template
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Launch:
 
     def take(self, fields: Mapping[str, str]) -> None:
         """What stands in the form now."""
-        self.entered |= {k.removeprefix(PREFIX): v for k, v in fields.items() if k.startswith(PREFIX)}
+        self.entered |= form.taken(fields)
         self.profile = fields.get("profile", self.profile)
         self.sponsor = fields.get("sponsor", self.sponsor)
         self.jobs = fields.get("jobs", self.jobs)
@@ -212,11 +211,6 @@ def show(
     parent = launch.parent
     title = f"Rerun #{parent.id} {parent.title}" if parent else "New job"
     found = form.fields(template.parameters, {}) if template else []
-    named = [
-        form.Field(**{**vars(f), "name": PREFIX + f.name, "text": launch.entered.get(f.name, f.text)})
-        for f in found
-    ]
-    wrong = {PREFIX + name: why for name, why in launch.wrong.items()}
     cannot = _cannot(launch, template, sponsors)
     return el(
         "dialog.bh-dialog.bh-rerun",
@@ -257,7 +251,7 @@ def show(
                     ),
                     _jobs(launch) if template and template.inputs in ON_JOBS else None,
                 ),
-                form.show(named, wrong, "launch"),
+                form.parameters(found, launch.entered, launch.wrong, "launch"),
                 el(
                     "fieldset.bh-fieldset",
                     el("legend", "Resources"),

@@ -98,9 +98,7 @@ class Scene:
         self.look_at_templates()
         self.profiles = client.profiles()
         self.instrument = client.instrument(self.experiment.instrument)
-        self.triggers = {}
-        with contextlib.suppress(ApiError):  # automation is for staff to see where the service says so
-            self.triggers = {t.id: t for t in client.triggers(self.experiment.instrument)}
+        self.triggers = {t.id: t for t in client.experiment_triggers(chosen)}
         self.licences = client.licences() if self.staff else []
         self._look_into_quarantine()
         self.look_at_finalisation()
@@ -165,8 +163,7 @@ class Scene:
                 self.instrument = self.client.instrument(self.experiment.instrument)
                 self.look_at_finalisation()
             case "trigger" if instrument:
-                with contextlib.suppress(ApiError):
-                    self.triggers = {t.id: t for t in self.client.triggers(self.experiment.instrument)}
+                self.triggers = {t.id: t for t in self.client.experiment_triggers(self.experiment.id)}
             case _:
                 return False
         return True

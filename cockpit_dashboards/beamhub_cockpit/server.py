@@ -45,6 +45,7 @@ NOTEBOOKS: Final = (
     "compare.ipynb",
     "experiments.ipynb",
     "facility.ipynb",
+    "rules.ipynb",
 )
 SHORT: Final = 40  # characters; the path of a socket below a longer one would not fit
 IDLE: Final = 300  # seconds after which a kernel without a page ends

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -206,9 +206,24 @@ class Automation:
         def work(tx: Transaction) -> Page[TriggerGathering]:
             visible_rule(tx, principal, rule_id)
             only = access.visible_experiments(tx, principal)
-            return tx.gatherings.list(rule_id, only=only, after=after, limit=limit)
+            found = tx.gatherings.list(rule_id, only=only, after=after, limit=limit)
+            return found.model_copy(update={"items": [self._with_due(tx, one) for one in found.items]})
 
         return await self._store.read(work)
+
+    def _with_due(self, tx: Transaction, one: TriggerGathering) -> TriggerGathering:
+        """With the time at which its job starts, where it is known."""
+        waits = tx.gatherings.get_open(one.id) if one.ended is None else None
+        rule = tx.triggers.get(one.rule, one.experiment)
+        instrument = tx.instruments.get(rule.instrument) if rule else None
+        if waits is None or rule is None or rule.group is None or instrument is None:
+            return one
+        if not instrument.automation:
+            return one
+        now = self._now()
+        waited = max(0.0, now.seconds - waits.newest) if waits.boot == now.boot else 0.0
+        left = timedelta(seconds=max(0.0, rule.group.wait - waited))
+        return one.model_copy(update={"due": datetime.now(UTC) + left})
 
     # --- what has happened before ---
 

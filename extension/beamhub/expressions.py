@@ -17,6 +17,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
+from pydantic import JsonValue
+
 Value = float | int | str | bool | list[Any] | None
 
 LONGEST = 500  # characters of an expression, and of a text that one makes
@@ -257,3 +259,10 @@ def _compute(node: ast.AST, values: Mapping[str, Value]) -> Value:
         case ast.Call(ast.Name(name), arguments):
             return FUNCTIONS[name](*(_compute(argument, values) for argument in arguments))
     raise AssertionError(f"{type(node).__name__} was understood, and can't be computed")
+
+
+def expression_of(value: JsonValue) -> str | None:
+    """The text of a parameter that is computed on each occasion: `{"expression": "frames // 2"}`."""
+    if isinstance(value, dict) and value.keys() == {"expression"} and isinstance(value["expression"], str):
+        return value["expression"]
+    return None

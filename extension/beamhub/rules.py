@@ -11,7 +11,7 @@ from beamhub.access import Action, Principal
 from beamhub.credits import require_usable
 from beamhub.errors import Conflict, Invalid, NotFound
 from beamhub.events import emit
-from beamhub.expressions import Expression, ExpressionError
+from beamhub.expressions import Expression, ExpressionError, expression_of
 from beamhub.inputs import NEEDS
 from beamhub.occasions import past, require_rule, trials, visible_rule
 from beamhub.schemas import (
@@ -32,7 +32,6 @@ from beamhub.schemas import (
 )
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue
-from beamhub.triggers import expression_of
 
 
 class Rules:

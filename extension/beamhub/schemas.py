@@ -806,6 +806,7 @@ class TriggerGathering(Model):
     value: str  # what all of it has in common
     count: int
     started: datetime
+    due: datetime | None = None  # when its job starts, unless more comes or automation is paused
     ended: datetime | None  # None: it still waits for more
     job: int | None = None
     reason: str = ""  # why there is no job

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from pydantic import JsonValue
 
-from beamhub.expressions import LONGEST, Expression, ExpressionError, Value
+from beamhub.expressions import LONGEST, Expression, ExpressionError, Value, expression_of
 from beamhub.schemas import Dataset, Event, Job, Trigger, TriggerCondition, TriggerEvent, TriggerSubject
 
 
@@ -295,10 +295,3 @@ def _parameters(
             except ExpressionError as error:
                 problems.append(f"{name} = {text} can't be computed: {error}")
     return computed, "; ".join(problems)
-
-
-def expression_of(value: JsonValue) -> str | None:
-    """The text of a parameter that is computed on each occasion: `{"expression": "frames // 2"}`."""
-    if isinstance(value, dict) and value.keys() == {"expression"} and isinstance(value["expression"], str):
-        return value["expression"]
-    return None

@@ -464,6 +464,10 @@ def test_a_stranger_sees_nothing(
         f"viewer.ipynb?dataset={dataset.id}",
         "experiments.ipynb",
         "facility.ipynb",
+        "rules.ipynb",
+        f"rules.ipynb?experiment={beamtime.experiment}",
+        f"rules.ipynb?instrument={beamtime.instrument}",
+        f"rules.ipynb?job={job.id}",
     ):
         page.goto(cockpits["eve"].page(address))
         expect(page.locator(".bh-nothing")).to_be_visible(timeout=WAIT)

@@ -8,6 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,9 @@ def test_a_killed_service_forgets_nothing_of_what_it_gathers(own_service: Runnin
     own_service.start()
     second = own_service.dataset(beamtime, name="second")
     until(lambda: gathered(2))
+    [waits] = ada.gatherings(rule.id)
+    assert waits.due is not None
+    assert timedelta(minutes=50) < waits.due - datetime.now(UTC) <= timedelta(hours=1)
     soon = TriggerGroup(by="wavelength", wait=1, at_least=2)
     own_service.client("sam").change_trigger(rule.id, TriggerChange(group=soon))
     own_service.kill()
@@ -347,7 +351,7 @@ def test_a_killed_service_forgets_nothing_of_what_it_gathers(own_service: Runnin
     assert [one.id for one in job.inputs] == [first.id, second.id]
     assert (job.state, job.parameters) == (JobState.FINISHED, {"word": "both"})
     [gathering] = ada.gatherings(rule.id)
-    assert (gathering.job, gathering.count, gathering.value) == (job.id, 2, "1")
+    assert (gathering.job, gathering.count, gathering.value, gathering.due) == (job.id, 2, "1", None)
     assert len(ada.jobs(experiment=beamtime.experiment)) == 1
 
 

@@ -140,8 +140,9 @@ function listen(node, wanted, context) {
       const message = { action: name, args };
       if (event === "submit") message.fields = fields(node);
       else if (event === "change" || event === "input") {
-        message.value = node.type === "checkbox" ? node.checked : node.value;
-        if (node.form) message.fields = fields(node.form);
+        const form = node.tagName === "FORM" ? node : node.form; // a form hears of the changes of all its inputs
+        if (node !== form) message.value = node.type === "checkbox" ? node.checked : node.value;
+        if (form) message.fields = fields(form);
       } else if (event === "toggle") message.value = node.open;
       context.send(message);
     });

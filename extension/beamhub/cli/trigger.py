@@ -248,7 +248,7 @@ def trigger_gatherings(client: Client, rule: int) -> Table:
         "in common": "value",
         "count": "count",
         "since": "started",
-        "until": lambda one: one.ended or "it waits for more",
+        "until": lambda one: one.ended or one.due or "it waits for more",
         "job": "job",
         "why none": "reason",
     }

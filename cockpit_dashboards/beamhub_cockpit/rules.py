@@ -1,0 +1,662 @@
+"""Trigger rules: which data start which jobs, on an instrument or in one experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from beamhub.client import ApiError, Message
+from beamhub.schemas import (
+    Experiment,
+    Instrument,
+    InstrumentChange,
+    Job,
+    Licence,
+    Profile,
+    Template,
+    Trigger,
+    TriggerChange,
+    TriggerGathering,
+    TriggerOverride,
+    TriggerTrial,
+    TriggerVersion,
+)
+
+from beamhub_cockpit import question, ruleform, ruletext
+from beamhub_cockpit.format import duration, number, plural
+from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.page import Page
+from beamhub_cockpit.parts import ago, button, can, card, state
+from beamhub_cockpit.question import Question
+from beamhub_cockpit.region import Action
+from beamhub_cockpit.ruleform import Draft
+
+JOBS: Final = 200  # that are looked through for what has been done already
+SHOWN: Final = 50  # of what was missed
+TUNED: Final = frozenset({"enabled", "parameters", "sponsor"})  # what a PI may have different
+
+
+@dataclass(frozen=True)
+class History:
+    """All that a rule was, while it is looked at."""
+
+    rule: Trigger
+    versions: list[TriggerVersion]
+
+
+class Rules(Page):
+    """The page `rules.ipynb?instrument=`, `?experiment=`, or `?job=` for one that is to become a rule."""
+
+    names = ("head", "automation", "rules", "gatherings", "dialog")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        query = self.viewer.query
+        job = query.get("job", "")
+        self.wanted_job = int(job) if job.isdigit() else 0
+        self.wanted = query.get("experiment")
+        self.wanted_instrument = query.get("instrument")
+        self.instrument: Instrument | None = None
+        self.experiment: Experiment | None = None  # None: the rules for all experiments are shown
+        self.base: dict[int, Trigger] = {}  # the instrument's rules
+        self.rules: dict[int, Trigger] = {}  # as they apply
+        self.templates: dict[str, Template] = {}
+        self.profiles: list[Profile] = []
+        self.sponsors: list[Licence] = []
+        self.missed: list[TriggerTrial] = []
+        self.gatherings: list[TriggerGathering] = []
+        self.jobs: list[Job] = []
+        self.draft: Draft | None = None
+        self.history: History | None = None
+        self.question: Question | None = None
+
+    # --- knowing ---
+
+    @property
+    def operates(self) -> bool:
+        """Does the viewer look after this instrument?"""
+        if self.me is None or self.instrument is None:
+            return False
+        return self.me.operator or self.instrument.id in self.me.staff_of
+
+    @property
+    def tunes(self) -> bool:
+        """May the viewer change something of what is shown?"""
+        return can(self.experiment, "rules.tune") if self.experiment is not None else self.operates
+
+    def load(self) -> None:
+        try:
+            self._look()
+        except ApiError as error:
+            if error.status not in (403, 404):
+                raise
+            self.instrument = None
+
+    def _look(self) -> None:
+        client = self.client
+        job = client.job(self.wanted_job) if self.wanted_job else None
+        if job is not None:
+            found = client.experiment(job.experiment)
+            self.wanted_instrument, self.wanted_job = found.instrument, 0
+        self.experiment = client.experiment(self.wanted) if self.wanted and job is None else None
+        name = self.experiment.instrument if self.experiment else self.wanted_instrument or self._own()
+        self.instrument = client.instrument(name) if name else None
+        if self.instrument is None or (self.experiment is None and not self.operates):
+            self.instrument = None
+            return
+        self.base = {rule.id: rule for rule in client.triggers(self.instrument.id)}
+        self.rules = self.base
+        if self.experiment is not None:
+            self.rules = {rule.id: rule for rule in client.experiment_triggers(self.experiment.id)}
+        self.templates = {t.name: t for t in client.templates()}
+        self.profiles = client.profiles()
+        self.sponsors = self._licences(self.instrument.id)
+        self.missed = client.missed_jobs(self.instrument.id) if self.operates else []
+        self.gatherings = [
+            one
+            for rule in self.rules.values()
+            if rule.group is not None
+            for one in client.gatherings(rule.id)
+            if one.ended is None and (self.experiment is None or one.experiment == self.experiment.id)
+        ]
+        if job is not None:
+            self._begin(Draft.of_job(job, self.templates.get(job.template), instrument=self.instrument.id))
+
+    def _own(self) -> str | None:
+        """The first instrument that the viewer looks after."""
+        if self.me is None:
+            return None
+        if self.me.staff_of:
+            return self.me.staff_of[0]
+        return next((one.id for one in self.client.instruments()), None) if self.me.operator else None
+
+    def _licences(self, instrument: str) -> list[Licence]:
+        """That can pay for what is started here."""
+        if self.experiment is not None:
+            return list(self.client.sponsors(self.experiment.id))
+        me = self.me.name if self.me else ""
+        return [x for x in self.client.licences() if instrument in x.instruments or x.owner == me]
+
+    def heard(self, message: Message) -> None:
+        if self.instrument is None or message.instrument != self.instrument.id:
+            return
+        noun, _, what = message.kind.partition(".")
+        waits = bool(self.gatherings) or not self.instrument.automation
+        happened = (noun, what) in (("dataset", "complete"), ("job", "created"))
+        if noun in ("trigger", "instrument") or (waits and happened):
+            self.refresh_soon()
+
+    # --- showing ---
+
+    def regions(self) -> Mapping[str, tuple[Element, ...]]:
+        seen = self.instrument
+        if seen is None:
+            nothing = el(
+                "section.bh-nothing",
+                el("h1", "There are no rules to see here"),
+                el(
+                    "p",
+                    "Check the address. The rules of an experiment are for its people, "
+                    "those of an instrument for its staff.",
+                ),
+            )
+            return {**dict.fromkeys(self.names, ()), "head": (nothing,)}
+        return {
+            "head": (self._head(seen),),
+            "automation": tuple(self._automation(seen)),
+            "rules": (self._rules(seen),),
+            "gatherings": (self._gatherings(),) if self.gatherings else (),
+            "dialog": self._dialog(),
+        }
+
+    def _head(self, seen: Instrument) -> Element:
+        here = self.experiment
+        if here is None:
+            back, where = self.links.page("facility"), "Facility"
+            title, hint = (
+                f"Rules of {seen.title}",
+                "They hold in all experiments, unless one has them different.",
+            )
+        else:
+            back, where = self.links.cockpit(here.id), here.title
+            title = "Rules in this experiment"
+            hint = f"Those of {seen.title}, with what is different in {here.id}, and its own."
+        staff_link = here is not None and self.operates
+        return el(
+            "section.bh-analysis-head",
+            el("a.bh-link", f"← {where}", href=back),
+            el("h1", title),
+            el("p.bh-hint", hint),
+            el(
+                "div.bh-experiment-tools",
+                el("a.bh-button", f"All of {seen.id}", href=self.links.rules(instrument=seen.id))
+                if staff_link
+                else None,
+                button("New rule …", ["rules.new"], css="bh-button-main bh-rule-new") if self.tunes else None,
+            ),
+            data_instrument=seen.id,
+            data_experiment=here.id if here else None,
+        )
+
+    def _automation(self, seen: Instrument) -> list[Element]:
+        """Whether rules are followed, and what they were not followed on."""
+        found = []
+        if not seen.automation:
+            found.append(
+                el(
+                    "div.bh-problem.bh-problem-pending.bh-uploads-paused.bh-automation-paused",
+                    el(
+                        "div",
+                        el("p.bh-reason", "Automation is paused: no rule starts anything"),
+                        el("p.bh-hint", "What would have been started is noted, and can be made up for."),
+                    ),
+                    button("Resume", ["automation.set", 1], css="bh-automation-toggle")
+                    if self.operates
+                    else None,
+                )
+            )
+        if self.missed:
+            found.append(self._missed(seen))
+        return found
+
+    def _missed(self, seen: Instrument) -> Element:
+        wanted = [trial for trial in self.missed if trial.starts]
+        return card(
+            "Missed while automation was paused",
+            el(
+                "table.bh-table.bh-missed",
+                el("thead", el("tr", [el("th", t, scope="col") for t in ("On", "Rule", "When")])),
+                el(
+                    "tbody",
+                    [
+                        el(
+                            "tr.bh-missed-row",
+                            el(
+                                "td",
+                                ruleform.linked(trial.subjects, self.links),
+                                el("span.bh-sub", trial.experiment),
+                            ),
+                            el(
+                                "td",
+                                self.base[trial.rule].title
+                                if trial.rule in self.base
+                                else f"rule {trial.rule}",
+                                el("span.bh-sub", trial.reason) if trial.reason else None,
+                            ),
+                            el("td", ago(trial.time)),
+                            key=f"{trial.rule}-{ruleform.key(trial)}-{trial.time}",
+                        )
+                        for trial in wanted[:SHOWN]
+                    ],
+                ),
+            ),
+            el("p.bh-hint", f"and {number(len(wanted) - SHOWN)} more") if len(wanted) > SHOWN else None,
+            aside=el(
+                "span.bh-missed-tools",
+                None if seen.automation else el("span.bh-hint", "Resume to catch up"),
+                button(
+                    f"Start {plural(len(wanted), 'job')}",
+                    ["missed.start"],
+                    css="bh-button-main bh-missed-start",
+                    disabled=not seen.automation,
+                ),
+                button("Leave it at that …", ["missed.forget"], css="bh-missed-forget"),
+            ),
+            css="bh-missed-card",
+        )
+
+    def _rules(self, seen: Instrument) -> Element:
+        head = ("State", "Rule", "Runs", "With", "Version", "")
+        ordered = sorted(self.rules.values(), key=lambda rule: rule.id)
+        toggle = None
+        if self.operates and seen.automation:
+            toggle = button("Pause automation", ["automation.set", 0], css="bh-automation-toggle")
+        return card(
+            "Rules",
+            el(
+                "table.bh-table.bh-rules",
+                el("thead", el("tr", [el("th", title, scope="col") for title in head])),
+                el("tbody", [self._rule(rule, seen) for rule in ordered]),
+            )
+            if ordered
+            else el("p.bh-empty", "None yet: data start no jobs by themselves."),
+            aside=toggle,
+            css="bh-rules-card",
+        )
+
+    def _rule(self, rule: Trigger, seen: Instrument) -> Element:
+        template = self.templates.get(rule.template)
+        given = ruletext.parameters(rule.parameters, template)
+        more = f" and {len(given) - 3} more" if len(given) > 3 else ""
+        word = "off" if not rule.enabled else "on" if seen.automation else "paused"
+        profile = next((p for p in self.profiles if p.name == rule.profile), None)
+        differs = [ruletext.NAMES[name] for name in rule.changed]
+        return el(
+            "tr.bh-rule",
+            el("td", state(word, "bh-rule-state")),
+            el(
+                "td",
+                el("strong.bh-rule-title", rule.title),
+                el("span.bh-sub", ruletext.when(rule)),
+                el("span.bh-rule-differs", f"Differs here: {', '.join(differs)}") if differs else None,
+                el("span.bh-rule-differs", "Only in this experiment") if self._is_own(rule) else None,
+            ),
+            el(
+                "td",
+                self._title(rule.template),
+                el("span.bh-sub", ", ".join(given[:3]) + more) if given else None,
+            ),
+            el(
+                "td",
+                plural(profile.cpus, "CPU") if profile else rule.profile,
+                el("span.bh-sub", f"paid by {rule.sponsor}"),
+                el("span.bh-sub", f"priority {number(rule.priority)}") if rule.priority else None,
+            ),
+            el(
+                "td",
+                el(
+                    "button.bh-text-button.bh-rule-history",
+                    f"{rule.version}",
+                    type="button",
+                    title="What it was",
+                    aria_label=f"Version {rule.version}: what {rule.title} was",
+                    on={"click": ["rules.history", rule.id]},
+                ),
+            ),
+            el("td.bh-rule-tools", self._tools(rule)) if self.tunes else el("td"),
+            key=rule.id,
+            data_rule=str(rule.id),
+            data_state=word,
+        )
+
+    def _title(self, template: str) -> str:
+        found = self.templates.get(template)
+        return found.title if found else f"{template} (not here)"
+
+    def _is_own(self, rule: Trigger) -> bool:
+        """Is it for the experiment alone?"""
+        return rule.experiment is not None and rule.id not in self.base
+
+    def _tools(self, rule: Trigger) -> list[Element | None]:
+        on = rule.enabled
+        may_reset = bool(rule.changed) and (self.operates or TUNED.issuperset(rule.changed))
+        own = self.experiment is None or self._is_own(rule)
+        return [
+            button("Change …", ["rules.change", rule.id], css="bh-rule-change"),
+            button("Switch off" if on else "Switch on", ["rules.switch", rule.id], css="bh-rule-switch"),
+            button(
+                "As on the instrument",
+                ["rules.reset", rule.id],
+                css="bh-rule-reset",
+                title="Take back all that differs here",
+            )
+            if may_reset
+            else None,
+            button("Delete …", ["rules.delete", rule.id], css="bh-rule-delete") if own else None,
+        ]
+
+    def _gatherings(self) -> Element:
+        lines = []
+        for one in sorted(self.gatherings, key=lambda one: one.id, reverse=True):
+            rule = self.rules.get(one.rule)
+            least = rule.group.at_least if rule and rule.group else 1
+            left = max(one.due - datetime.now(UTC), timedelta()) if one.due else None
+            until = "waits while automation is paused"
+            if left is not None:
+                until = f"starts in {duration(left)}, unless more comes"
+            if least > one.count:
+                until += f"; {least} are needed"
+            lines.append(
+                el(
+                    "li.bh-gathering",
+                    el("strong", rule.title if rule else f"rule {one.rule}"),
+                    el("span", f"{one.value} · " if one.value else None, f"{number(one.count)} together"),
+                    el("span.bh-sub", f"{one.experiment} · since ", ago(one.started), f" · {until}"),
+                    key=one.id,
+                    data_gathering=str(one.id),
+                )
+            )
+        return card(
+            "Waiting for what belongs together", el("ul.bh-gatherings", lines), css="bh-gatherings-card"
+        )
+
+    def _dialog(self) -> tuple[Element, ...]:
+        found = []
+        if self.draft is not None:
+            found.append(ruleform.show(self.draft, self._around()))
+        if self.history is not None:
+            found.append(self._history(self.history))
+        if self.question is not None:
+            found.append(question.show(self.question))
+        return tuple(found)
+
+    def _around(self) -> ruleform.Around:
+        rules = sorted(self.base.values(), key=lambda rule: rule.id)
+        return ruleform.Around(self.templates, self.profiles, self.sponsors, rules, self.jobs, self.links)
+
+    def _history(self, seen: History) -> Element:
+        newest = seen.versions[0].version if seen.versions else 0
+        return el(
+            "dialog.bh-dialog.bh-rule-past",
+            el(
+                "div.bh-form",
+                el(
+                    "header.bh-dialog-head",
+                    el("div", el("h2", f"What {seen.rule.title} was"), el("p.bh-hint", "The newest first.")),
+                    el(
+                        "button.bh-icon-button",
+                        "×",
+                        type="button",
+                        aria_label="Close",
+                        focus=True,
+                        on={"click": ["history.close"]},
+                    ),
+                ),
+                el(
+                    "div.bh-dialog-body",
+                    el(
+                        "ol.bh-versions",
+                        [
+                            self._version(version, told, newest)
+                            for version, told in ruletext.history(seen.versions, self.templates)
+                        ],
+                    ),
+                ),
+                el("footer.bh-dialog-foot", el("p"), button("Close", ["history.close"])),
+            ),
+            modal=True,
+            aria_label=f"What {seen.rule.title} was",
+            on={"cancel": ["history.close"]},
+            key="history",
+        )
+
+    def _version(self, version: TriggerVersion, told: list[ruletext.Difference], newest: int) -> Element:
+        words = {"created": "made it", "changed": "changed it", "deleted": "deleted it"}
+        where = f" in {version.experiment}" if version.experiment else ""
+        rule = ruletext.as_written(version.data) if version.change == "created" else None
+        may_restore = (
+            version.experiment is None
+            and self.experiment is None
+            and version.change != "deleted"
+            and version.version != newest
+        )
+        return el(
+            "li.bh-version",
+            el(
+                "p",
+                el("strong", f"{version.version}"),
+                f" · {version.author} {words[version.change]}{where} · ",
+                ago(version.time),
+            ),
+            el("p.bh-sub", f"{ruletext.when(rule)} → {self._title(rule.template)}") if rule else None,
+            el(
+                "ul",
+                [
+                    el(
+                        "li",
+                        f"{one.name}: ",
+                        el("span.bh-was", one.before),
+                        " → ",
+                        el("strong", one.after),
+                    )
+                    for one in told
+                ],
+            )
+            if told
+            else None,
+            el(
+                "button.bh-text-button.bh-version-restore",
+                "Go back to this …",
+                type="button",
+                on={"click": ["history.restore", version.version]},
+            )
+            if may_restore
+            else None,
+            key=f"{version.version}-{version.experiment}-{version.time}",
+            data_version=str(version.version),
+        )
+
+    # --- doing ---
+
+    def actions(self) -> Mapping[str, Callable[[Action], None]]:
+        return {
+            "automation.set": self._set_automation,
+            "missed.start": self._catch_up,
+            "missed.forget": self._forget,
+            "rules.new": self._new,
+            "rules.change": self._change,
+            "rules.switch": self._switch,
+            "rules.reset": self._reset,
+            "rules.delete": self._delete,
+            "rules.history": self._open_history,
+            "draft.typed": self._typed,
+            "draft.save": self._save,
+            "draft.close": self._close,
+            "history.close": self._close_history,
+            "history.restore": self._restore,
+            "question.yes": self._yes,
+            "question.no": self._no,
+        }
+
+    def _set_automation(self, action: Action) -> None:
+        if self.instrument is not None:
+            change = InstrumentChange(automation=bool(action.args[0]))
+            self.instrument = self.client.change_instrument(self.instrument.id, change)
+            self._look()
+
+    def _catch_up(self, _action: Action) -> None:
+        if self.instrument is not None:
+            started = [trial for trial in self.client.catch_up(self.instrument.id) if trial.job]
+            self.notify(f"Started {plural(len(started), 'job')}", "What rules gather waits for more first.")
+            self._look()
+
+    def _forget(self, _action: Action) -> None:
+        seen = self.instrument
+        if seen is None:
+            return
+
+        def forget(_fields: Mapping[str, str]) -> None:
+            self.client.forget_missed(seen.id)
+            self._look()
+
+        self.question = Question(
+            "Leave it at that?",
+            "Leave it",
+            forget,
+            (
+                el(
+                    "p",
+                    "What was missed is not listed any longer. Each rule can still be started on it by hand.",
+                ),
+            ),
+        )
+
+    def _rule_of(self, action: Action) -> Trigger | None:
+        return self.rules.get(int(action.args[0]))
+
+    def _new(self, _action: Action) -> None:
+        if self.instrument is None or not self.templates:
+            return
+        self._begin(
+            Draft.new(
+                self.templates,
+                self.sponsors,
+                instrument=self.instrument.id,
+                experiment=self.experiment.id if self.experiment else None,
+                may_operate=self.operates,
+            )
+        )
+
+    def _change(self, action: Action) -> None:
+        rule = self._rule_of(action)
+        if rule is not None:
+            self._begin(self._drafted(rule, rule))
+
+    def _drafted(self, rule: Trigger, written: Any) -> Draft:
+        """The rule in the form, as it is written."""
+        here = self.experiment
+        base = self.base.get(rule.id) if here is not None else None
+        return Draft.of(
+            written,
+            self.templates.get(written.template),
+            instrument=rule.instrument,
+            experiment=here.id if here else None,
+            rule=rule,
+            base=base,
+            may_operate=self.operates,
+            may_start=self.operates or base is None,
+        )
+
+    def _begin(self, draft: Draft) -> None:
+        self.jobs = self.client.jobs(self.experiment.id if self.experiment else None, limit=JOBS)
+        draft.try_out(self.client, self.templates)
+        self.draft, self.history = draft, None
+
+    def _typed(self, action: Action) -> None:
+        if self.draft is not None:
+            self.draft.take(action.fields, self.templates)
+            self.draft.try_out(self.client, self.templates)
+
+    def _save(self, action: Action) -> None:
+        draft = self.draft
+        if draft is None:
+            return
+        draft.take(action.fields, self.templates)
+        saved = draft.save(self.client, self.templates)
+        if saved is None:
+            return
+        rule, told = saved
+        self.draft = None
+        started = [trial for trial in told if trial.job]
+        not_started = [trial for trial in told if not trial.job]
+        detail = f"It starts {plural(len(started), 'job')} now." if started else ""
+        if not_started:
+            detail += f" {plural(len(not_started), 'other')} did not start: {not_started[0].reason}."
+        self.notify(f"{rule.title} is saved", detail.strip())
+        self._look()
+
+    def _close(self, _action: Action) -> None:
+        self.draft = None
+
+    def _switch(self, action: Action) -> None:
+        rule = self._rule_of(action)
+        if rule is None:
+            return
+        on, here = not rule.enabled, self.experiment
+        base = self.base.get(rule.id)
+        if here is not None and base is not None:
+            change = TriggerOverride(enabled=None if base.enabled == on else on)
+            self.client.override_trigger(here.id, rule.id, change)
+        else:
+            self.client.change_trigger(rule.id, TriggerChange(enabled=on))
+        self._look()
+
+    def _reset(self, action: Action) -> None:
+        rule = self._rule_of(action)
+        if rule is not None and self.experiment is not None:
+            change = TriggerOverride.model_validate(dict.fromkeys(rule.changed))
+            self.client.override_trigger(self.experiment.id, rule.id, change)
+            self._look()
+
+    def _delete(self, action: Action) -> None:
+        rule = self._rule_of(action)
+        if rule is None:
+            return
+
+        def delete(_fields: Mapping[str, str]) -> None:
+            self.client.delete_trigger(rule.id)
+            self._look()
+
+        self.question = Question(
+            f"Delete {rule.title}?",
+            "Delete rule",
+            delete,
+            (el("p", "It starts no more jobs. Those that it has started stay, and so does what it was."),),
+            danger=True,
+        )
+
+    def _open_history(self, action: Action) -> None:
+        rule = self._rule_of(action)
+        if rule is not None:
+            self.history = History(rule, self.client.trigger_versions(rule.id))
+
+    def _close_history(self, _action: Action) -> None:
+        self.history = None
+
+    def _restore(self, action: Action) -> None:
+        seen = self.history
+        if seen is None:
+            return
+        versions = [v for v in seen.versions if v.version == action.args[0] and v.experiment is None]
+        written = ruletext.as_written(versions[0].data) if versions else None
+        rule = self.rules.get(seen.rule.id)
+        if written is not None and rule is not None:
+            self._begin(self._drafted(rule, written))
+
+    def _yes(self, action: Action) -> None:
+        self.question = question.answer(self.question, action.fields)
+
+    def _no(self, _action: Action) -> None:
+        self.question = None
