@@ -638,7 +638,8 @@ def _work(draft: Draft, around: Around, template: Template | None) -> Element:
     described = template.description if template and template.description else ""
     if locked:
         name = template.title if template else draft.template
-        chosen = el("p", el("strong", name), el("span.bh-sub", described))
+        told = ", ".join(parameters(draft.pinned, template)) if draft.job is not None else ""
+        chosen = el("p", el("strong", name), f" with {told}" if told else None, el("span.bh-sub", described))
     else:
         options = []
         for name, one in around.templates.items():
@@ -652,16 +653,13 @@ def _work(draft: Draft, around: Around, template: Template | None) -> Element:
     if draft.job is not None:
         old = [_option(draft, "replaces", str(r.id), f"instead of {r.title}") for r in around.rules]
         options = [_option(draft, "replaces", "", "as a new rule"), *old]
-        replaced = _select(draft, "replaces", "Kept", options)
+        replaced = _select(draft, "replaces", "Keep it", options)
     return el("fieldset.bh-fieldset", el("legend", "Runs"), chosen, replaced, key="runs")
 
 
 def _given(draft: Draft, template: Template | None) -> Element | None:
-    """The parameters: those of the template's form, or of a job, which are as they are."""
-    if draft.job is not None:
-        told = parameters(draft.pinned, template)
-        return el("p.bh-rule-given", ", ".join(told)) if told else None
-    if template is None:
+    """The template's form of parameters; those of a job are as they are."""
+    if template is None or draft.job is not None:
         return None
     found = []
     for one in form.fields(template.parameters, {}):

@@ -344,17 +344,19 @@ class Rules(Page):
         may_reset = bool(rule.changed) and (self.operates or TUNED.issuperset(rule.changed))
         own = self.experiment is None or self._is_own(rule)
         return [
-            button("Change …", ["rules.change", rule.id], css="bh-rule-change"),
-            button("Switch off" if on else "Switch on", ["rules.switch", rule.id], css="bh-rule-switch"),
+            button("Change …", ["rules.change", rule.id], css="bh-small bh-rule-change"),
+            button(
+                "Switch off" if on else "Switch on", ["rules.switch", rule.id], css="bh-small bh-rule-switch"
+            ),
             button(
                 "As on the instrument",
                 ["rules.reset", rule.id],
-                css="bh-rule-reset",
+                css="bh-small bh-rule-reset",
                 title="Take back all that differs here",
             )
             if may_reset
             else None,
-            button("Delete …", ["rules.delete", rule.id], css="bh-rule-delete") if own else None,
+            button("Delete …", ["rules.delete", rule.id], css="bh-small bh-rule-delete") if own else None,
         ]
 
     def _gatherings(self) -> Element:
@@ -372,7 +374,7 @@ class Rules(Page):
                 el(
                     "li.bh-gathering",
                     el("strong", rule.title if rule else f"rule {one.rule}"),
-                    el("span", f"{one.value} · " if one.value else None, f"{number(one.count)} together"),
+                    el("span", f"{one.value} · " if one.value else None, f"{number(one.count)} so far"),
                     el("span.bh-sub", f"{one.experiment} · since ", ago(one.started), f" · {until}"),
                     key=one.id,
                     data_gathering=str(one.id),
