@@ -244,7 +244,7 @@ def _row(field: Field, problem: str, prefix: str) -> Element:
         el("label", field.title, for_=ident),
         el(
             "div.bh-input-unit",
-            _input(field, ident, problem, prefix),
+            _input(field, ident, problem),
             el("span.bh-unit", field.unit) if field.unit else None,
         ),
         el("p.bh-hint", hint, id=f"{ident}-hint") if hint else None,
@@ -254,13 +254,12 @@ def _row(field: Field, problem: str, prefix: str) -> Element:
     )
 
 
-def _input(field: Field, ident: str, problem: str, prefix: str) -> Element:
+def _input(field: Field, ident: str, problem: str) -> Element:
     common: dict[str, Any] = {
         "id": ident,
         "name": field.name,
         "aria_describedby": f"{ident}-error" if problem else f"{ident}-hint",
         "aria_invalid": "true" if problem else None,
-        "on": {"change": [f"{prefix}.keep"]},
     }
     if field.kind == "choice":
         return el(

@@ -51,7 +51,6 @@ class JobPage(Page):
             "job.tab": self._tab,
             "job.cancel": self._cancel,
             "job.rerun": self._rerun,
-            "launch.template": self._template,
             "launch.keep": self._keep,
             "launch.send": self._send,
             "launch.again": self._again,
@@ -151,15 +150,16 @@ class JobPage(Page):
         if self.launch is not None and self.scene is not None:
             self.launch.look(self.client, self.scene.templates)
 
-    def _template(self, action: Action) -> None:
-        if self.launch is not None and self.scene is not None:
-            self.launch.choose(str(action.value), action.fields, self.scene.templates)
-            self._look()
-
     def _keep(self, action: Action) -> None:
-        if self.launch is not None:
-            self.launch.take(action.fields)
-            self._look()
+        launch = self.launch
+        if launch is None or self.scene is None:
+            return
+        template = action.fields.get("template", launch.template)
+        if template != launch.template:
+            launch.choose(template, action.fields, self.scene.templates)
+        else:
+            launch.take(action.fields)
+        self._look()
 
     def _send(self, action: Action) -> None:
         self._start(action.fields, force=False)

@@ -244,7 +244,6 @@ def show(
                             id="launch-template",
                             name="template",
                             value=launch.template,
-                            on={"change": ["launch.template"]},
                         ),
                         el("p.bh-hint", template.description) if template and template.description else None,
                         el("p.bh-hint", NOTEBOOKS),
@@ -277,10 +276,10 @@ def show(
                     "button.bh-button.bh-button-main.bh-form-submit",
                     "Start job",
                     type="submit",
-                    disabled=bool(cannot) or launch.identical is not None or None,
+                    disabled=bool(cannot) or None,
                 ),
             ),
-            on={"submit": ["launch.send"]},
+            on={"submit": ["launch.send"], "change": ["launch.keep"]},
         ),
         modal=True,
         aria_label=title,
@@ -349,7 +348,6 @@ def _profile(launch: Launch, profiles: list[Profile]) -> Element:
             id="launch-profile",
             name="profile",
             value=launch.profile,
-            on={"change": ["launch.keep"]},
         ),
     )
 
@@ -373,7 +371,6 @@ def _licence(launch: Launch, sponsors: Sequence[Sponsor]) -> Element:
             id="launch-sponsor",
             name="sponsor",
             value=launch.sponsor,
-            on={"change": ["launch.keep"]},
         ),
         [el("p.bh-hint.bh-sponsor-refused", s.refusal, data_licence=s.id) for s in sponsors if s.refusal],
     )

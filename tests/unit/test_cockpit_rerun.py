@@ -243,7 +243,9 @@ def test_an_identical_job_is_shown_and_can_be_run_again(scene: Scene) -> None:
     dialog = show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors)
     said = find(dialog, "bh-estimate-same")[0]
     assert "job #3" in text(said)
-    assert find(dialog, "bh-form-submit")[0].attributes["disabled"] is True
+    assert (
+        "disabled" not in find(dialog, "bh-form-submit")[0].attributes
+    )  # other values may stand there already
     assert find(dialog, "bh-form-again")
     launch.identical = None
     assert not find(show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors), "bh-form-again")
