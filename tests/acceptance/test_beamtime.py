@@ -153,7 +153,12 @@ def test_ben_reruns_with_another_limit(facility: RunningDemo, people: People) ->
         row.locator(".bh-job-row").click()
     row.locator(".bh-job-rerun").click()
     form = ben.locator(".bh-rerun")
+    # as it stands, the result is there already
+    expect(form.locator(".bh-estimate-same")).to_contain_text(f"job #{parent.id}", timeout=LONG)
     form.locator("[name='p.resolution_limit']").fill("2.8")
+    form.locator("[name='p.resolution_limit']").press("Tab")
+    expect(form.locator(".bh-estimate-same")).to_have_count(0, timeout=LONG)
+    expect(form.locator(".bh-estimate-time")).to_contain_text("Takes about")
     people.picture(ben, "rerun")
     form.locator(".bh-form-submit").click()
 
@@ -170,6 +175,32 @@ def test_ben_reruns_with_another_limit(facility: RunningDemo, people: People) ->
 
     ada = people.page("ada")  # sees it too, and who it was
     expect(ada.locator(f".bh-job[data-job='{job.id}'] .bh-job-starter")).to_contain_text("ben")
+
+
+def test_ben_compares_the_two(facility: RunningDemo, people: People) -> None:
+    parent, job = the_job(facility, "dials"), the_job(facility, "dials", launched_by="ben")
+    ben = people.page("ben", tab="compare")
+    ben.goto(f"{facility.url}/services/cockpit/voila/render/compare.ipynb?jobs={parent.id},{job.id}")
+    table = ben.locator(".bh-compare-table")
+    expect(table.locator(".bh-compare-job")).to_have_count(2, timeout=LONG)
+    expect(table.locator("tr.bh-differs[data-name=resolution_limit]")).to_contain_text("2.8")
+    expect(ben.locator(".bh-compare-series img").first).to_be_visible(timeout=LONG)
+    people.picture(ben, "compare", whole=True)
+
+
+def test_ben_cancels_another_run(facility: RunningDemo, people: People) -> None:
+    """Run again, on purpose, and then not wanted after all."""
+    parent = the_job(facility, "dials")
+    again = facility.client("ben").rerun(parent.id, force=True)
+    assert again.repeats == parent.id
+    ben = people.page("ben")
+    row = ben.locator(f".bh-job[data-job='{again.id}']")
+    row.locator(".bh-job-row").click(timeout=LONG)
+    row.locator(".bh-job-cancel").click()
+    ben.locator(".bh-question-yes").click()
+    expect(row).to_have_attribute("data-state", "cancelled", timeout=LONG)
+    expect(row.locator(".bh-job-reason")).to_have_text("Cancelled by ben.")
+    assert facility.client("ada").job(again.id).state is JobState.CANCELLED
 
 
 def test_ben_looks_at_frames(facility: RunningDemo, people: People) -> None:
@@ -273,6 +304,7 @@ def test_eve_gets_nothing(facility: RunningDemo, people: People) -> None:
         "cockpit.ipynb",
         f"cockpit.ipynb?experiment={facility.credentials.experiment}",
         f"analysis.ipynb?job={job.id}",
+        f"compare.ipynb?jobs={job.id},{job.id}",
         f"viewer.ipynb?dataset={dataset.id}&frame=1",
         "experiments.ipynb",
         "facility.ipynb",
