@@ -16,8 +16,11 @@ _FILE = re.compile(r"series/([A-Za-z_][A-Za-z0-9_]{0,62})\.jsonl")
 
 
 def names(files: Iterable[File]) -> list[str]:
-    """The series that a job has begun, by what lies in its folder."""
-    return sorted(found[1] for file in files if (found := _FILE.fullmatch(file.path)))
+    """The series that a job has begun, by what lies in its folder. One that the job has drawn itself, in a
+    picture of the same name, needs no plot of its own."""
+    paths = {file.path for file in files}
+    begun = (found[1] for path in paths if (found := _FILE.fullmatch(path)))
+    return sorted(name for name in begun if f"{name}.png" not in paths)
 
 
 @dataclass

@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -351,6 +351,17 @@ def require_same_form(datasets: Sequence[Integrated]) -> None:
             )
 
 
+# what is drawn of shells over their middle, and the units
+CURVES = {
+    "resolution": "Å",
+    "cc_half": "",
+    "i_over_sigma": "",
+    "completeness": "%",
+    "multiplicity": "",
+    "r_meas": "",
+}
+
+
 @dataclass(frozen=True)
 class Shell:
     """Merging statistics of a shell of resolution, or of all data."""
@@ -379,6 +390,13 @@ class Merging:
     frames: tuple[int, ...]
     scale: tuple[float, ...]  # per frame
     r_merge: tuple[float, ...]  # per frame
+
+    def curves(self) -> Iterator[dict[str, float]]:
+        """A row of `CURVES` for each shell, for a series; what could not be computed is left out."""
+        for shell in self.shells:
+            row = {"resolution": round((2 / (1 / shell.d_max**2 + 1 / shell.d_min**2)) ** 0.5, 3)}
+            values = {name: getattr(shell, name) for name in CURVES if name != "resolution"}
+            yield row | {name: value for name, value in values.items() if value is not None}
 
     def table(self) -> str:
         """All shells and the whole, as text."""

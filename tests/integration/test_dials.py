@@ -19,8 +19,8 @@ from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.crystal import Crystal
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
 from beamhub.templates import Catalogue, shipped
-from beamhub_notebooks.dials import Crystal as CrystalFound
 from beamhub_notebooks.dials import (
+    CURVES,
     Integrated,
     Processing,
     image_number,
@@ -28,6 +28,7 @@ from beamhub_notebooks.dials import (
     indexed_fraction,
     require_same_form,
 )
+from beamhub_notebooks.dials import Crystal as CrystalFound
 from beamhub_notebooks.errors import ProcessingError
 from beamhub_notebooks.live import LiveDataset
 from beamhub_notebooks.spots import SpotFinder
@@ -103,6 +104,9 @@ def test_it_finds_the_true_crystal(lysozyme: VirtualDetector, tmp_path: Path) ->
     for step in steps:
         assert kinds[f"dials/{step}.log"] == "log"
         assert (folder / "dials" / f"{step}.log").stat().st_size > 0
+    columns, *shells = map(json.loads, (folder / "series/shells.jsonl").read_text().splitlines())
+    assert columns["columns"] == CURVES
+    assert len(shells) > 5
     told = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
     fractions = [line["fraction"] for line in told if line["what"] == "progress"]
     assert fractions == sorted(fractions)

@@ -183,3 +183,24 @@ def test_a_large_piece_of_a_growing_file_is_replaced(
     assert agent.patch(url, headers=told, content=content[2 * LARGE :]).status_code == 204
     assert agent.get(url).json()["state"] == "complete"
     assert service.client("ada").file(beamtime.experiment, "raw/grown.bin") == content
+
+
+def test_an_answer_that_comes_before_the_body_is_taken_in_says_that_it_ends_the_connection(
+    service: RunningService, beamtime: Beamtime
+) -> None:
+    """Else the hub's proxy would send the next request, somebody else's, down a connection that is gone."""
+    path = httpx.URL(service.api).path.rstrip("/")
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection.request("GET", f"{path}/me", headers={"Accept": "text/html"})
+    answer = connection.getresponse()
+    assert (answer.status, answer.getheader("Connection")) == (302, "close")
+    answer.read()
+
+    token = {"Authorization": f"Bearer {beamtime.agent_token}", "Content-Length": str(2**40)}
+    connection.putrequest("POST", f"{path}/experiments")
+    for name, value in token.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert (answer.status, answer.getheader("Connection")) == (413, "close")
+    connection.close()

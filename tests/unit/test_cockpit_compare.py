@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from beamhub.schemas import Attempt, Difference, JobState, JobStep, Lineage, Relative, SeriesPage
+from beamhub.schemas import Attempt, Difference, File, JobState, JobStep, Lineage, Relative, SeriesPage
 from beamhub_cockpit.compare import overlaid
 from beamhub_cockpit.history import show
 from beamhub_cockpit.html import el, find, text
 from beamhub_cockpit.links import Links
+from beamhub_cockpit.series import names
 
 from tests.unit.test_cockpit_rerun import job
 
@@ -62,3 +63,9 @@ def test_the_history_says_what_differs_who_did_what_and_how_often() -> None:
     assert [text(line) for line in find(shown, "bh-removed")] == ["-<b>old</b>\n"]
     assert "job #1" in text(find(shown, "bh-repeats")[0])
     assert not find(el("div", show(job(2), None, [], [], Links("/", "ben"))), "bh-difference")
+
+
+def test_what_a_job_has_drawn_itself_is_not_drawn_again() -> None:
+    paths = ["series/shells.jsonl", "shells.png", "series/per_frame.jsonl", "series/9.jsonl", "log.txt"]
+    files = [File(path=path, size=1, modified=datetime.now(UTC)) for path in paths]
+    assert names(files) == ["per_frame"]

@@ -150,6 +150,11 @@ def test_merging_statistics_are_read_with_their_gaps(tmp_path: Path) -> None:
     assert merging.shells[1].r_merge is None
     assert (merging.frames, merging.scale, merging.r_merge) == ((1, 2), (1.0, 1.1), (0.02, 0.03))
     assert len(merging.table().splitlines()) == 4
+    curves = list(merging.curves())
+    assert list(curves[0]) == list(dials.CURVES)
+    assert set(dials.CURVES) - set(curves[1]) == {"cc_half", "r_meas"}  # of which there are none
+    for row, shell in zip(curves, merging.shells, strict=True):
+        assert shell.d_min <= row["resolution"] <= shell.d_max
 
 
 def test_no_statistics_is_said_plainly(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import re
+from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -59,6 +60,7 @@ class Handler(JupyterHandler):
         self._route: Route | None = None
         self._principal: Principal | None = None
         self._preparing = False
+        self._taken_in = False  # the body has been, as far as it is wanted
         self._refused: Exception | None = None
         self._body = bytearray()
         self._inflow: _Inflow | Wire | None = None
@@ -254,6 +256,7 @@ class Handler(JupyterHandler):
     @allow_unauthenticated  # decided in prepare()
     async def _answer(self, **_: str) -> None:
         self._rest()
+        self._taken_in = True
         try:
             if self._refused is not None:
                 raise self._refused
@@ -458,6 +461,13 @@ class Handler(JupyterHandler):
         except BeamhubError:
             pass  # what it showed may not be seen any longer: the client learns that when it asks again
         await self.finish()
+
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
+        """Ends the answer. If the body has not been taken in, Tornado ends the connection, too: whoever keeps
+        connections for more requests, as the hub's proxy does, has to know."""
+        if not self._taken_in and not self._headers_written:
+            self.set_header("Connection", "close")
+        return super().finish(chunk)
 
     # --- refusals ----------------------------------------------------------------------------------------
 
