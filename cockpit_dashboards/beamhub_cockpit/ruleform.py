@@ -132,6 +132,12 @@ class Draft:
     def gathers(self) -> bool:
         return self.texts["gathers"] == "true"
 
+    @property
+    def profile_field(self) -> str:
+        """The profile's field is one of its template: what a browser still tells of the one before, which it
+        has not drawn anew yet, is not taken for a choice."""
+        return f"profile.{self.template}"
+
     def take(self, fields: Mapping[str, str], templates: Mapping[str, Template]) -> None:
         """What stands in the form now. With another template, what has been typed stays where both know the
         parameter."""
@@ -146,6 +152,7 @@ class Draft:
             self.entered = {k: common.get(k, v) for k, v in _entered(new, {}).items()}
             self.texts["profile"] = new.profile
             self.pinned = {}
+        self.texts["profile"] = fields.get(self.profile_field, self.texts["profile"])
         self.refused = ""
 
     def read(self, templates: Mapping[str, Template]) -> TriggerCreate | None:
@@ -515,18 +522,17 @@ def _input(draft: Draft, name: str, label: str, hint: str = "", **more: Any) -> 
 
 
 def _select(
-    draft: Draft, name: str, label: str, options: Iterable[Element], hint: Child = "", **more: Any
+    draft: Draft, name: str, label: str, options: Iterable[Element], hint: Child = "", *, field: str = ""
 ) -> Element:
     problem, ident = draft.wrong.get(name, ""), f"rule-{name}"
     chosen = el(
         "select",
         options,
         id=ident,
-        name=name,
+        name=field or name,
         value=draft.texts[name],
         aria_invalid="true" if problem else None,
         aria_describedby=f"{ident}-said" if problem or hint else None,
-        **more,
     )
     return _row(name, label, ident, chosen, hint, problem)
 
@@ -722,7 +728,7 @@ def _resources(draft: Draft, around: Around) -> Element:
         el("legend", "Resources"),
         el(
             "div.bh-fields",
-            _select(draft, "profile", "CPUs", profiles) if free else None,
+            _select(draft, "profile", "CPUs", profiles, field=draft.profile_field) if free else None,
             _select(draft, "sponsor", "Paid by", sponsors),
             _input(
                 draft,

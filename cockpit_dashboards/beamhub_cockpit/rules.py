@@ -346,17 +346,22 @@ class Rules(Page):
         return [
             button("Change …", ["rules.change", rule.id], css="bh-small bh-rule-change"),
             button(
-                "Switch off" if on else "Switch on", ["rules.switch", rule.id], css="bh-small bh-rule-switch"
+                "Switch off" if on else "Switch on",
+                ["rules.switch", rule.id],
+                css="bh-small bh-rule-switch",
             ),
-            button(
-                "As on the instrument",
-                ["rules.reset", rule.id],
-                css="bh-small bh-rule-reset",
-                title="Take back all that differs here",
+            button("Delete …", ["rules.delete", rule.id], css="bh-small bh-rule-delete") if own else None,
+            el(
+                "div",
+                button(
+                    "As on the instrument",
+                    ["rules.reset", rule.id],
+                    css="bh-small bh-rule-reset",
+                    title="Take back all that differs here",
+                ),
             )
             if may_reset
             else None,
-            button("Delete …", ["rules.delete", rule.id], css="bh-small bh-rule-delete") if own else None,
         ]
 
     def _gatherings(self) -> Element:
@@ -365,11 +370,12 @@ class Rules(Page):
             rule = self.rules.get(one.rule)
             least = rule.group.at_least if rule and rule.group else 1
             left = max(one.due - datetime.now(UTC), timedelta()) if one.due else None
-            until = "waits while automation is paused"
-            if left is not None:
+            if left is None:
+                until = "waits while automation is paused"
+            elif one.count < least:
+                until = f"gives up in {duration(left)}, unless {least} are together by then"
+            else:
                 until = f"starts in {duration(left)}, unless more comes"
-            if least > one.count:
-                until += f"; {least} are needed"
             lines.append(
                 el(
                     "li.bh-gathering",

@@ -128,7 +128,9 @@ def test_the_pi_has_a_rule_different_in_her_experiment(
 ) -> None:
     ada = people.page("ada")
     ada.goto(f"{facility.url}{COCKPIT}?experiment={experiment}")
-    ada.locator(".bh-automation .bh-rules-open").click(timeout=LONG)
+    expect(ada.locator(".bh-automation .bh-rules-open")).to_be_visible(timeout=LONG)
+    people.picture(ada, "cockpit-automation", whole=True)
+    ada.locator(".bh-automation .bh-rules-open").click()
     row = rule_row(ada, FEEDBACK)
     expect(row).to_have_attribute("data-state", "on", timeout=LONG)
     expect(ada.locator(".bh-automation-toggle")).to_have_count(0)
@@ -141,7 +143,7 @@ def test_the_pi_has_a_rule_different_in_her_experiment(
     row.locator(".bh-rule-change").click()
     form = ada.locator(".bh-rule-dialog")
     expect(form.locator("[name=template]")).to_have_count(0)
-    expect(form.locator("[name=profile]")).to_have_count(0)
+    expect(form.locator("#rule-profile")).to_have_count(0)
     form.locator("[name=sponsor]").select_option("user-ada")
     number = form.locator(".bh-field input.bh-number").first
     number.fill("a few")
@@ -165,6 +167,18 @@ def test_the_pi_has_a_rule_different_in_her_experiment(
     expect(row.locator(".bh-rule-differs")).to_have_count(0, timeout=LONG)
     [rule] = [r for r in facility.client("ada").experiment_triggers(experiment) if r.title == FEEDBACK]
     assert (rule.changed, rule.sponsor, rule.enabled) == ([], "lab-sim-mx", True)
+
+    ada.locator(".bh-rule-new").click()
+    expect(form.locator(".bh-trial")).not_to_have_count(0, timeout=LONG)
+    form.locator("[name=title]").fill("Ours")
+    form.locator("[name=pattern]").fill("nothing*")
+    form.locator("[name=pattern]").press("Enter")
+    expect(form).to_be_hidden(timeout=LONG)
+    own = rule_row(ada, "Ours")
+    expect(own.locator(".bh-rule-differs")).to_have_text("Only in this experiment")
+    own.locator(".bh-rule-delete").click()
+    ada.locator(".bh-question-yes").click()
+    expect(own).to_have_count(0, timeout=LONG)
 
 
 def test_a_job_becomes_a_rule(facility: RunningDemo, people: People, experiment: str) -> None:
@@ -230,4 +244,5 @@ def test_what_was_missed_is_made_up_for(facility: RunningDemo, people: People, e
 
     waiting = sam.locator(".bh-gathering", has_text=gathering.title)
     expect(waiting).to_be_visible(timeout=LONG)
+    expect(waiting).to_contain_text(re.compile(r"gives up in 2[34]\s.*, unless 2 are together by then"))
     people.picture(sam, "rules-gathering")

@@ -16,7 +16,17 @@ from typing import Any
 
 import httpx
 import pytest
-from beamhub.schemas import CommandKind, ExperimentChange, FileProgress, Heartbeat, LicenceCreate, Role
+from beamhub.schemas import (
+    CommandKind,
+    ExperimentChange,
+    FileProgress,
+    Heartbeat,
+    LicenceCreate,
+    Role,
+    TriggerCondition,
+    TriggerCreate,
+    TriggerEvent,
+)
 from beamhub.testing import TEMPLATE, Beamtime, RunningService, free_port
 from playwright.sync_api import Browser, Page, Position, Request, expect
 
@@ -451,6 +461,55 @@ def picture(page: Page, name: str) -> None:
         for width, height in ((1440, 900), (1024, 768)):
             page.set_viewport_size({"width": width, "height": height})
             page.screenshot(path=Path(folder) / f"{name}-{width}.png")
+
+
+def test_a_rule_is_written_tried_out_and_kept(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    sam = service.client("sam")
+    dataset = service.dataset(beamtime, name="ruled")
+    hostile = TriggerCreate(
+        title=HOSTILE[:200],
+        event=TriggerEvent.EXTERNAL,
+        condition=TriggerCondition(expression="name == '<u>'"),
+        template=TEMPLATE,
+        parameters={"word": HOSTILE},
+        profile="cpu-1",
+        sponsor=f"lab-{beamtime.instrument}",
+    )
+    known = sam.create_trigger(beamtime.instrument, hostile)
+    page.goto(f"{cockpits['sam'].page('rules.ipynb')}?instrument={beamtime.instrument}")
+    row = page.locator(f".bh-rule[data-rule='{known.id}']")
+    expect(row.locator(".bh-rule-title")).to_have_text(HOSTILE[:200], timeout=WAIT)
+    row.locator(".bh-rule-history").click()
+    expect(page.locator(".bh-version")).to_have_count(1, timeout=WAIT)
+    page.keyboard.press("Escape")
+    row.locator(".bh-rule-change").click()
+    form = page.locator(".bh-rule-dialog")
+    expect(form.locator("[name='p.word']")).to_have_value(HOSTILE)
+    assert page.locator(".bh-page img[src=x], .bh-page script, .bh-page u").count() == 0
+    page.keyboard.press("Escape")
+
+    page.locator(".bh-rule-new").click()
+    expect(form.locator("h2")).to_have_text("New rule", timeout=WAIT)
+    form.locator("[name=template]").select_option(TEMPLATE)
+    form.locator("[name='p.word']").fill("= name")
+    form.locator("[name=title]").fill("Say its name")
+    form.locator("[name=title]").press("Tab")
+    trial = form.locator(f".bh-trial[data-trial='dataset:{dataset.id}']")
+    expect(trial).to_contain_text("ruled", timeout=WAIT)
+    expect(trial).to_have_attribute("data-starts", "true")
+    profile = form.locator("#rule-profile option").last.get_attribute("value")
+    form.locator("#rule-profile").select_option(profile)
+    trial.locator("input").check()
+    form.locator(".bh-rule-save").click()
+    expect(form).to_have_count(0, timeout=WAIT)
+    kept = next(rule for rule in sam.triggers(beamtime.instrument) if rule.title == "Say its name")
+    assert (kept.parameters, kept.profile) == ({"word": {"expression": "name"}}, profile)
+    [job] = [job for job in sam.jobs(dataset=dataset.id) if job.launched_by == f"trigger:{kept.id}"]
+    assert job.parameters == {"word": "ruled"}
+    sam.delete_trigger(kept.id)
+    sam.delete_trigger(known.id)
 
 
 def test_a_stranger_sees_nothing(

@@ -225,6 +225,16 @@ def test_a_rule_that_gathers() -> None:
     assert read.group is None
 
 
+def test_a_browser_that_has_not_drawn_another_template_yet_chooses_no_profile() -> None:
+    begun = draft(written(profile="cpu-9"))
+    late = {"template": "merge", "profile.dials": "cpu-9"}
+    for _ in range(2):
+        begun.take(late, TEMPLATES)
+        assert begun.texts["profile"] == "cpu-1"
+    begun.take({"template": "merge", "profile.merge": "cpu-9"}, TEMPLATES)
+    assert begun.texts["profile"] == "cpu-9"
+
+
 def test_a_new_rule_needs_nothing_but_saving() -> None:
     begun = Draft.new(TEMPLATES, [licence("lab")], instrument="mx-1")
     read = begun.read(TEMPLATES)
