@@ -252,7 +252,8 @@ def test_the_staff_control_what_an_instrument_sends(
     assert shell("ada", "upload", "pause", instrument, *reason).exit_code == 1
 
 
-def test_rules_are_managed(shell: Shell, service: RunningService, beamtime: Beamtime) -> None:
+def test_rules_are_managed(shell: Shell, service: RunningService) -> None:
+    beamtime = service.beamtime()
     dataset = service.dataset(beamtime)
     licence = service.licence(beamtime)
     instrument, experiment = beamtime.instrument, beamtime.experiment
