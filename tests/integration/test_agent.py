@@ -738,10 +738,10 @@ def test_the_service_is_killed_and_started_again(own_agent: RunningAgent) -> Non
 
 def test_both_are_killed_in_turn(own_agent: RunningAgent) -> None:
     agent = own_agent
-    for number in range(30):
-        (agent.data / f"{number}.cbf").write_bytes(os.urandom(50_000 * (number % 5)))
-    write_large(agent.data / "large.cbf")
     for kills in range(4):
+        for number in range(8):
+            (agent.data / f"{kills}-{number}.cbf").write_bytes(os.urandom(50_000 * (number % 5)))
+        write_large(agent.data / f"{kills}-large.cbf")
         agent.start()
         arrived = len(agent.files())
         agent.until(lambda arrived=arrived: len(agent.files()) > arrived)  # type: ignore[misc]
