@@ -110,7 +110,7 @@ async def test_an_interpreter_serves_one_job_and_is_replaced(lab: Lab) -> None:
         [other] = runner.pool._slots
         assert other.process.pid != slot.process.pid
     assert waiting(lab) == set()
-    await nobody(".slots")
+    await nobody(str(lab.data_dir))
 
 
 async def test_no_more_wait_than_jobs_can_start(lab: Lab) -> None:
@@ -129,7 +129,7 @@ async def test_no_more_wait_than_jobs_can_start(lab: Lab) -> None:
     assert waiting(lab) == set()
     await runner.expect([])
     assert not runner.pool._slots
-    await nobody(".slots")
+    await nobody(str(lab.data_dir))
 
 
 async def test_nobody_waits_where_memory_is_short(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ async def test_nobody_waits_where_memory_is_short(lab: Lab, monkeypatch: pytest.
             return not runner.pool._slots
 
         await condition(ended)
-        await nobody(".slots")
+        await nobody(str(lab.data_dir))
         assert (await lab.until(await lab.submit("try_it"))).state is JobState.FINISHED
 
 
