@@ -175,6 +175,13 @@ class Manager(AsyncKernelManager):
         provisioner.pid = provisioner.pgid = self.forked.pid
         self._reconcile_connection_info(provisioner.connection_info)
 
+    async def _async_interrupt_kernel(self) -> None:
+        # it is idle when it is asked to end, and would only complain about that in the job's log
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+    interrupt_kernel = _async_interrupt_kernel
+
     async def _async_finish_shutdown(
         self, waittime: float | None = None, pollinterval: float = TURN, restart: bool = False
     ) -> None:
