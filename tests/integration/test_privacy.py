@@ -36,6 +36,7 @@ OPEN = {
     "list_jobs": 200,
     "list_licences": 200,
     "list_events": 200,
+    "report_usage": 200,
     # says of each job that there is none
     "rerun_jobs": 200,
     "cancel_jobs": 200,
@@ -108,6 +109,7 @@ BODIES: Mapping[str, Any] = {
     "cancel_job": {},
     "create_licence": {"id": "eves-own", "title": "Eve's own", "kind": "user", "owner": "eve"},
     "grant": {"cpu_hours": 1},
+    "set_terms": {"rules": []},
     "rotate_token": None,
     "register_file": {"source": "/etc/hostname", "filename": "x", "size": 1, "digest": "xxh128:" + 32 * "0"},
 }
@@ -195,6 +197,12 @@ def request(wire: httpx.Client, scene: Scene, route: Route, token: str | None, a
         headers["Upload-Metadata"] = ",".join(
             f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in values.items()
         )
+    content = b"x" if route.streams_body else None
+    if route.name == "rewrite_upload":
+        headers["Content-Range"] = "bytes 0-0/*"
+    if route.name == "deliver_files":
+        head = {"experiment": scene.ids["experiment"], "files": [{"filename": "x", "size": 1}]}
+        content = json.dumps(head).encode() + b"\nx"
     if route.streams_body:
         headers["Content-Type"] = route.streams_body
     queries = {
@@ -208,7 +216,7 @@ def request(wire: httpx.Client, scene: Scene, route: Route, token: str | None, a
         headers=headers,
         params=queries.get(route.name),
         json=body,
-        content=b"x" if route.streams_body else None,
+        content=content,
     )
 
 
