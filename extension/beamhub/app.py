@@ -7,6 +7,7 @@ installation, the extension does nothing.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import Coroutine
@@ -267,6 +268,10 @@ class BeamhubApp(ExtensionApp):
             self._run(self._duty.serve(self._on_duty), "the job engine")
             if self.warm:
                 self._tasks.append(asyncio.create_task(self._warm()))
+        # what has been imported stays: to go through it again and again, looking for what has not, takes a
+        # tenth of a second, in which nothing else happens
+        gc.collect()
+        gc.freeze()
         self.log.info("beamhub: experiments in %s", self.data_dir)
 
     def _run(self, work: Coroutine[Any, Any, None], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import tempfile
 import time
@@ -33,6 +34,8 @@ def rows() -> Iterator[Row]:
         lab = Lab(Path(name))
         yield from asyncio.run(_idle(lab))
         _fill(lab)
+        gc.collect()
+        gc.freeze()  # as the service does when it has started
         yield from asyncio.run(_pages(lab))
         lab.store.close()
 
