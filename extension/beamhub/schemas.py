@@ -947,13 +947,12 @@ ChosenInputs = Annotated[
 ]
 
 
-class JobCreate(Request):
-    """A template out of the catalogue, or a member's own notebook."""
+class JobWish(Request):
+    """What is to be run, and who pays: a template out of the catalogue, or a member's own notebook."""
 
     template: TemplateName | None = None
     notebook: NotebookPath | None = None
     parameters: dict[str, JsonValue] = {}
-    inputs: ChosenInputs = []
     profile: Slug | None = None
     sponsor: Slug
     force: bool = Field(False, description="run it even if an identical job has given a result already")
@@ -965,24 +964,18 @@ class JobCreate(Request):
         return self
 
 
-class JobsOnEach(Request):
+class JobCreate(JobWish):
+    """One job."""
+
+    inputs: ChosenInputs = []
+
+
+class JobsOnEach(JobWish):
     """One job for each of many datasets."""
 
-    template: TemplateName | None = None
-    notebook: NotebookPath | None = None
-    parameters: dict[str, JsonValue] = {}
     datasets: list[BigInt] | None = Field(
         None, min_length=1, max_length=500, description="without it: all of the experiment, of at most 500"
     )
-    profile: Slug | None = None
-    sponsor: Slug
-    force: bool = Field(False, description="run it even where an identical job has given a result already")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.template is None) == (self.notebook is None):
-            raise ValueError("give either a template or a notebook")
-        return self
 
 
 class JobRerun(Request):

@@ -831,7 +831,6 @@ def test_a_file_that_has_to_begin_again_does_not_change_the_experiment(agent: Ru
     agent.assert_all_there_once()
 
 
-@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="there is no /dev/fuse to mount")
 def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
     near, server = agent.folder / "near", agent.folder / "server"
     near.mkdir()
