@@ -35,7 +35,6 @@ from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.finalisations import Finalisations
 from beamhub.forecasts import Forecasts
-from beamhub.frames import picture
 from beamhub.frames.inspect import Inspector
 from beamhub.jobs import Jobs, profiles
 from beamhub.moves import Moves
@@ -300,6 +299,8 @@ class BeamhubApp(ExtensionApp):
     async def _warm(self) -> None:
         """Compile what the first frame would otherwise keep everybody waiting for."""
         try:
+            from beamhub.frames import picture  # numpy, which an ingest process does without
+
             await asyncio.to_thread(picture.warm)
         except Exception:
             self.log.warning("beamhub: the first frames will be slow", exc_info=True)

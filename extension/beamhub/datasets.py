@@ -14,15 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from beamhub import access, folders
 from beamhub.access import SYSTEM, Action, Principal
 from beamhub.errors import Conflict, Gone, Invalid, NotFound
 from beamhub.events import emit
-from beamhub.frames import formats, picture
+from beamhub.frames import formats
 from beamhub.frames.format import Contents, DatasetInfo, MissingFrameError, Part
 from beamhub.frames.inspect import Inspector, Mask, Place
 from beamhub.frames.outside import FileProblem, HostileFile
@@ -31,6 +29,9 @@ from beamhub.schemas import Dataset, DatasetState, Page, Upload
 from beamhub.store import Store, Transaction
 from beamhub.store.datasets import DatasetFile
 from beamhub.uploads import Findings
+
+if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
+    from numpy.typing import NDArray
 
 MASKS = 8  # kept; that of a 16M detector has 18 MB
 GROWTH = ("dataset.started", "dataset.frames")  # what shows that a dataset is still being received
@@ -110,6 +111,8 @@ class Datasets:
                 f"Frame {number} of {dataset.name} can't be read: {error}.",
                 "Ask the operators to look after it.",
             ) from error
+
+        from beamhub.frames import picture  # numpy, which an ingest process does without
 
         def finish() -> NDArray[Any]:
             image = picture.mark(counts, mask.bad, mask.saturation)

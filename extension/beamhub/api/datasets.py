@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from beamhub.api.routes import Call, Content, Paging, route
@@ -52,19 +50,13 @@ async def get_frame(call: Call, dataset: BigInt, n: BigInt, query: FrameQuery) -
     """Frame n (from 1) as an array of counts in NumPy's .npy format, rows by columns; masked pixels have the
     largest value of its type. Or as a picture."""
     array = await call.service.datasets.frame(call.principal, dataset, n, bin=query.bin, region=query.region)
+    from beamhub.frames import picture  # numpy, which an ingest process does without
+
     # a frame never changes once it can be read
     headers = {"Cache-Control": "private, max-age=3600"}
     if query.format == "png":
-        from beamhub.frames import picture
-
         return Content(await asyncio.to_thread(picture.to_png, array), "image/png", headers)
-    return Content(await asyncio.to_thread(_npy, array), "application/x-npy", headers)
-
-
-def _npy(array: np.ndarray[Any, np.dtype[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+    return Content(await asyncio.to_thread(picture.to_npy, array), "application/x-npy", headers)
 
 
 @route("POST", "datasets/{dataset}/end", status=200)

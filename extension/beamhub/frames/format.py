@@ -11,13 +11,14 @@ import abc
 import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from beamhub.frames.outside import HostileFile
 from beamhub.schemas import DatasetKind, Quantity
+
+if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_FRAMES = 10_000_000
 MAX_PIXELS = 1 << 28
@@ -130,6 +131,8 @@ class Frames(abc.ABC):
     @property
     def saturation(self) -> int:
         """The largest count that is a measurement; what is above, is masked."""
+        import numpy as np
+
         top = int(np.iinfo(self.info.dtype).max)
         told = self.info.metadata.get("saturation_value")
         return min(top - 1, int(told.value)) if told and isinstance(told.value, int | float) else top - 1

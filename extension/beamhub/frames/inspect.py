@@ -23,15 +23,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from beamhub.frames import formats, reader
 from beamhub.frames.format import MAX_PIXELS, Contents, Frames, MissingFrameError
 from beamhub.frames.outside import FileProblem, HostileFile, UnreadableFile
+
+if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_ANSWER = 1 << 24  # bytes of a line
 KEPT = 16  # datasets of which a child remembers where the frames lie
@@ -203,6 +205,8 @@ class _Child:
         self, question: dict[str, Any], name: str, shape: tuple[int, int]
     ) -> tuple[NDArray[Any], int]:
         """An array of this shape, and the saturation value. Raises as `ask`."""
+        import numpy as np
+
         pixels = shape[0] * shape[1]
         if not 0 < pixels <= MAX_PIXELS:
             raise HostileFile(name, f"it claims frames of {shape[0]} × {shape[1]} pixels")
@@ -364,6 +368,8 @@ def _answer(question: dict[str, Any], shared: int) -> bytes:
     path, root = Path(question["path"]), Path(question["root"])
     if question["what"] == "look":
         return _CONTENTS.dump_json(formats.FORMATS[question["format"]].look(path, root))
+    import numpy as np
+
     frames = _opened(path, root, question["first"], _stamp(path))
     array = frames.mask.view(np.uint8) if question["what"] == "mask" else frames.counts(question["index"])
     if list(array.shape) != question["shape"]:

@@ -89,6 +89,13 @@ def to_png(
     return stream.getvalue()
 
 
+def to_npy(image: NDArray[Any]) -> bytes:
+    """A frame in NumPy's .npy format."""
+    stream = io.BytesIO()
+    np.save(stream, image, allow_pickle=False)
+    return stream.getvalue()
+
+
 def warm() -> None:
     """Compile (or load from the cache) what the first picture would otherwise wait for."""
     for dtype in (np.uint8, np.uint16, np.uint32, np.int32):

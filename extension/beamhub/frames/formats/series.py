@@ -18,10 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from beamhub.frames.format import (
     Contents,
@@ -34,6 +31,10 @@ from beamhub.frames.format import (
 )
 from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined
 from beamhub.schemas import DatasetKind, Quantity
+
+if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 DIGITS = "[0-9]{3,7}"  # of a file's number
 MAX_HEADER = 1 << 16  # bytes; a PILATUS's has 1500
@@ -137,6 +138,7 @@ class Cbf(Series):
         return Image((rows, columns), _DTYPES[dtype[1]], _pilatus(text))
 
     def _decode(self, content: bytes, image: Image) -> NDArray[Any]:
+        import numpy as np
         from fabio.compression import decByteOffset
 
         begin = content.find(_BINARY, 0, MAX_HEADER) + len(_BINARY)
@@ -174,7 +176,7 @@ class Tiff(Series):
         return Image((rows, columns), f"{kind}{bits}", _pilatus(text))
 
     def _decode(self, content: bytes, image: Image) -> NDArray[Any]:
-        counts: NDArray[Any] = np.asarray(_tiff(content).getData(0))
+        counts: NDArray[Any] = _tiff(content).getData(0)
         return counts.astype(image.dtype, copy=False)
 
 
