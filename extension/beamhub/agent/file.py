@@ -144,12 +144,14 @@ class Digesting:
         self.algorithm = algorithm
         self.position = 0  # up to which all has gone into it
         self._hasher = ALGORITHMS[algorithm]()
+        self._lock = threading.Lock()  # a read that was given up may end beside the one that repeats it
 
     def add(self, piece: bytes, position: int) -> None:
         """A piece that was read at `position`."""
-        if position <= self.position < position + len(piece):
-            self._hasher.update(memoryview(piece)[self.position - position :])
-            self.position = position + len(piece)
+        with self._lock:
+            if position <= self.position < position + len(piece):
+                self._hasher.update(memoryview(piece)[self.position - position :])
+                self.position = position + len(piece)
 
     def catch_up(self, file: int, stamp: Stamp, position: int, stop: threading.Event) -> None:
         """Reads what lies before `position` and has not gone into it.

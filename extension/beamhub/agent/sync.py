@@ -600,17 +600,29 @@ class Agent:
             self._rate.add(length)
 
     async def _body(self, file: int, item: Item, offset: int, length: int) -> AsyncIterator[bytes]:
+        """A part of a file, piece by piece; while one is sent, the next is read and goes into the digest."""
         end = offset + length
-        while offset < end:
-            length = self._throttle.piece(min(CHUNK, end - offset))
-            await self._throttle.take(length)
-            chunk = await asyncio.to_thread(_read, file, item, length, offset)
-            if offset + len(chunk) == item.stamp.size and await asyncio.to_thread(moved, file, item.path):
-                raise GoneError(item.name)  # what it is called now is sent by that name
-            yield chunk
-            offset += len(chunk)
-            item.sent = offset
-            self._rate.add(len(chunk))
+
+        def ahead(position: int) -> asyncio.Future[bytes] | None:
+            length = self._throttle.piece(min(CHUNK, end - position))
+            reading = asyncio.get_running_loop().run_in_executor
+            return reading(None, _read, file, item, length, position) if position < end else None
+
+        reading = ahead(offset)
+        try:
+            while reading is not None:
+                chunk = await reading
+                reading = ahead(offset + len(chunk))
+                await self._throttle.take(len(chunk))
+                if offset + len(chunk) == item.stamp.size and await asyncio.to_thread(moved, file, item.path):
+                    raise GoneError(item.name)  # what it is called now is sent by that name
+                yield chunk
+                offset += len(chunk)
+                item.sent = offset
+                self._rate.add(len(chunk))
+        finally:
+            if reading is not None and not reading.cancel():
+                reading.exception()  # nobody waits for it any more
 
     async def _give_up_upload(self, path: str) -> None:
         """What has been sent of a file that has changed, or is called otherwise now, is of no use."""
