@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from tornado.web import RequestHandler
 from traitlets import Dict
 
 from beamhub.client import ApiError, Client, Unreachable
+from beamhub.ports import free_ports
 from beamhub.schemas import Dataset, LicenceCreate, Role
 from beamhub.testing_stores import run_database
 
@@ -428,10 +428,9 @@ assert word != "fail", "it was told to fail"
 
 
 def free_port() -> int:
-    """A loopback port that nobody uses just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody uses, nor will be told by another process of tests."""
+    [port] = free_ports(1)
+    return port
 
 
 @contextlib.contextmanager

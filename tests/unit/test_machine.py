@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
+from beamhub import ports
 from beamhub.ports import free_ports
 from beamhub_hub import machine, proxy
 from beamhub_hub.credentials import Credentials
@@ -39,8 +42,26 @@ def test_a_state_folder_below_a_file(tmp_path: Path) -> None:
     assert "can't be written to" in machine.obstacle(machine.folder(tmp_path / "file" / "state"))
 
 
-def test_free_ports_differ() -> None:
-    assert len(set(free_ports(20))) == 20
+CLAIMS = """
+import sys
+from beamhub import ports
+ports._PORTS = range(int(sys.argv[1]), int(sys.argv[1]) + 10)
+print(*ports.free_ports(4), flush=True)
+input()
+"""
+
+
+def test_no_other_process_is_told_a_free_port_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    [first] = ports.free_ports(1)
+    monkeypatch.setattr(ports, "_PORTS", range(first, first + 10))
+    mine = ports.free_ports(3)
+    with subprocess.Popen(
+        [sys.executable, "-c", CLAIMS, str(first)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        theirs = [int(port) for port in other.stdout.readline().split()]
+        other.communicate("\n")
+    assert len({first, *mine, *theirs}) == 8
 
 
 def test_no_network_for_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
