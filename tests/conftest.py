@@ -34,6 +34,30 @@ def demo(start_demo: StartDemo) -> RunningDemo:
     return start_demo("--no-acquisition")
 
 
+class AtOnce:
+    """Shows why a test failed when it has failed, and not only after all the others."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line("")
+            self._terminal.write_sep("_", f"{report.nodeid} failed in its {report.when}", red=True, bold=True)
+            self._terminal.write_line(report.longreprtext.rstrip())
+            for title, text in report.sections:
+                self._terminal.write_sep("-", title)
+                self._terminal.write_line(text.rstrip())
+
+
+@pytest.hookimpl(trylast=True)  # when there is a terminal
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:  # there is none in a worker of pytest-xdist
+        config.pluginmanager.register(AtOnce(terminal))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """On CI everything is there: a test that was skipped for want of something has failed."""
