@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from beamhub import duty
-from beamhub.duty import Duty
+from beamhub.duty import Duty, FileDuty
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -57,7 +57,7 @@ async def shifts(join: Callable[[], Duty], many: int) -> AsyncIterator[list[Shif
 async def working(all_: list[Shift]) -> Shift:
     """Who is at work, as soon as somebody is: nobody else is."""
     begun = [asyncio.create_task(one.begun.wait()) for one in all_]
-    await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+    await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
     for task in begun:
         task.cancel()
     (one,) = [one for one in all_ if one.begun.is_set()]
@@ -73,6 +73,32 @@ async def test_one_at_a_time_until_all_have_gone(join: Callable[[], Duty]) -> No
             await one.end()
             assert one.over.is_set()
             left.remove(one)
+
+
+async def test_who_waits_takes_over_at_its_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it has each second."""
+    assert duty.LOOK == 1.0
+    monkeypatch.setattr(duty, "LOOK", 0.01)
+    async with shifts(lambda: FileDuty(tmp_path / "lock"), 1) as [first]:
+        await first.begun.wait()
+        waiting = FileDuty(tmp_path / "lock")
+        looks: list[bool] = []
+        looked, take = asyncio.Event(), waiting.take
+
+        async def counted() -> bool:
+            looks.append(await take())
+            looked.set()
+            return looks[-1]
+
+        monkeypatch.setattr(waiting, "take", counted)
+        second = Shift(waiting)
+        await looked.wait()
+        await first.end()
+        before = len(looks)
+        await second.begun.wait()
+        assert looks == [False] * (len(looks) - 1) + [True]
+        assert len(looks) <= before + 1
+        await second.end()
 
 
 async def test_who_fails_at_work_says_so_and_makes_room(join: Callable[[], Duty]) -> None:
@@ -97,6 +123,5 @@ async def test_who_loses_the_database_stops_and_comes_back(postgresql_url: str) 
         for _ in range(2):
             one = await working(both)
             await asyncio.to_thread(cut_off)
-            async with asyncio.timeout(20):
-                await one.over.wait()
+            await one.over.wait()
             await working(both)
