@@ -49,7 +49,7 @@ class People:
 
     def _sign_in(self, user: str) -> BrowserContext:
         context = self._browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(LONG)
         page = context.new_page()
         page.goto(f"{self._demo.url}/hub/login")
         page.locator("input[name=username]").fill(user)

@@ -152,6 +152,7 @@ def start(service: RunningService, user: str, folder: Path, *, warm: int) -> Run
 def page(browser: Browser) -> Iterator[Page]:
     """A page that loads nothing from elsewhere, and in which nothing goes wrong."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(WAIT)
     found = context.new_page()
     wrong: list[str] = []
     found.on("pageerror", lambda error: wrong.append(str(error)))
