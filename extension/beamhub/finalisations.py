@@ -329,7 +329,11 @@ def _difference(
     here = [upload for name in versions(path) for upload in by_path.get(name, ())]
     if any(_same(upload, line) for upload in here):
         return ""
-    if line.digest and tx.uploads.arrived(experiment.instrument, line.digest):  # it has been moved
+    name = PurePosixPath(line.name).name
+    moved = line.digest and tx.uploads.elsewhere(
+        experiment.id, experiment.instrument, name, line.size, line.digest
+    )
+    if moved:
         return ""
     if here:
         return f"{path} is not what the agent has sent: size or digest differ."

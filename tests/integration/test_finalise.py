@@ -9,9 +9,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from beamhub.client import ApiError, Client
-from beamhub.schemas import ExperimentState, Finalisation, FinalisationState, UploadState
+from beamhub.schemas import (
+    CommandKind,
+    ExperimentState,
+    Finalisation,
+    FinalisationState,
+    Heartbeat,
+    UploadState,
+)
 from beamhub.testing import RunningService, write_dataset
 
 from tests.integration.test_agent import PATIENCE, RunningAgent
@@ -144,6 +152,60 @@ def test_what_does_not_fit_is_told_in_plain_words(service: RunningService, tmp_p
         "raw/gone has arrived, and is gone from the disk.",
         "raw/stray is on the disk, and no upload has brought it.",
     ]
+
+
+def test_counts_and_digests_are_compared_with_the_agents_journal(
+    service: RunningService, tmp_path: Path
+) -> None:
+    """What an agent would say whose journal and the experiment have come apart."""
+    beamtime, sam = service.beamtime(), service.client("sam")
+    instrument, device = beamtime.instrument, service.agent(beamtime)
+    arrived = {}
+    for name in ("fine", "other", "longer", "both"):
+        (tmp_path / name).write_text(name)
+        arrived[name] = device.upload(tmp_path / name)
+    (tmp_path / "both").write_text("a second version")
+    second = device.upload(tmp_path / "both")
+    hello = Heartbeat(host="detector", version="1")
+    device.heartbeat(instrument, hello)
+
+    sam.finalise(beamtime.experiment)
+    [order] = device.heartbeat(instrument, hello).commands
+    assert order.kind is CommandKind.REPORT
+
+    def line(name: str, state: str = "arrived", **known: object) -> dict[str, object]:
+        upload = arrived.get(name)
+        size, digest = (upload.size, upload.digest) if upload else (4, f"sha256:{0:064}")
+        return {"name": name, "state": state, "size": size, "digest": digest, **known}
+
+    told = [
+        line("fine"),
+        line("other", digest=f"sha256:{1:064}"),
+        line("longer", size=7),
+        line("both", size=second.size, digest=second.digest),
+        line("lost"),
+        line("late", "queued"),
+        line("bad", "failed", reason="can't be read (EIO)"),
+        line("unwanted", "skipped", reason="skipped by sam: a test"),
+        line("elsewhere", experiment="mx-2026-99999"),
+    ]
+    where = f"{service.api}instruments/{instrument}/agent/reports/{order.id}"
+    identity = {"Authorization": f"Bearer {beamtime.agent_token}"}
+    for part, items in enumerate((told[:4], told[4:]), 1):
+        report = {"part": part, "last": part == 2, "items": items}
+        httpx.put(where, json=report, headers=identity).raise_for_status()
+
+    blocked = ended(sam, beamtime.experiment)
+    assert (blocked.state, blocked.differences) == (
+        State.BLOCKED,
+        [
+            "raw/other is not what the agent has sent: size or digest differ.",
+            "raw/longer is not what the agent has sent: size or digest differ.",
+            "raw/lost has arrived, says the agent, and is not in the experiment.",
+            "raw/late has not been sent yet.",
+            "raw/bad could not be sent: can't be read (EIO).",
+        ],
+    )
 
 
 def test_what_has_been_moved_is_not_missing(agent: RunningAgent, sam: Client) -> None:

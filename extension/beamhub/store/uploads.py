@@ -78,10 +78,15 @@ class Uploads:
         query = query.where(uploads.c.state.in_((*ARRIVED, UploadState.RECEIVING)))
         return [_upload(row) for row in self._connection.execute(query.order_by(uploads.c.ended))]
 
-    def arrived(self, instrument: str, digest: str) -> bool:
-        """Whether a file with this content has been published in any experiment of this instrument."""
+    def elsewhere(self, experiment: str, instrument: str, name: str, size: int, digest: str) -> bool:
+        """Whether a file of this name and content has been published in another experiment there."""
         query = select(uploads.c.id).where(
-            uploads.c.instrument == instrument, uploads.c.digest == digest, uploads.c.state.in_(PUBLISHED)
+            uploads.c.instrument == instrument,
+            uploads.c.experiment != experiment,
+            uploads.c.path.endswith(f"/{name}", autoescape=True),
+            uploads.c.size == size,
+            uploads.c.digest == digest,
+            uploads.c.state.in_(PUBLISHED),
         )
         return self._connection.scalar(query) is not None
 
