@@ -61,6 +61,7 @@ def instrument(
             facts(
                 [
                     ("Host", agent.host),
+                    ("Version", agent.version),
                     ("Last heartbeat", ago(agent.last_seen)),
                     ("Free disk", size(agent.free_disk) if agent.free_disk is not None else ""),
                 ]

@@ -56,6 +56,18 @@ def test_a_group_of_thousands_is_drawn_in_part_and_told_in_full() -> None:
     assert "Retry all 4321 failed" in text(shown).replace("\u202f", "")
 
 
+def test_what_was_left_out_is_listed_with_who_said_so_and_why_and_can_be_sent() -> None:
+    told = files("skipped", "skipped by sam: ice on the crystal", 2) + files("failed", "EIO", 1)
+    agent = AgentStatus(host="det", version="1", connected=True, last_seen=NOW, failed=1, skipped=2)
+    failed, skipped = find(control.dialog(Unsent("mx-1", told), agent, []), "bh-unsent-group")
+    assert [text(reason) for reason in find(skipped, "bh-unsent-reason")] == [
+        "skipped by sam: ice on the crystal"
+    ]
+    assert [text(name) for name in find(skipped, "bh-unsent-name")] == [file.name for file in told[:2]]
+    assert [len(find(skipped, f"bh-unsent-{what}")) for what in ("retry", "skip", "unskip")] == [0, 0, 1]
+    assert [len(find(failed, f"bh-unsent-{what}")) for what in ("retry", "skip", "unskip")] == [1, 1, 0]
+
+
 @pytest.mark.parametrize("state", [None, *FinalisationState])
 def test_signing_off_offers_what_can_be_done_now(state: FinalisationState | None) -> None:
     seen = None
