@@ -25,6 +25,7 @@ from beamhub.schemas import UploadState
 from beamhub.testing import Beamtime, Ingest, RunningService, free_port, running_service
 from beamhub_hub import proxy
 
+from tests.benchmarks import ingest_agent
 from tests.benchmarks.result import Result, latencies, percentile
 from tests.integration.test_agent import RunningAgent
 
@@ -101,6 +102,7 @@ def rows() -> Iterator[Result]:
         yield from _latency(site)
         yield from _neighbours(site)
         yield from _memory(site)
+    yield from ingest_agent.rows()
 
 
 # --- one large file ---

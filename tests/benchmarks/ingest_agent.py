@@ -1,4 +1,4 @@
-"""The agent beside a detector: what it takes when nothing happens, and how fast small files go through it."""
+"""The agent beside a detector: what it takes when nothing happens."""
 
 from __future__ import annotations
 
@@ -17,22 +17,18 @@ from beamhub.agent.journal import Journal
 from beamhub.schemas import AgentStatus
 from beamhub.testing import Beamtime, RunningService, running_service
 
+from tests.benchmarks.result import Result
+
 WATCHED = 100_000  # files, in folders of 1000
 SECONDS = 20.0
-SMALL = 20_000  # files
-SIZE = 10 << 10  # bytes of each: the headers of CBF frames, logs
-PARALLEL = 16
-
-Row = tuple[str, float, str, float | None, str]  # what, how much, unit, target, on which side of it: better
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as name, running_service(Path(name) / "service") as service:
         yield from _idle(Path(name), service)
-        yield from _small(Path(name), service)
 
 
-def _idle(folder: Path, service: RunningService) -> Iterator[Row]:
+def _idle(folder: Path, service: RunningService) -> Iterator[Result]:
     """CPU of the agent's process over 20 s in which nothing happens; all files have arrived."""
     beamtime = service.beamtime()
     data = folder / "watched"
@@ -57,40 +53,14 @@ def _idle(folder: Path, service: RunningService) -> Iterator[Row]:
             time.sleep(SECONDS)
             used = 100 * (_cpu(agent) - before) / SECONDS
             peak = _peak(agent)
-        yield (f"agent idle, {WATCHED:,} files watched by {how}", used, "% of a core", 1.0, "lower")
-        yield (f"its peak memory ({how})", peak / 1e6, "MB", 150.0, "lower")
-
-
-def _small(folder: Path, service: RunningService) -> Iterator[Row]:
-    """From the agent's start to its end: every file read, sent, verified, flushed, published, committed."""
-    beamtime = service.beamtime()
-    data = folder / "small"
-    for number in range(SMALL):
-        if number % 1000 == 0:
-            (data / str(number // 1000)).mkdir(parents=True)
-        (data / str(number // 1000) / f"{number}.cbf").write_bytes(number.to_bytes(8, "big") * (SIZE // 8))
-    began = time.perf_counter()
-    with _agent(folder, service, beamtime, "small", "settle = 0.1", "--once") as agent:
-        _, status, usage = os.wait4(agent.pid, 0)
-        seconds = time.perf_counter() - began
-        agent.returncode = os.waitstatus_to_exitcode(status)
-    if agent.returncode != 0:
-        raise SystemExit(f"the agent did not send all files: {(folder / 'small.log').read_text()[-2000:]}")
-    yield (
-        f"{SMALL:,} files of 10 KiB, end to end, each durable",
-        SMALL / seconds,
-        "files/s",
-        800.0,
-        "higher",
-    )
-    cpu = 1e3 * (usage.ru_utime + usage.ru_stime) / SMALL
-    yield ("CPU of the agent for one of them", cpu, "ms", None, "lower")
-    yield ("its peak memory", usage.ru_maxrss * 1024 / 1e6, "MB", 150.0, "lower")
+        what = f"agent, idle, {WATCHED:,} files watched by {how}"
+        yield Result("ingest", what, used, "% of a core", 1.0)
+        yield Result("ingest", f"its most memory ({how})", peak / 1e6, "MB", 150.0)
 
 
 @contextmanager
 def _agent(
-    folder: Path, service: RunningService, beamtime: Beamtime, data: str, watch: str, *options: str
+    folder: Path, service: RunningService, beamtime: Beamtime, data: str, watch: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     (folder / "token").write_text(beamtime.agent_token)
     (folder / "token").chmod(0o600)
@@ -98,10 +68,10 @@ def _agent(
     config.write_text(
         f'[service]\nurl = "{service.url}"\ntoken_file = "token"\n'
         f'[instrument]\nid = "{beamtime.instrument}"\n'
-        f'[journal]\npath = "{data}.sqlite"\n[upload]\nparallel = {PARALLEL}\n'
+        f'[journal]\npath = "{data}.sqlite"\n'
         f'[[watch]]\npath = "{data}"\n{watch}\n'
     )
-    command = [sys.executable, "-m", "beamhub.cli", "sync", str(config), *options]
+    command = [sys.executable, "-m", "beamhub.cli", "sync", str(config)]
     with (folder / f"{data}.log").open("wb") as log, subprocess.Popen(command, stderr=log) as agent:
         yield agent
         if agent.returncode is None:
