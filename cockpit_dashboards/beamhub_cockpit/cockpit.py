@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from beamhub.client import ApiError, Message
-from beamhub.schemas import Dataset, Experiment, ExperimentState, Instrument, InstrumentChange, MemberCreate
+from beamhub.schemas import (
+    Dataset,
+    Experiment,
+    ExperimentState,
+    Instrument,
+    InstrumentChange,
+    MemberCreate,
+)
 from pydantic import ValidationError
 
-from beamhub_cockpit import acquisition, aside, control, finalise, jobs, shared
+from beamhub_cockpit import acquisition, aside, control, finalise, shared
 from beamhub_cockpit.acquisition import Acquisition
 from beamhub_cockpit.control import Unsent
 from beamhub_cockpit.format import plural
 from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.jobpage import JobPage
+from beamhub_cockpit.joblist import JobList
 from beamhub_cockpit.parts import ROLES, can, state
 from beamhub_cockpit.question import Question, ask_reason
 from beamhub_cockpit.region import Action
@@ -23,10 +30,8 @@ from beamhub_cockpit.rerun import Launch
 from beamhub_cockpit.scene import Scene
 from beamhub_cockpit.shared import Uploads
 
-RECENT: Final = 25  # jobs and datasets that a page shows at first
 
-
-class Cockpit(JobPage):
+class Cockpit(JobList):
     """The page `cockpit.ipynb?experiment=`."""
 
     names = ("experiment", "acquisition", "jobs", "instrument", "aside", "dialog")
@@ -36,7 +41,6 @@ class Cockpit(JobPage):
         self.wanted = self.viewer.query.get("experiment")
         self.seen = Acquisition()
         self.chosen: int | None = None  # dataset to show; None: the one that arrives
-        self.older = False  # show all jobs and datasets
         self.invite_problem = ""
         self.unsent: Unsent | None = None  # the list, while it is open
         self.finalising = False  # is its dialog open
@@ -175,7 +179,6 @@ class Cockpit(JobPage):
         dataset = self._dataset()
         around = self.around(scene)
         feedback = scene.feedback(dataset) if dataset else None
-        shown = None if self.older else RECENT
         beside = [
             aside.team(experiment, scene.members, scene.me.name, self.invite_problem),
             aside.datasets(
@@ -184,7 +187,7 @@ class Cockpit(JobPage):
                 self.links,
                 may_run=around.may_run,
                 may_operate=can(experiment, "instrument.operate"),
-                shown=shown,
+                shown=self.shown,
             ),
         ]
         self._share(experiment)
@@ -202,7 +205,7 @@ class Cockpit(JobPage):
         return {
             "experiment": (self._experiment(scene),),
             "acquisition": (acquisition.panel(dataset, feedback, self.seen, self.links, _idle(scene)),),
-            "jobs": (jobs.panel(scene.jobs.values(), self.opened, around, shown),),
+            "jobs": (self.job_list(around),),
             "instrument": tuple(
                 aside.instrument(i, experiment, scene.uploads, len(scene.quarantine))
                 for i in [scene.instrument]
@@ -331,7 +334,6 @@ class Cockpit(JobPage):
             "experiment.switch": self._switch,
             "experiment.activate": self._activate,
             "dataset.show": self._show,
-            "list.all": self._all,
             "launch.new": self._new,
             "member.invite": self._invite,
             "member.remove": self._remove,
@@ -369,6 +371,7 @@ class Cockpit(JobPage):
         self.wanted = str(action.value)
         self.chosen, self.opened, self.invite_problem = None, {}, ""
         self.launch = self.question = self.unsent = None
+        self.select_none()
         self.finalising = False
         self.seen = Acquisition()
         self._load()
@@ -417,9 +420,6 @@ class Cockpit(JobPage):
         newest = self.scene.current if self.scene else None
         self.chosen = None if newest is not None and newest.id == number else number
         self._follow()
-
-    def _all(self, _action: Action) -> None:
-        self.older = True
 
     def _new(self, action: Action) -> None:
         dataset = self.scene.datasets.get(int(action.args[0])) if self.scene else None

@@ -29,6 +29,7 @@ from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
 from beamhub_cockpit.parts import ago, bar, cost, facts, file_link, runtime, starter, state, template_of
+from beamhub_cockpit.question import Question
 from beamhub_cockpit.series import Follower, names
 
 LOG_SHOWN: Final = 200_000  # characters
@@ -36,6 +37,7 @@ PLOT_LIMIT: Final = 8_000_000  # bytes of an image that a page shows
 PLOTS: Final = 12
 PLOT_HEIGHT: Final = 84  # pixels, of each panel
 EVERY: Final = 2.0  # seconds between two looks at a running job
+PRIORITIES: Final = (-100, 100)  # the lowest and the highest
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 HISTORY: Final = ("history", "History")
 TABS: Final = (
@@ -144,6 +146,12 @@ class Around:
     may_cancel: bool
     may_open: bool
     may_operate: bool = False  # the instrument
+    me: str = ""  # the viewer
+
+    def may_rank(self, job: Job) -> bool:
+        """May the viewer change when the turn of a waiting job is? (The service decides; own ones later.)"""
+        waits = job.state in (JobState.PENDING, JobState.QUEUED)
+        return waits and self.may_cancel and (self.may_operate or job.launched_by == self.me)
 
 
 def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Element:
@@ -214,6 +222,15 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
     if around.may_operate and job.state is JobState.FINISHED and job.notebook is None:
         rule = links.rules(job=job.id)
         found.append(el("a.bh-link.bh-job-rule", "Make this the rule …", href=rule))
+    if around.may_rank(job):
+        found.append(
+            el(
+                "button.bh-button.bh-job-rank",
+                "Priority …",
+                type="button",
+                on={"click": ["job.priority", job.id]},
+            )
+        )
     if around.may_cancel and not job.state.ended:
         found.append(
             el(
@@ -233,6 +250,39 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
             )
         )
     return found
+
+
+def ask_priority(job: Job, do: Callable[[Mapping[str, str]], None], *, any_: bool) -> Question:
+    """The dialog that says when a waiting job's turn is: any time, or not earlier than now."""
+    most = PRIORITIES[1] if any_ else job.priority
+    return Question(
+        f"When is the turn of #{job.id} {job.title}?",
+        "Set priority",
+        do,
+        (
+            el(
+                "div.bh-field",
+                el("label", "Priority", for_="job-priority"),
+                el(
+                    "input.bh-number",
+                    type="number",
+                    id="job-priority",
+                    name="priority",
+                    value=str(job.priority),
+                    min=str(PRIORITIES[0]),
+                    max=str(most),
+                    step="1",
+                    required=True,
+                    focus=True,
+                ),
+                el("p.bh-hint", "Of the jobs that wait, those with a higher one start first; 0 is usual."),
+                el("p.bh-hint", "You can lower it; the instrument's staff can raise it.")
+                if not any_
+                else None,
+            ),
+        ),
+        name="bh-priority",
+    )
 
 
 def _beside(job: Job, around: Around) -> int | None:
@@ -427,6 +477,7 @@ def _parameters(job: Job, around: Around) -> list[Child]:
             profile(job.profile),
         ),
         ("Paid by", f"{job.sponsor} ({cost(job)})"),
+        ("Priority", number(job.priority)),
         ("Runtime", runtime(job)),
     ]
     return [
@@ -538,6 +589,7 @@ def summary(job: Job, around: Around) -> Element:
                 ("Runtime", runtime(job)),
                 ("Cost", cost(job)),
                 ("Paid by", job.sponsor),
+                ("Priority", number(job.priority) if job.started is None and not job.state.ended else None),
             ]
         ),
         progress(job),

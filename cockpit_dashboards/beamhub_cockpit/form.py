@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -20,6 +20,7 @@ from beamhub_cockpit.html import Element, el
 
 Kind = Literal["number", "integer", "text", "flag", "choice", "numbers", "json"]
 AUTOMATIC: Final = "automatic"  # what no value means to a template
+DIFFERS: Final = "as each was"  # what no choice means where several differ
 PREFIX: Final = "p."  # of the names of parameter inputs, so that no parameter can be taken for another field
 
 
@@ -40,6 +41,7 @@ class Field:
     minimum: float | None = None
     maximum: float | None = None
     default: str = ""
+    differs: bool = False  # among what it stands for; what is not touched then stays as it is
 
 
 def fields(schema: Mapping[str, Any], values: Mapping[str, JsonValue]) -> list[Field]:
@@ -67,6 +69,16 @@ def fields(schema: Mapping[str, Any], values: Mapping[str, JsonValue]) -> list[F
             )
         )
     return found
+
+
+def common(schema: Mapping[str, Any], sets: Sequence[Mapping[str, JsonValue]]) -> list[Field]:
+    """A field for each property of `schema`, holding what the sets of values have in common: its text is ""
+    where they differ."""
+    found = [fields(schema, values) for values in sets]
+    return [
+        same[0] if len({one.text for one in same}) == 1 else replace(same[0], text="", differs=True)
+        for same in zip(*found, strict=True)
+    ]
 
 
 def typed(found: Iterable[Field]) -> dict[str, str]:
@@ -205,6 +217,12 @@ def taken(fields: Mapping[str, str]) -> dict[str, str]:
     return {name.removeprefix(PREFIX): text for name, text in fields.items() if name.startswith(PREFIX)}
 
 
+def profile_of(template: str) -> str:
+    """The name of a form's field for the profile. It is of the template: what a browser still tells of the
+    one before, which it has not drawn anew yet, is then not taken for a choice."""
+    return f"profile.{template}"
+
+
 def show(found: Iterable[Field], wrong: Mapping[str, str], prefix: str) -> list[Element]:
     """The fields, in a fieldset for each group; what is advanced is folded away, unless it has an error."""
     plain: dict[str, list[Field]] = {}
@@ -255,34 +273,35 @@ def _row(field: Field, problem: str, prefix: str) -> Element:
 
 
 def _input(field: Field, ident: str, problem: str) -> Element:
-    common: dict[str, Any] = {
+    given: dict[str, Any] = {
         "id": ident,
         "name": field.name,
         "aria_describedby": f"{ident}-error" if problem else f"{ident}-hint",
         "aria_invalid": "true" if problem else None,
     }
-    if field.kind == "choice":
+    if field.kind == "choice" or (field.kind == "flag" and field.differs):
+        named = [(choice, _choice(choice)) for choice in field.choices or ("true", "false")]
         return el(
             "select",
             [
-                el("option", _choice(choice), value=choice, selected=choice == field.text or None)
-                for choice in field.choices
+                el("option", shown, value=choice, selected=choice == field.text or None)
+                for choice, shown in ([("", DIFFERS)] if field.differs else []) + named
             ],
             value=field.text,
-            **common,
+            **given,
         )
     if field.kind == "flag":
-        return el("input", type="checkbox", checked=field.text == "true" or None, **common)
+        return el("input", type="checkbox", checked=field.text == "true" or None, **given)
     numeric = field.kind in ("number", "integer")
     return el(
         "input.bh-number" if numeric else "input",
         type="text",
         inputmode="decimal" if numeric else None,
         value=field.text,
-        placeholder=AUTOMATIC if field.nullable else None,
+        placeholder=DIFFERS if field.differs else AUTOMATIC if field.nullable else None,
         autocomplete="off",
         spellcheck="false",
-        **common,
+        **given,
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from beamhub.client import ApiError
+from beamhub.schemas import Job
 
 from beamhub_cockpit import details, question, rerun
 from beamhub_cockpit.details import Around, Detail
@@ -17,6 +16,8 @@ from beamhub_cockpit.question import Question
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.rerun import Launch
 from beamhub_cockpit.scene import Scene
+
+WHY: Final = "If you like; everybody in the experiment sees it."
 
 
 class JobPage(Page):
@@ -43,6 +44,7 @@ class JobPage(Page):
             may_cancel=can(experiment, "job.cancel"),
             may_open=can(experiment, "session.open"),
             may_operate=can(experiment, "instrument.operate"),
+            me=scene.me.name,
         )
 
     def actions(self) -> Mapping[str, Callable[[Action], None]]:
@@ -51,6 +53,7 @@ class JobPage(Page):
             "job.tab": self._tab,
             "job.cancel": self._cancel,
             "job.rerun": self._rerun,
+            "job.priority": self._rank,
             "launch.keep": self._keep,
             "launch.send": self._send,
             "launch.again": self._again,
@@ -101,8 +104,8 @@ class JobPage(Page):
         if job is None:
             return
 
-        def cancel(_fields: Mapping[str, str]) -> None:
-            ended = self.client.cancel(job.id)
+        def cancel(fields: Mapping[str, str]) -> None:
+            ended = self.client.cancel(job.id, fields.get("reason", ""))
             if self.scene is not None:
                 self.scene.jobs[job.id] = ended
 
@@ -116,28 +119,37 @@ class JobPage(Page):
                     "It stops at once, for everybody in the experiment. What it has written so far stays, "
                     "and the CPU-hours that it has used are charged.",
                 ),
+                question.ask_reason("Why?", WHY, focus=False, required=False),
             ),
             danger=True,
         )
 
-    def _yes(self, action: Action) -> None:
-        asked = self.question
-        if asked is None:
+    def _rank(self, action: Action) -> None:
+        job = self.scene.jobs.get(int(action.args[0])) if self.scene else None
+        if job is None or self.scene is None:
             return
-        try:
-            asked.do(action.fields)
-        except ApiError as error:
-            self.question = replace(asked, refused=str(error))
-        else:
-            if self.question is asked:
-                self.question = None
+
+        def rank(fields: Mapping[str, str]) -> None:
+            changed = self.client.set_priority(job.id, int(float(fields["priority"])))
+            if self.scene is not None:
+                self.scene.jobs[job.id] = changed
+
+        self.question = details.ask_priority(job, rank, any_=self.around(self.scene).may_operate)
+
+    def _yes(self, action: Action) -> None:
+        self.question = question.answer(self.question, action.fields)
 
     def _no(self, _action: Action) -> None:
         self.question = None
 
     def _rerun(self, action: Action) -> None:
         job = self.scene.jobs.get(int(action.args[0])) if self.scene else None
-        if job is not None and self.scene is not None:
+        if job is not None:
+            self.rerun(job)
+
+    def rerun(self, job: Job) -> None:
+        """Open the dialog that runs a job again."""
+        if self.scene is not None:
             self.scene.look_at_templates()
             self.begin(Launch.again(job, self.scene))
 
@@ -177,9 +189,9 @@ class JobPage(Page):
         origin = f" from #{job.parent}" if job.parent else ""
         self.launch = None
         self.notify(f"Job #{job.id} started{origin}", f"{job.title}: {job.state}.")
-        self.started(job.id)
+        self.started()
 
-    def started(self, job: int) -> None:
+    def started(self) -> None:
         """A job has been started from this page."""
 
     def _close(self, _action: Action) -> None:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from beamhub.schemas import Job, JobState
 
+from beamhub_cockpit import selection
 from beamhub_cockpit.details import Around, Detail, key_metrics, progress, show
 from beamhub_cockpit.format import cpu_hours, number, plural
 from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.parts import ago, card, more_button, rank, runtime, starter, state, template_of
+from beamhub_cockpit.parts import ago, card, more_button, runtime, starter, state, template_of
+from beamhub_cockpit.selection import Selection
+
+
+def listed(jobs: Iterable[Job], selected: Selection, opened: Collection[int], shown: int | None) -> list[Job]:
+    """What the list shows: the first `shown` of the jobs (None: all), and those that are open or selected."""
+    return [
+        job
+        for place, job in enumerate(selected.listed(jobs))
+        if shown is None or place < shown or job.id in opened or job.id in selected.ticked
+    ]
 
 
 def panel(
-    jobs: Iterable[Job], opened: Mapping[int, Detail], around: Around, shown: int | None = None
+    jobs: Collection[Job],
+    opened: Mapping[int, Detail],
+    around: Around,
+    selected: Selection,
+    shown: int | None = None,
 ) -> Element:
-    """The list: what runs or waits, then the newest; `shown` of them (None: all), and those that are open."""
-    ordered = sorted(jobs, key=rank)
+    """The list of jobs, `shown` of them (None: all), with what can be done with those that are selected."""
     said = ", ".join(
-        f"{count} {word}"
-        for word, count in ((s, sum(j.state == s for j in ordered)) for s in JobState)
-        if count
+        f"{count} {word}" for word, count in ((s, sum(j.state == s for j in jobs)) for s in JobState) if count
     )
-    if not ordered:
+    rows = listed(jobs, selected, opened, shown)
+    chosen = selected.chosen(jobs)
+    if not jobs:
         body: Child = el(
             "p.bh-empty",
             "No jobs yet. They start by themselves when data arrive, or from a dataset with “Run …”.",
@@ -30,30 +44,43 @@ def panel(
     else:
         body = el(
             "table.bh-jobs",
-            el(
-                "thead",
-                el(
-                    "tr",
-                    el("th", "State", scope="col"),
-                    el("th", "Analysis", scope="col"),
-                    el("th", "Dataset", scope="col"),
-                    el("th.bh-right.bh-job-cpus", "CPUs", scope="col"),
-                    el("th.bh-right", "Time", scope="col"),
-                    el("th", "Results", scope="col"),
-                    el("th", el("span.bh-unseen", "Open"), scope="col"),
-                ),
-            ),
-            [
-                _job(job, opened.get(job.id), around)
-                for place, job in enumerate(ordered)
-                if shown is None or place < shown or job.id in opened
-            ],
+            _head(rows, selected),
+            [_job(job, opened.get(job.id), around, ticked=job.id in selected.ticked) for job in rows],
         )
-    more = more_button(len(ordered), shown)
-    return card("Jobs", body, more, aside=el("span.bh-count", said) if ordered else None, css="bh-jobs-card")
+    beside = (
+        selection.tools(
+            chosen,
+            len(jobs) - len(selected.listed(jobs)),
+            around.links,
+            may_run=around.may_run,
+            may_cancel=around.may_cancel,
+        )
+        if chosen
+        else el("span.bh-count", said)
+    )
+    return card(
+        "Jobs", body, more_button(len(jobs), shown), aside=beside if jobs else None, css="bh-jobs-card"
+    )
 
 
-def _job(job: Job, detail: Detail | None, around: Around) -> Element:
+def _head(rows: Sequence[Job], selected: Selection) -> Element:
+    return el(
+        "thead",
+        el(
+            "tr",
+            el("th.bh-job-tick", selection.box_of_all(rows, selected.ticked), scope="col"),
+            el("th", "State", scope="col"),
+            el("th", "Analysis", scope="col"),
+            el("th", "Dataset", scope="col"),
+            el("th.bh-right.bh-job-cpus", "CPUs", scope="col"),
+            el("th.bh-right", "Time", scope="col"),
+            el("th", "Results", scope="col"),
+            el("th", el("span.bh-unseen", "Open"), scope="col"),
+        ),
+    )
+
+
+def _job(job: Job, detail: Detail | None, around: Around, *, ticked: bool) -> Element:
     is_open = detail is not None
     parent: Child = (
         [" · ", el("a.bh-link.bh-job-parent", f"rerun of #{job.parent}", href=around.links.job(job.parent))]
@@ -65,7 +92,8 @@ def _job(job: Job, detail: Detail | None, around: Around) -> Element:
         "tbody.bh-job" + (".bh-job-opened" if is_open else ""),
         el(
             "tr.bh-job-row",
-            el("td", state(str(job.state), "bh-job-state", job.reason)),
+            el("td.bh-job-tick", selection.box(job, ticked=ticked)),
+            el("td", state(str(job.state), "bh-job-state", job.reason), _turn(job)),
             el(
                 "td.bh-job-what",
                 el("span.bh-job-title", job.title),
@@ -99,7 +127,7 @@ def _job(job: Job, detail: Detail | None, around: Around) -> Element:
             ),
             on={"click": ["job.toggle", job.id]},
         ),
-        el("tr.bh-job-detail-row", el("td", show(job, detail, around), colspan="7"))
+        el("tr.bh-job-detail-row", el("td", show(job, detail, around), colspan="8"))
         if detail is not None
         else None,
         key=f"job-{job.id}",
@@ -108,6 +136,13 @@ def _job(job: Job, detail: Detail | None, around: Around) -> Element:
         data_state=str(job.state),
         data_template=job.template,
     )
+
+
+def _turn(job: Job) -> Element | None:
+    """When a waiting job's turn is, where that is not the usual."""
+    if job.started is not None or job.state.ended or not job.priority:
+        return None
+    return el("span.bh-sub.bh-job-priority", f"priority {number(job.priority)}")
 
 
 def _results(job: Job, around: Around) -> list[Child]:

@@ -27,8 +27,10 @@ class Question:
     refused: str = ""
 
 
-def ask_reason(label: str, hint: str = "", placeholder: str = "", *, focus: bool = True) -> Element:
-    """The field "reason", which has to be filled in."""
+def ask_reason(
+    label: str, hint: str = "", placeholder: str = "", *, focus: bool = True, required: bool = True
+) -> Element:
+    """The field "reason"."""
     return el(
         "div.bh-field",
         el("label", label, for_="question-reason"),
@@ -37,7 +39,7 @@ def ask_reason(label: str, hint: str = "", placeholder: str = "", *, focus: bool
             id="question-reason",
             name="reason",
             type="text",
-            required=True,
+            required=required or None,
             maxlength="500",
             autocomplete="off",
             placeholder=placeholder or None,

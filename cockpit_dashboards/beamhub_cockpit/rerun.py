@@ -12,10 +12,10 @@ from typing import Any
 
 from beamhub.client import ApiError, Client
 from beamhub.schemas import Dataset, Estimate, Experiment, Job, JobInput, Profile, Sponsor, Template
-from beamhub.terms import Case, refusal
+from beamhub.terms import Case
 from pydantic import JsonValue
 
-from beamhub_cockpit import form
+from beamhub_cockpit import form, sponsors
 from beamhub_cockpit.format import cpu_hours, duration, plural, profile
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
@@ -86,8 +86,8 @@ class Launch:
         if new is None:
             return
         self.template = template
-        if self.parent is None or template != template_of(self.parent):
-            self.profile = new.profile
+        again = self.parent is not None and template == template_of(self.parent)
+        self.profile = self.parent.profile.name if self.parent and again else new.profile
         common = {k: v for k, v in self.entered.items() if k in _texts(old, {})}
         self.entered = {k: common.get(k, v) for k, v in _texts(new, {}).items()}
         self.wrong = {}
@@ -96,7 +96,7 @@ class Launch:
     def take(self, fields: Mapping[str, str]) -> None:
         """What stands in the form now."""
         self.entered |= form.taken(fields)
-        self.profile = fields.get("profile", self.profile)
+        self.profile = fields.get(form.profile_of(self.template), self.profile)
         self.sponsor = fields.get("sponsor", self.sponsor)
         self.jobs = fields.get("jobs", self.jobs)
 
@@ -200,18 +200,17 @@ def show(
     templates: Mapping[str, Template],
     profiles: list[Profile],
     links: Links,
-    sponsors: Sequence[Sponsor],
+    paying: Sequence[Sponsor],
     experiment: Experiment | None = None,
 ) -> Element:
     """The dialog; with the experiment, it knows which sponsors don't pay there for the chosen template."""
     if experiment is not None:
-        case, now = Case.of(experiment, launch.template), datetime.now(UTC)
-        sponsors = [s.model_copy(update={"refusal": refusal(s, case, now)}) for s in sponsors]
+        paying = sponsors.judged(paying, Case.of(experiment, launch.template))
     template = templates.get(launch.template)
     parent = launch.parent
     title = f"Rerun #{parent.id} {parent.title}" if parent else "New job"
     found = form.fields(template.parameters, {}) if template else []
-    cannot = _cannot(launch, template, sponsors)
+    cannot = _cannot(launch, template, paying)
     return el(
         "dialog.bh-dialog.bh-rerun",
         el(
@@ -254,7 +253,7 @@ def show(
                 el(
                     "fieldset.bh-fieldset",
                     el("legend", "Resources"),
-                    el("div.bh-fields", _profile(launch, profiles), _licence(launch, sponsors)),
+                    el("div.bh-fields", _profile(launch, profiles), _licence(launch, paying)),
                     key="resources",
                 ),
                 key=f"body-{launch.template}",
@@ -346,13 +345,13 @@ def _profile(launch: Launch, profiles: list[Profile]) -> Element:
             ],
             [el("option", f"{name} (not here)", value=name, disabled=True) for name in missing],
             id="launch-profile",
-            name="profile",
+            name=form.profile_of(launch.template),
             value=launch.profile,
         ),
     )
 
 
-def _licence(launch: Launch, sponsors: Sequence[Sponsor]) -> Element:
+def _licence(launch: Launch, paying: Sequence[Sponsor]) -> Element:
     return el(
         "div.bh-field",
         el("label", "Paid by", for_="launch-sponsor"),
@@ -361,18 +360,18 @@ def _licence(launch: Launch, sponsors: Sequence[Sponsor]) -> Element:
             [
                 el(
                     "option",
-                    f"{s.title} · {'does not pay here' if s.refusal else f'{cpu_hours(s.available)} left'}",
+                    sponsors.label(s),
                     value=s.id,
                     selected=s.id == launch.sponsor or None,
                     disabled=bool(s.refusal) or None,
                 )
-                for s in sponsors
+                for s in paying
             ],
             id="launch-sponsor",
             name="sponsor",
             value=launch.sponsor,
         ),
-        [el("p.bh-hint.bh-sponsor-refused", s.refusal, data_licence=s.id) for s in sponsors if s.refusal],
+        el("p.bh-hint", refused) if (refused := sponsors.refusals(paying)) else None,
     )
 
 
@@ -434,25 +433,25 @@ def _hold(launch: Launch, profiles: list[Profile]) -> str:
     return f"Sets aside at most {cpu_hours(chosen.cpus * chosen.walltime)}; only what it uses is charged."
 
 
-def _cannot(launch: Launch, template: Template | None, sponsors: Sequence[Sponsor]) -> str:
+def _cannot(launch: Launch, template: Template | None, paying: Sequence[Sponsor]) -> str:
     if template is None:
         return "The template of this job is not available any more. Choose another one."
     if template.missing:
         lacks = ", ".join(template.missing)
         return f"This template needs {lacks}, which is not installed here. Choose another, or ask the staff."
-    if not sponsors:
+    if not paying:
         return (
             "No licence pays for your jobs in this experiment. Ask the staff of the instrument for CPU-hours."
         )
-    if any(s.id == launch.sponsor and s.refusal for s in sponsors):
+    if any(s.id == launch.sponsor and s.refusal for s in paying):
         return f"{launch.sponsor} does not pay for this job. Choose another licence."
     return "" if launch.sponsor else "Choose a licence that pays."
 
 
-def _sponsor(wanted: str, sponsors: Sequence[Sponsor]) -> str:
+def _sponsor(wanted: str, paying: Sequence[Sponsor]) -> str:
     """The one that is wanted, if it pays; else one that does."""
-    ids = [s.id for s in sorted(sponsors, key=lambda s: bool(s.refusal))]
-    return wanted if wanted in [s.id for s in sponsors if not s.refusal] else ids[0] if ids else ""
+    ids = [s.id for s in sorted(paying, key=lambda s: bool(s.refusal))]
+    return wanted if wanted in [s.id for s in paying if not s.refusal] else ids[0] if ids else ""
 
 
 def _texts(template: Template | None, values: Mapping[str, JsonValue]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from beamhub.client import ApiError, Client
 from beamhub.expressions import Expression, ExpressionError, expression_of
 from beamhub.schemas import (
     DatasetKind,
+    Experiment,
     Job,
     JobRule,
     Licence,
@@ -24,10 +25,11 @@ from beamhub.schemas import (
     TriggerSubject,
     TriggerTrial,
 )
+from beamhub.terms import Case
 from pydantic import JsonValue, ValidationError
 
-from beamhub_cockpit import form
-from beamhub_cockpit.format import cpu_hours, number, plural
+from beamhub_cockpit import form, sponsors
+from beamhub_cockpit.format import number, plural
 from beamhub_cockpit.format import profile as asked
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
@@ -132,12 +134,6 @@ class Draft:
     def gathers(self) -> bool:
         return self.texts["gathers"] == "true"
 
-    @property
-    def profile_field(self) -> str:
-        """The profile's field is one of its template: what a browser still tells of the one before, which it
-        has not drawn anew yet, is not taken for a choice."""
-        return f"profile.{self.template}"
-
     def take(self, fields: Mapping[str, str], templates: Mapping[str, Template]) -> None:
         """What stands in the form now. With another template, what has been typed stays where both know the
         parameter."""
@@ -152,7 +148,7 @@ class Draft:
             self.entered = {k: common.get(k, v) for k, v in _entered(new, {}).items()}
             self.texts["profile"] = new.profile
             self.pinned = {}
-        self.texts["profile"] = fields.get(self.profile_field, self.texts["profile"])
+        self.texts["profile"] = fields.get(form.profile_of(self.template), self.texts["profile"])
         self.refused = ""
 
     def read(self, templates: Mapping[str, Template]) -> TriggerCreate | None:
@@ -410,6 +406,7 @@ class Around:
     rules: Sequence[Trigger]  # of the instrument
     jobs: Sequence[Job]  # that may have done already what the rule wants
     links: Links
+    experiment: Experiment | None = None  # the only one that the rule is for
 
 
 def show(draft: Draft, around: Around) -> Element:
@@ -710,6 +707,14 @@ def _gathering(draft: Draft) -> Element:
     )
 
 
+def _case(draft: Draft, around: Around) -> Case:
+    """What is to be paid for: what starts by itself, here or anywhere on the instrument."""
+    here = around.experiment
+    if here is None:
+        return Case(draft.instrument, None, None, draft.template, None)
+    return Case.of(here.model_copy(update={"role": None}), draft.template)
+
+
 def _resources(draft: Draft, around: Around) -> Element:
     staff_only = draft.base is not None and not draft.may_operate
     profiles = [_option(draft, "profile", p.name, asked(p)) for p in around.profiles]
@@ -717,19 +722,25 @@ def _resources(draft: Draft, around: Around) -> Element:
         profiles.append(
             _option(draft, "profile", draft.texts["profile"], f"{draft.texts['profile']} (not here)")
         )
-    sponsors = [
-        _option(draft, "sponsor", s.id, f"{s.title} · {cpu_hours(s.available)} left") for s in around.sponsors
-    ]
-    if draft.texts["sponsor"] not in [s.id for s in around.sponsors]:
-        sponsors.append(_option(draft, "sponsor", draft.texts["sponsor"], draft.texts["sponsor"]))
+    # what does not pay now can be chosen: the rule may be for a time when it does
+    paying = sponsors.judged(around.sponsors, _case(draft, around))
+    licences = [_option(draft, "sponsor", one.id, sponsors.label(one)) for one in paying]
+    if draft.texts["sponsor"] not in [one.id for one in paying]:
+        licences.append(_option(draft, "sponsor", draft.texts["sponsor"], draft.texts["sponsor"]))
+    said: list[Child] = [*sponsors.refusals(paying)]
+    if around.experiment is None:
+        chosen = [one for one in paying if one.id == draft.texts["sponsor"] and not one.refusal]
+        said += [el("span.bh-sub", told) for one in chosen if (told := sponsors.conditions(one))]
     free = draft.job is None and not staff_only
     return el(
         "fieldset.bh-fieldset",
         el("legend", "Resources"),
         el(
             "div.bh-fields",
-            _select(draft, "profile", "CPUs", profiles, field=draft.profile_field) if free else None,
-            _select(draft, "sponsor", "Paid by", sponsors),
+            _select(draft, "profile", "CPUs", profiles, field=form.profile_of(draft.template))
+            if free
+            else None,
+            _select(draft, "sponsor", "Paid by", licences, said),
             _input(
                 draft,
                 "priority",

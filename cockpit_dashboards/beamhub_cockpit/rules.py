@@ -402,7 +402,9 @@ class Rules(Page):
 
     def _around(self) -> ruleform.Around:
         rules = sorted(self.base.values(), key=lambda rule: rule.id)
-        return ruleform.Around(self.templates, self.profiles, self.sponsors, rules, self.jobs, self.links)
+        return ruleform.Around(
+            self.templates, self.profiles, self.sponsors, rules, self.jobs, self.links, self.experiment
+        )
 
     def _history(self, seen: History) -> Element:
         newest = seen.versions[0].version if seen.versions else 0

@@ -250,7 +250,8 @@ class Scene:
         return next((d for d in by_age if d.state == "receiving"), by_age[0] if by_age else None)
 
     def feedback(self, dataset: Dataset) -> Job | None:
-        """The newest job that follows this dataset frame by frame."""
+        """The newest job that follows this dataset frame by frame; one that still waits only if there is no
+        other."""
         following = [
             job
             for job in self.jobs.values()
@@ -258,7 +259,7 @@ class Scene:
             and t.live
             and any(i.kind == "dataset" and i.id == dataset.id for i in job.inputs)
         ]
-        return max(following, key=lambda job: job.id, default=None)
+        return max(following, key=lambda job: (job.started is not None, job.id), default=None)
 
 
 def with_progress(job: Job, data: dict[str, Any]) -> Job:

@@ -289,7 +289,7 @@ class Jobs:
         def work(tx: Transaction) -> Job:
             job = require_job(tx, principal, job_id, Action.CANCEL_JOB)
             if job.state.ended:
-                raise Conflict(f"Job {job.id} has already {job.state}.", "There is nothing to cancel.")
+                raise Conflict(f"Job {job.id} is {job.state} already.", "There is nothing to cancel.")
             note = one_line(request.reason, 500)
             reason = f"Cancelled by {principal.name}{': ' if note else ''}{note}."
             task = tx.jobs.task(job.id)

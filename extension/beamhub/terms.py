@@ -21,8 +21,8 @@ class Case:
     """A job that somebody wants to be paid for."""
 
     instrument: str
-    experiment: str
-    state: ExperimentState
+    experiment: str | None  # None: any of the instrument's
+    state: ExperimentState | None  # None: any
     template: str | None  # None: not chosen yet
     role: Role | None  # None: of no member; a trigger rule or an operator starts it
 
@@ -54,13 +54,13 @@ def describe(rule: SponsorshipRule) -> str:
 
 def _unmet(rule: SponsorshipRule, case: Case, now: datetime) -> Iterator[str]:
     """What would have to be so, and is not."""
-    if rule.experiments and case.experiment not in rule.experiments:
+    if rule.experiments and case.experiment is not None and case.experiment not in rule.experiments:
         yield _in(rule)
     if rule.templates and case.template is not None and case.template not in rule.templates:
         yield _for_templates(rule)
     if rule.roles and case.role is not None and case.role not in rule.roles:
         yield _for_roles(rule)
-    if rule.states and case.state not in rule.states:
+    if rule.states and case.state is not None and case.state not in rule.states:
         yield _while(rule)
     if rule.valid_from is not None and now < rule.valid_from:
         yield _from(rule.valid_from)

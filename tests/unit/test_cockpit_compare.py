@@ -11,7 +11,7 @@ from beamhub_cockpit.html import el, find, text
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.series import names
 
-from tests.unit.test_cockpit_rerun import job
+from tests.unit.cockpit import job
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 PNG = b"\x89PNG"

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 from beamhub.schemas import (
     AgentFile,
     AgentStatus,
-    Experiment,
-    ExperimentState,
     Finalisation,
     FinalisationState,
 )
@@ -16,20 +12,9 @@ from beamhub_cockpit.control import Unsent
 from beamhub_cockpit.html import find, text
 from beamhub_cockpit.links import Links
 
-NOW = datetime(2026, 11, 25, tzinfo=UTC)
+from tests.unit.cockpit import NOW, experiment
+
 LINKS = Links("/", "sam")
-EXPERIMENT = Experiment(
-    id="mx-1-2026-00001",
-    instrument="mx-1",
-    title="Lysozyme",
-    state=ExperimentState.RUNNING,
-    pi="ada",
-    active=True,
-    created=NOW,
-    started=NOW,
-    ended=None,
-    folder="/data/mx-1-2026-00001",
-)
 
 
 def files(state: str, reason: str, count: int) -> list[AgentFile]:
@@ -73,7 +58,7 @@ def test_signing_off_offers_what_can_be_done_now(state: FinalisationState | None
     seen = None
     if state is not None:
         seen = Finalisation(
-            experiment=EXPERIMENT.id,
+            experiment=experiment().id,
             state=state,
             differences=["raw/<b>a.h5 has not been sent yet."],
             forced=False,
@@ -82,7 +67,7 @@ def test_signing_off_offers_what_can_be_done_now(state: FinalisationState | None
             created_by="sam",
             ended=NOW,
         )
-    shown = finalise.dialog(EXPERIMENT, seen, "", LINKS)
+    shown = finalise.dialog(experiment(), seen, "", LINKS)
     begins, forces, links = (
         len(find(shown, name)) for name in ("bh-finalise-begin", "bh-finalise-force", "bh-manifest")
     )
@@ -99,4 +84,4 @@ def test_signing_off_offers_what_can_be_done_now(state: FinalisationState | None
 
 
 def test_the_manifest_is_for_everybody_once_there_is_one() -> None:
-    assert finalise.manifest(EXPERIMENT, None, LINKS) is None
+    assert finalise.manifest(experiment(), None, LINKS) is None

@@ -7,17 +7,12 @@ import pytest
 from beamhub.client import Client
 from beamhub.schemas import (
     Estimate,
-    Job,
     JobFailure,
-    JobInput,
     JobProgress,
     JobState,
     Me,
-    Profile,
     Quantity,
-    Sponsor,
     Spread,
-    Template,
 )
 from beamhub_cockpit.details import Around, Detail, plots, problem
 from beamhub_cockpit.details import show as details
@@ -28,78 +23,15 @@ from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import rank
 from beamhub_cockpit.rerun import Launch, show
 from beamhub_cockpit.scene import Scene, with_progress
+from beamhub_cockpit.selection import Selection
 
-NOW = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
-ONE = Profile(name="cpu-1", title="1 CPU", cpus=1, memory=4 * 2**30, walltime=3600)
+from tests.unit.cockpit import EXPERIMENT, ONE, TWO, job, licence, template
+
 LINKS = Links("/", "ben")
-TWO = Profile(name="cpu-2", title="2 CPUs", cpus=2, memory=8 * 2**30, walltime=3600)
-
-
-def template(name: str, **parameters: dict[str, Any]) -> Template:
-    return Template(
-        name=name,
-        version="0" * 16,
-        title=name.title(),
-        technique="mx",
-        description="",
-        parameters={"type": "object", "properties": parameters},
-        inputs="dataset",
-        metrics={},
-        requires={},
-        missing=["xds"] if name == "xds" else [],
-        profile="cpu-2",
-        source="shipped",
-    )
-
-
 LIMIT = {"type": ["number", "null"], "default": None, "minimum": 0.5, "unit": "Å"}
 DIALS = template("dials", limit=LIMIT, spots={"type": "integer", "default": 3})
 XIA = template("xia", limit=LIMIT, pipeline={"enum": ["a", "b"], "default": "a"})
-XDS = template("xds")
-
-
-def licence(name: str) -> Sponsor:
-    return Sponsor(
-        id=name,
-        title=name,
-        kind="lab",
-        owner=None,
-        instruments=[],
-        granted=36_000,
-        charged=0,
-        held=0,
-        available=36_000,
-        valid_from=NOW,
-        valid_until=None,
-    )
-
-
-def job(number: int, state: JobState = JobState.FINISHED, **more: Any) -> Job:
-    given: dict[str, Any] = {
-        "id": number,
-        "experiment": "mx-2026-00001",
-        "template": "dials",
-        "template_version": "0" * 16,
-        "title": "DIALS",
-        "state": state,
-        "reason": "",
-        "parameters": {"limit": 2.1, "spots": 5},
-        "inputs": [JobInput(id=7, name="lyso")],
-        "profile": ONE,
-        "live": False,
-        "sponsor": "lab",
-        "launched_by": "trigger:1",
-        "parent": None,
-        "created": NOW,
-        "started": NOW,
-        "ended": NOW,
-        "cpu_seconds": 60,
-        "progress": JobProgress(),
-        "metrics": {},
-        "artifacts": [],
-        "folder": f"processed/{number}",
-    }
-    return Job.model_validate(given | more)
+XDS = template("xds", more={"missing": ["xds"]})
 
 
 @pytest.fixture
@@ -129,6 +61,19 @@ def test_another_template_keeps_what_both_know(scene: Scene) -> None:
     assert (launch.template, launch.profile, launch.sponsor) == ("xia", "cpu-2", "mine")
 
 
+def test_a_browser_that_has_not_drawn_another_template_yet_chooses_no_profile(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    assert launch.profile == "cpu-1"
+    late = {"profile.dials": "cpu-9"}
+    launch.choose("xia", late, scene.templates)
+    launch.take(late)
+    assert launch.profile == "cpu-2"
+    launch.take({"profile.xia": "cpu-9"})
+    assert launch.profile == "cpu-9"
+    launch.choose("dials", {"profile.xia": "cpu-9"}, scene.templates)  # as its parent was
+    assert launch.profile == "cpu-1"
+
+
 def test_what_cannot_be_read_is_not_sent(scene: Scene) -> None:
     launch = Launch.again(job(3), scene)
     assert launch.send({"p.limit": "0.1", "p.spots": "x"}, scene.client, scene.templates) is None
@@ -153,10 +98,12 @@ def test_the_dialog_says_why_nothing_can_be_started(scene: Scene) -> None:
     assert "No licence pays" in text(said[0])
 
 
-OWN = template("mine", limit=LIMIT).model_copy(
-    update={"notebook": "shared/by hand/mine.ipynb", "title": "Mine", "source": "experiment"}
+OWN = template(
+    "mine",
+    more={"notebook": "shared/by hand/mine.ipynb", "title": "Mine", "source": "experiment"},
+    limit=LIMIT,
 )
-MERGE = template("merge").model_copy(update={"inputs": "jobs"})
+MERGE = template("merge", "jobs")
 
 
 def choices(node: Node) -> list[str]:
@@ -198,7 +145,7 @@ def test_a_failure_says_where_and_a_job_whether_its_template_has_changed(scene: 
         failure=JobFailure(cell=7, title="<i>Find</i> spots", log="last words"),
         template_changed=True,
     )
-    around = Around(scene.templates, {}, {}, {}, Links("/", "ben"), "mx-2026-00001", True, True, True)
+    around = Around(scene.templates, {}, {}, {}, Links("/", "ben"), EXPERIMENT, True, True, True)
     said = problem(failed, None)
     assert said is not None
     assert "in the part “<i>Find</i> spots” of the notebook" in text(find(said, "bh-failed-cell")[0])
@@ -262,9 +209,9 @@ def test_jobs_that_run_or_wait_stand_first() -> None:
 def test_the_list_says_who_and_from_what(scene: Scene) -> None:
     jobs = [job(1), job(2, launched_by="ben", parent=1), job(3, JobState.FAILED, reason="<b>No</b> spots.")]
     around = Around(
-        scene.templates, {}, {}, {j.id: j for j in jobs}, Links("/", "ben"), "mx-2026-00001", True, True, True
+        scene.templates, {}, {}, {j.id: j for j in jobs}, Links("/", "ben"), EXPERIMENT, True, True, True
     )
-    card = panel(jobs, {}, around, shown=2)
+    card = panel(jobs, {}, around, Selection(), shown=2)
     rows = find(card, "bh-job")
     assert [row.attributes["data-job"] for row in rows] == ["3", "2"]
     assert text(find(rows[1], "bh-job-starter")[0]) == "by ben"

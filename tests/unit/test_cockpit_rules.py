@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from beamhub.schemas import (
+    ExperimentState,
     Job,
-    JobInput,
-    JobProgress,
-    JobState,
-    Licence,
-    Profile,
-    Template,
+    Role,
     Trigger,
     TriggerCondition,
     TriggerCreate,
@@ -30,52 +27,18 @@ from beamhub_cockpit.ruletext import Difference
 from hypothesis import given
 from hypothesis import strategies as st
 
-NOW = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
-ONE = Profile(name="cpu-1", title="1 CPU", cpus=1, memory=4 * 2**30, walltime=3600)
-
-
-def template(name: str, inputs: str = "dataset", **parameters: dict[str, Any]) -> Template:
-    return Template.model_validate(
-        {
-            "name": name,
-            "version": "0" * 16,
-            "title": name.title(),
-            "technique": "mx",
-            "description": "",
-            "parameters": {"type": "object", "properties": parameters},
-            "inputs": inputs,
-            "metrics": {},
-            "requires": {},
-            "missing": [],
-            "profile": "cpu-1",
-            "source": "shipped",
-        }
-    )
-
+from tests.unit.cockpit import EXPERIMENT, NOW, ONE, experiment, job, licence, template
 
 DIALS = template(
     "dials",
+    more={"profile": "cpu-1"},
     last={"type": ["integer", "null"], "default": None, "minimum": 1, "title": "Last frame"},
     word={"type": "string", "default": "hello"},
     fast={"type": "boolean", "default": False},
 )
-TEMPLATES = {t.name: t for t in (DIALS, template("merge", "datasets"), template("watch", "file"))}
-
-
-def licence(name: str) -> Licence:
-    return Licence(
-        id=name,
-        title=name,
-        kind="lab",
-        owner=None,
-        instruments=["mx-1"],
-        granted=36_000,
-        charged=0,
-        held=0,
-        available=36_000,
-        valid_from=NOW,
-        valid_until=None,
-    )
+TEMPLATES = {
+    t.name: t for t in (DIALS, template("merge", "datasets", {"profile": "cpu-1"}), template("watch", "file"))
+}
 
 
 def written(**more: Any) -> TriggerCreate:
@@ -97,13 +60,14 @@ def draft(of: TriggerCreate | Trigger, **more: Any) -> Draft:
     return Draft.of(of, TEMPLATES.get(of.template), instrument="mx-1", **more)
 
 
-def around(*jobs: Job) -> Around:
-    return Around(TEMPLATES, [ONE], [licence("lab")], [], jobs, Links("/", "sam"))
+def around(*jobs: Job, **more: Any) -> Around:
+    seen = Around(TEMPLATES, [ONE], [licence("lab")], [], jobs, Links("/", "sam"))
+    return replace(seen, **more)
 
 
 def trial(number: int, *, starts: bool = True, reason: str = "", **more: Any) -> TriggerTrial:
     return TriggerTrial(
-        experiment="mx-1-2026-00001",
+        experiment=EXPERIMENT,
         subjects=[TriggerSubject(kind="dataset", id=str(number), name=f"<b>lyso_{number}")],
         event=TriggerEvent.DATASET_COMPLETE,
         time=NOW,
@@ -242,8 +206,33 @@ def test_a_new_rule_needs_nothing_but_saving() -> None:
     assert (read.title, read.template, read.sponsor, read.pattern) == ("Dials", "dials", "lab", "*")
 
 
+@pytest.mark.parametrize(
+    ("terms", "here", "said"),
+    [
+        ([], True, None),
+        ([{"states": ["running"]}], True, "only while the experiment is running"),
+        # elsewhere it may be running
+        ([{"states": ["running"]}], False, None),
+        ([{"experiments": ["mx-1-2026-00002"]}], False, None),
+        ([{"templates": ["xia"]}], False, "only for the template xia"),
+        ([{"roles": ["pi"]}], True, None),  # it starts by itself
+        ([{"instruments": ["mx-2"]}], False, "does not pay on mx-1"),
+    ],
+)
+def test_a_licence_that_does_not_pay_says_why(
+    terms: list[dict[str, Any]], here: bool, said: str | None
+) -> None:
+    processing = experiment(state=ExperimentState.PROCESSING, role=Role.COLLABORATOR)
+    seen = around(sponsors=[licence("lab", terms=terms)], experiment=processing if here else None)
+    shown = ruleform.show(draft(written()), seen)
+    refused = [text(one) for one in find(shown, "bh-sponsor-refused")]
+    assert len(refused) == (said is not None)
+    assert said is None or said in refused[0]
+    assert ("does not pay here" in text(shown)) == (said is not None)
+
+
 def test_a_pi_gives_no_priority() -> None:
-    begun = draft(written(), experiment="mx-1-2026-00001", may_operate=False)
+    begun = draft(written(), experiment=EXPERIMENT, may_operate=False)
     begun.take({"priority": "1"}, TEMPLATES)
     assert begun.read(TEMPLATES) is None
     assert set(begun.wrong) == {"priority"}
@@ -251,44 +240,16 @@ def test_a_pi_gives_no_priority() -> None:
 
 def test_a_pi_sees_only_what_she_may_have_different() -> None:
     base = rule()
-    begun = draft(
-        base, experiment="mx-1-2026-00001", rule=base, base=base, may_operate=False, may_start=False
-    )
+    begun = draft(base, experiment=EXPERIMENT, rule=base, base=base, may_operate=False, may_start=False)
     begun.trials = [trial(1)]
     names = {str(e.attributes.get("name")) for e in _inputs(ruleform.show(begun, around()))}
     assert names == {"sponsor", "p.last", "p.word", "p.fast"}
 
 
 def test_the_dry_run_says_what_would_start_and_what_was_done() -> None:
-    job = Job.model_validate(
-        {
-            "id": 12,
-            "experiment": "mx-1-2026-00001",
-            "template": "dials",
-            "template_version": "0" * 16,
-            "title": "DIALS",
-            "state": JobState.FINISHED,
-            "reason": "",
-            "parameters": {},
-            "inputs": [JobInput(id=7, name="lyso")],
-            "profile": ONE,
-            "live": False,
-            "sponsor": "lab",
-            "launched_by": "ben",
-            "parent": None,
-            "created": NOW,
-            "started": NOW,
-            "ended": NOW,
-            "cpu_seconds": 60,
-            "progress": JobProgress(),
-            "metrics": {},
-            "artifacts": [],
-            "folder": "processed/12",
-        }
-    )
     begun = draft(written())
     begun.trials = [trial(7, parameters={"last": 3}), trial(8, starts=False, reason="it wants 5 frames")]
-    shown = ruleform.show(begun, around(job))
+    shown = ruleform.show(begun, around(job(12)))
     first, second = find(shown, "bh-trial")
     assert "starts" in text(first)
     assert "Last frame 3" in text(first)
@@ -318,7 +279,7 @@ def test_what_a_rule_was_is_said_in_words() -> None:
         "parameters": {"last": {"expression": "frames // 2"}, "word": "x"},
         "group": {"by": "folder", "wait": 600},
     }
-    here = {"experiment": "mx-1-2026-00001", "author": "ada"}
+    here = {"experiment": EXPERIMENT, "author": "ada"}
     versions = [
         version(4, {}, **here),
         version(3, {"enabled": True, "parameters": {"last": 1}}, **here),

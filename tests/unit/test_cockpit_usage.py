@@ -8,7 +8,7 @@ from beamhub_cockpit import question, usage
 from beamhub_cockpit.html import Element, find, text
 from beamhub_cockpit.links import Links
 
-from tests.unit.test_cockpit_rerun import licence
+from tests.unit.cockpit import licence
 
 LINKS = Links("/", "sam")
 

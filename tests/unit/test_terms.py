@@ -76,6 +76,10 @@ def test_what_is_not_known_yet_is_not_asked_for() -> None:
     nobodys = Case(CASE.instrument, CASE.experiment, CASE.state, None, None)
     assert refusal(licence(rule), nobodys, NOW) == ""
     assert refusal(licence(rule), CASE, NOW).endswith("only for the template xia2 for the PI.")
+    anywhere = Case(CASE.instrument, None, None, "dials", None)
+    assert refusal(licence({"experiments": ["sim-mx-2026-00002"]}), anywhere, NOW) == ""
+    assert refusal(licence({"states": ["running"]}), anywhere, NOW) == ""
+    assert refusal(licence(rule), anywhere, NOW).endswith("only for the template xia2.")
 
 
 def test_a_rule_in_words() -> None:

@@ -133,7 +133,8 @@ function listen(node, wanted, context) {
     node.addEventListener(event, (e) => {
       const action = node._on[event];
       if (!action) return;
-      if (event === "click" && node.tagName !== "A" && e.target.closest("a[href]")) return; // a link within a row is a link
+      // a link within a row is a link, a box is a box
+      if (event === "click" && !node.matches("a, label") && e.target.closest("a[href], label, input")) return;
       if (event === "submit" || event === "cancel" || node.tagName === "A") e.preventDefault();
       if (event === "click") e.stopPropagation();
       const [name, ...args] = action;
@@ -236,7 +237,9 @@ export default {
     };
     let tree = [], version = 0;
     const draw = () => {
+      const at = document.activeElement;
       updateChildren(el, tree, context);
+      if (at !== document.activeElement && el.contains(at)) at.focus({ preventScroll: true }); // its row has moved
       tick(el);
       if (tree.length && !model.get("pulse")) opened();
     };

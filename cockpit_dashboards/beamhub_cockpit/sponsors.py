@@ -1,0 +1,38 @@
+"""Licences as forms offer them: what is left, and why one does not pay for what the form says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from beamhub.schemas import Licence, Sponsor
+from beamhub.terms import Case, describe, refusal
+
+from beamhub_cockpit.format import cpu_hours
+from beamhub_cockpit.html import Element, el
+
+
+def judged(licences: Sequence[Licence], case: Case) -> list[Sponsor]:
+    """The licences, each with why it does not pay in this case now."""
+    now = datetime.now(UTC)
+    return [Sponsor(**{**dict(one), "refusal": refusal(one, case, now)}) for one in licences]
+
+
+def label(sponsor: Sponsor) -> str:
+    """A licence in a list to choose from."""
+    left = "does not pay here" if sponsor.refusal else f"{cpu_hours(sponsor.available)} left"
+    return f"{sponsor.title} · {left}"
+
+
+def refusals(sponsors: Sequence[Sponsor]) -> list[Element]:
+    """For below the list: why some do not pay."""
+    return [
+        el("span.bh-sub.bh-sponsor-refused", one.refusal, key=one.id, data_licence=one.id)
+        for one in sponsors
+        if one.refusal
+    ]
+
+
+def conditions(sponsor: Sponsor) -> str:
+    """When a licence pays, where that is not always."""
+    return f"{sponsor.title} pays {', or '.join(map(describe, sponsor.terms))}." if sponsor.terms else ""
