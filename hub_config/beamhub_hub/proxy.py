@@ -6,6 +6,7 @@ fetches exactly these once.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -42,7 +43,14 @@ def install() -> list[str]:
         if (folder / PROGRAM).exists():
             return [str(NODE), str(folder / PROGRAM)]
     folder = next((folder for folder in folders if _writable(folder)), folders[-1])
-    _install(manifest, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    alone = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX)  # two may be started at the same time
+        if not (folder / PROGRAM).exists():
+            _install(manifest, folder)
+    finally:
+        os.close(alone)
     return [str(NODE), str(folder / PROGRAM)]
 
 
@@ -60,7 +68,6 @@ def _writable(folder: Path) -> bool:
 
 
 def _install(manifest: dict[str, bytes], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         part = Path(name) / "proxy"
         part.mkdir()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -72,6 +75,25 @@ def test_no_network_for_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(proxy.ProxyMissing, match="can't be reached"):
         proxy.install()
     assert list((tmp_path / "proxies").iterdir()) == []  # nothing half installed
+
+
+def test_of_two_starts_at_once_one_installs_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "proxies" / "proxy"
+    folder.parent.mkdir()
+    monkeypatch.setattr(proxy, "_folders", lambda name: [folder])
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
+    first = os.open(folder.parent, os.O_RDONLY)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(proxy.install)
+        while f"-> FLOCK  ADVISORY  WRITE {os.getpid()} " not in Path("/proc/locks").read_text():
+            assert not second.done()
+        (folder / proxy.PROGRAM).parent.mkdir(parents=True)
+        (folder / proxy.PROGRAM).touch()
+        os.close(first)
+        assert second.result()[1] == str(folder / proxy.PROGRAM)
 
 
 def test_the_proxy_is_there_once_it_has_been_installed() -> None:
