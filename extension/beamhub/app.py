@@ -308,18 +308,19 @@ class BeamhubApp(ExtensionApp):
     async def _keep_house(self) -> None:
         while True:
             try:
-                await self._clean(datetime.now(UTC))
+                await self._clean(time.monotonic())
             except Exception:  # a full disk, a database that restarts: the next look may succeed
                 self.log.exception("beamhub: housekeeping stumbled and goes on")
             await asyncio.sleep(HOUSEKEEPING)
 
-    async def _clean(self, now: datetime) -> None:
+    async def _clean(self, now: float) -> None:
         await self.service.uploads.recover()
         await self.service.uploads.expire(now)
         if self._duty.on:
             await self.service.datasets.expire(now)
             await self.service.licences.keep_up()
-            await self.service.store.write(lambda tx: tx.idempotency.expire(now - ANSWERS_KEPT))
+            old = datetime.now(UTC) - ANSWERS_KEPT
+            await self.service.store.write(lambda tx: tx.idempotency.expire(old))
 
     # --- stop ----------------------------------------------------------------------------------------
 

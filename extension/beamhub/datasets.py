@@ -9,8 +9,8 @@ until nothing has come for long, or somebody says that it has ended.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ from beamhub.frames.inspect import Inspector, Mask, Place
 from beamhub.frames.outside import FileProblem, HostileFile
 from beamhub.incoming import versions
 from beamhub.schemas import Dataset, DatasetState, Page, Upload
+from beamhub.silence import Silences
 from beamhub.store import Store, Transaction
 from beamhub.store.datasets import DatasetFile
 from beamhub.uploads import Findings
@@ -51,7 +52,7 @@ class Datasets:
         self._store = store
         self._data_dir = data_dir
         self._inspector = inspector
-        self._stall = stall
+        self._silences = Silences[int](stall)
         self._masks: OrderedDict[int, Mask] = OrderedDict()
 
     async def list(
@@ -174,26 +175,15 @@ class Datasets:
                     looked.append(_Looked(upload, part, answer))
         return Findings(hostile, lambda tx: _arrived(tx, looked))
 
-    async def expire(self, now: datetime) -> None:
-        """Marks as incomplete what has stopped early: no new file for long, and none on its way."""
-        if await self._store.read(lambda tx: self._stalled(tx, now)):
-            await self._store.write(lambda tx: self._give_up(tx, now))
-
-    def _stalled(self, tx: Transaction, now: datetime) -> Sequence[Dataset]:
-        coming = [(upload.experiment, upload.path) for upload in tx.uploads.receiving()]
-        stalled = []
-        for dataset in tx.datasets.receiving():
-            grown = tx.events.latest(dataset.experiment, str(dataset.id), GROWTH) or dataset.created
-            if now - grown < self._stall:
-                continue
-            paths = {path for experiment, path in coming if experiment == dataset.experiment}
-            if not any(_belongs(tx, dataset, path) for path in paths):
-                stalled.append(dataset)
-        return stalled
-
-    def _give_up(self, tx: Transaction, now: datetime) -> None:
-        for dataset in self._stalled(tx, now):
-            _end(tx, dataset, SYSTEM.name)
+    async def expire(self, now: float) -> None:
+        """Marks as incomplete what has stopped early: no new file for long, and none on its way. `now`:
+        seconds of the monotonic clock."""
+        grown = await self._store.read(_grown)
+        silent = {id_: grown[id_] for id_ in self._silences.too_long(grown, now)}
+        if not silent:
+            return
+        if await self._store.read(lambda tx: _stopped(tx, silent)):
+            await self._store.write(lambda tx: _give_up(tx, silent))
 
 
 @dataclass(frozen=True)
@@ -231,12 +221,40 @@ def _arrived(tx: Transaction, files: Sequence[_Looked]) -> None:
             _data_arrived(tx, dataset, frames, data[paths[-1]].upload)
 
 
-def _belongs(tx: Transaction, dataset: Dataset, path: str) -> bool:
-    """Whether a file of this path is one of the dataset's."""
+def _grown(tx: Transaction) -> dict[int, datetime]:
+    """When each dataset that is being received has last grown."""
+    return {dataset.id: _last_growth(tx, dataset) for dataset in tx.datasets.receiving()}
+
+
+def _last_growth(tx: Transaction, dataset: Dataset) -> datetime:
+    return tx.events.latest(dataset.experiment, str(dataset.id), GROWTH) or dataset.created
+
+
+def _give_up(tx: Transaction, silent: Mapping[int, datetime]) -> None:
+    for dataset in _stopped(tx, silent):
+        _end(tx, dataset, SYSTEM.name)
+
+
+def _stopped(tx: Transaction, silent: Mapping[int, datetime]) -> Sequence[Dataset]:
+    """Those of these datasets, which have last grown then, that have not grown since and are not about to."""
+    coming: dict[str, set[str]] = defaultdict(set)
+    for upload in tx.uploads.receiving():
+        coming[upload.experiment].add(upload.path)
+    return [
+        dataset
+        for dataset in tx.datasets.receiving()
+        if dataset.id in silent
+        and _last_growth(tx, dataset) == silent[dataset.id]
+        and not _awaits(tx, dataset, coming[dataset.experiment])
+    ]
+
+
+def _awaits(tx: Transaction, dataset: Dataset, paths: Collection[str]) -> bool:
+    """Whether one of these files is the dataset's."""
     if dataset.open_ended:
-        part = formats.part(PurePosixPath(path))
-        return part is not None and part.dataset is not None and dataset.path in versions(part.dataset)
-    return tx.datasets.has_file(dataset.id, path)
+        parts = (formats.part(PurePosixPath(path)) for path in paths)
+        return any(part and part.dataset and dataset.path in versions(part.dataset) for part in parts)
+    return tx.datasets.has_any(dataset.id, paths)
 
 
 def _create(

@@ -17,7 +17,7 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -218,12 +218,13 @@ class Incoming:
         except FileNotFoundError:
             return None
 
-    def touched(self, upload: Upload) -> datetime:
-        """When its last byte came."""
-        try:
-            return datetime.fromtimestamp(self.temporary(upload).stat().st_mtime, UTC)
-        except FileNotFoundError:
-            return datetime.now(UTC)
+    def touched(self, uploads: Iterable[Upload]) -> dict[str, datetime]:
+        """When the last byte of each came, by their ids; of those that have a temporary file."""
+        found = {}
+        for upload in uploads:
+            with contextlib.suppress(FileNotFoundError):
+                found[upload.id] = datetime.fromtimestamp(self.temporary(upload).stat().st_mtime, UTC)
+        return found
 
     def verify(self, upload: Upload, file: Held, running: Running) -> str:
         """The digest of the bytes in the file, which are those that were announced, and stay there. What has

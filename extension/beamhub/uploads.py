@@ -67,6 +67,7 @@ from beamhub.incoming import (
     versions,
 )
 from beamhub.schemas import Digest, DigestAlgorithm, Page, Upload, UploadState
+from beamhub.silence import Silences
 from beamhub.store import Store, Transaction
 from beamhub.store.uploads import PARTIAL, PUBLISHED
 
@@ -132,6 +133,7 @@ class Uploads:
         # and those that receive large files, which are busy for long
         self._receivers = ThreadPoolExecutor(THREADS, "beamhub-receive")
         self._digests: dict[str, tuple[Stamp, Running]] = {}  # of uploads, and the file that they are of
+        self._silences = Silences[str](EXPIRES)
         self._finishing: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
@@ -607,15 +609,19 @@ class Uploads:
                 else:
                     file.close()
 
-    async def expire(self, now: datetime) -> None:
-        """Gives up uploads that have had no byte for long."""
-        for upload in await self._store.read(lambda tx: tx.uploads.receiving()):
-            if await self._run(self._incoming.touched, upload) < now - EXPIRES:
-                try:
-                    with await self._held(self._incoming.hold, upload), await self._claim(upload):
-                        await self._fail(upload, f"not continued for {EXPIRES}", access.SYSTEM.name)
-                except (Conflict, Gone):
-                    continue  # it goes on, or has come to its end meanwhile
+    async def expire(self, now: float) -> None:
+        """Gives up uploads that have had no byte for long. `now`: seconds of the monotonic clock."""
+        receiving = {
+            upload.id: upload for upload in await self._store.read(lambda tx: tx.uploads.receiving())
+        }
+        touched = await self._run(self._incoming.touched, receiving.values())
+        for id_ in self._silences.too_long(touched, now):
+            upload = receiving[id_]
+            try:
+                with await self._held(self._incoming.hold, upload), await self._claim(upload):
+                    await self._fail(upload, f"not continued for {EXPIRES}", access.SYSTEM.name)
+            except (Conflict, Gone):
+                continue  # it goes on, or has come to its end meanwhile
 
     def _receiving(self, id_: str) -> bool:
         upload = self._store.read_sync(lambda tx: tx.uploads.get(id_))

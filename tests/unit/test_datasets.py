@@ -8,7 +8,6 @@ import hashlib
 import itertools
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,13 @@ class Site:
     uploads: Uploads
     datasets: Datasets
     experiment: str
+    clock: float = 0.0  # seconds
+
+    async def silent(self, minutes: int) -> None:
+        """So long nothing comes."""
+        await self.datasets.expire(self.clock)
+        self.clock += 60.0 * minutes
+        await self.datasets.expire(self.clock)
 
     async def send(self, *files: Path) -> list[Upload]:
         return [await self._send(file) for file in files]
@@ -192,11 +198,11 @@ async def test_two_datasets_do_not_mix(site: Site, tmp_path: Path) -> None:
 async def test_what_stops_early_is_incomplete_and_may_still_go_on(site: Site, tmp_path: Path) -> None:
     master, one, two, three = record(tmp_path / "run")
     await site.send(master, one)
-    now = datetime.now(UTC)
-    await site.datasets.expire(now + timedelta(minutes=4))
-    assert (await site.only()).state is DatasetState.RECEIVING
-    await site.datasets.expire(now + timedelta(minutes=6))
-    await site.datasets.expire(now + timedelta(minutes=7))
+    for minutes in (0, 4):
+        await site.datasets.expire(60.0 * minutes)
+        assert (await site.only()).state is DatasetState.RECEIVING
+    for minutes in (6, 7):
+        await site.datasets.expire(60.0 * minutes)
     dataset = await site.only()
     assert (dataset.state, dataset.frames_readable) == (DatasetState.INCOMPLETE, 2)
     assert site.events() == ["dataset.started", "dataset.frames", "dataset.incomplete"]
@@ -215,10 +221,10 @@ async def test_a_slow_network_is_no_stop(site: Site, tmp_path: Path) -> None:
     going = await site.uploads.create(
         AGENT, one.name, size, f"sha256:{hashlib.sha256(one.read_bytes()).hexdigest()}"
     )
-    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    await site.silent(minutes=60)
     assert (await site.only()).state is DatasetState.RECEIVING
     await site.uploads.terminate(AGENT, going.id)
-    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    await site.silent(minutes=60)
     assert (await site.only()).state is DatasetState.INCOMPLETE
 
 
@@ -362,7 +368,7 @@ async def test_a_series_grows_frame_by_frame(site: Site, cbfs: list[Path]) -> No
     assert (dataset.kind, dataset.open_ended, dataset.shape) == ("rotation", True, DETECTOR.shape)
     assert dataset.metadata["detector_distance"] == Quantity(value=0.1, unit="m")
     assert site.events() == ["dataset.started", *["dataset.frames"] * FRAMES]
-    await site.datasets.expire(datetime.now(UTC) + timedelta(minutes=6))
+    await site.silent(minutes=6)
     dataset = await site.only()
     assert (dataset.state, dataset.frames_readable) == (DatasetState.COMPLETE, FRAMES)
     assert dataset.ended
@@ -425,7 +431,7 @@ async def test_a_series_may_come_in_any_order(site: Site, cbfs: list[Path], tmp_
 
 async def test_a_series_with_a_hole_is_incomplete(site: Site, cbfs: list[Path]) -> None:
     await site.send(cbfs[0], cbfs[1], cbfs[3])
-    await site.datasets.expire(datetime.now(UTC) + timedelta(minutes=6))
+    await site.silent(minutes=6)
     dataset = await site.only()
     assert (dataset.state, dataset.frames_readable, dataset.frames_announced) == ("incomplete", 2, 4)
     await site.send(cbfs[2])
@@ -482,10 +488,10 @@ async def test_a_file_of_a_series_on_its_way_is_no_stop(site: Site, cbfs: list[P
     later = renamed(tmp_path / "two", cbfs[:3], 2)
     await site.send(*later[:2])
     going = await site.uploads.create(AGENT, later[2].name, later[2].stat().st_size)
-    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    await site.silent(minutes=60)
     assert {dataset.state for dataset in await site.all()} == {DatasetState.RECEIVING}
     await site.uploads.terminate(AGENT, going.id)
-    await site.datasets.expire(datetime.now(UTC) + timedelta(hours=1))
+    await site.silent(minutes=60)
     assert {dataset.state for dataset in await site.all()} == {DatasetState.COMPLETE}
 
 

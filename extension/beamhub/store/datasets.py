@@ -146,9 +146,11 @@ class Datasets:
         query = query.where(dataset_files.c.dataset == dataset).order_by(dataset_files.c.number)
         return [DatasetFile(*row) for row in self._connection.execute(query)]
 
-    def has_file(self, dataset: int, path: str) -> bool:
-        query = select(dataset_files.c.number)
-        query = query.where(dataset_files.c.dataset == dataset, dataset_files.c.path == path)
+    def has_any(self, dataset: int, paths: Collection[str]) -> bool:
+        """Whether one of these paths is a data file's of the dataset."""
+        query = select(dataset_files.c.number).where(
+            dataset_files.c.dataset == dataset, among(self._connection, dataset_files.c.path, paths)
+        )
         return self._connection.execute(query).first() is not None
 
     def add(self, dataset: int, *files: DatasetFile) -> None:

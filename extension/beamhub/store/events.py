@@ -69,12 +69,11 @@ class Events:
             self._connection.execute(insert(events), [{**row, "time": now} for row in rows])
 
     def latest(self, experiment: str, subject: str, kinds: Collection[str]) -> datetime | None:
-        """When the newest event of these kinds about this subject happened."""
-        moment: datetime | None = self._connection.scalar(
-            select(func.max(events.c.time)).where(
-                events.c.experiment == experiment, events.c.subject == subject, events.c.kind.in_(kinds)
-            )
-        )
+        """When the newest event of these kinds about this subject happened, by the clock of then: a later one
+        may have an earlier time."""
+        query = select(events.c.time).where(events.c.subject == subject, events.c.kind.in_(kinds))
+        query = query.where(events.c.experiment == experiment).order_by(events.c.id.desc()).limit(1)
+        moment: datetime | None = self._connection.scalar(query)
         return moment
 
     def history(self, experiment: str, subject: str, kinds: Collection[str]) -> Sequence[Event]:

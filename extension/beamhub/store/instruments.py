@@ -71,6 +71,7 @@ def _instrument(row: Row[Any]) -> Instrument:
     beat, seen = values.pop("heartbeat"), values.pop("heartbeat_at")
     agent = None
     if beat is not None:
-        connected = datetime.now(UTC) - seen < CONNECTED
+        # one from the future was given before the clock was set back
+        connected = abs(datetime.now(UTC) - seen) < CONNECTED
         agent = AgentStatus.model_validate({**beat, "connected": connected, "last_seen": seen})
     return Instrument.model_validate({**values, "agent": agent})
