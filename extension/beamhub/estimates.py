@@ -58,22 +58,22 @@ def predict(runs: Sequence[Run], cpus: int, frames: int, scaling: Scaling | None
     )
 
 
-def hint(runs: Sequence[Run], cpus: int) -> str:
-    """Whether fewer CPUs have done as well: "4 CPUs were not faster than 2 in 6 earlier runs."; "" if not."""
+def hint(runs: Sequence[Run], cpus: int, scaling: Scaling | None = None) -> str:
+    """Whether fewer CPUs do as well: "4 CPUs were not faster than 2 in 6 earlier runs."; "" if not.
+
+    Args:
+        scaling: what the template tells about CPUs; counts where runs with so many and with fewer do not.
+    """
     runs = [run for run in runs if run.seconds > 0][:LATEST]
-    if not runs:
-        return ""
     groups: dict[int, list[float]] = defaultdict(list)
-    for run, size in zip(runs, _to_size(runs, runs[0].frames), strict=True):
+    for run, size in zip(runs, _to_size(runs, runs[0].frames) if runs else (), strict=True):
         groups[run.cpus].append(size)
     times = {count: median(found) for count, found in groups.items() if len(found) >= ENOUGH}
     many = max((count for count in times if count <= cpus), default=0)
-    few = [
-        count for count in sorted(times) if count < many and times[count] <= times[many] + math.log(FASTER)
-    ]
-    if not few:
-        return ""
-    return f"{many} CPUs were not faster than {few[0]} in {len(groups[many])} earlier runs."
+    fewer = sorted(count for count in times if count < many)
+    if few := next((count for count in fewer if times[count] <= times[many] + math.log(FASTER)), None):
+        return f"{many} CPUs were not faster than {few} in {len(groups[many])} earlier runs."
+    return "" if many == cpus and fewer else _told(scaling, cpus)
 
 
 def wait(
@@ -129,6 +129,19 @@ def _slope(points: Sequence[tuple[float, float]], apart: float) -> float | None:
 def _slopes(points: Sequence[tuple[float, float]], apart: float) -> list[float]:
     pairs = itertools.combinations(points, 2)
     return [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in pairs if abs(x2 - x1) >= apart]
+
+
+def _told(scaling: Scaling | None, cpus: int) -> str:
+    """What the template says of so many CPUs; "" where they help."""
+    if scaling is None:
+        return ""
+    doubled = itertools.takewhile(lambda count: count < cpus, (2**power for power in itertools.count()))
+    fewer = sorted({*doubled, *([scaling.cpus] if scaling.cpus and scaling.cpus < cpus else [])})
+    limit = FASTER * _share(scaling, cpus)
+    few = next((count for count in fewer if _share(scaling, count) <= limit), None)
+    if few is None:
+        return ""
+    return f"{cpus} CPUs are hardly faster than {few}, says the template. {scaling.note}".strip()
 
 
 def _share(scaling: Scaling | None, cpus: int) -> float:

@@ -66,7 +66,7 @@ class Forecasts:
             most_cpu_hours=cost(profile) / 3600,
             starts=starts,
             waits=waits,
-            hint=estimates.hint(facts.runs, profile.cpus),
+            hint=estimates.hint(facts.runs, profile.cpus, template.scaling),
             identical=facts.identical.id if facts.identical else None,
         )
 

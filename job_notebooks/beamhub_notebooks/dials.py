@@ -32,6 +32,8 @@ from beamhub_notebooks.live import LiveDataset
 
 MIN_SPOTS = 20  # with fewer, indexing cannot work: the orientation, cell and geometry alone are 16 unknowns
 
+LATTICE_TOLERANCE = 5.0  # degrees: by how much a lattice may miss a symmetry, as dials.cosym has it
+
 # What helps when a program of DIALS stops, in one sentence.
 REMEDIES = {
     "import": "Check that the master file and all of its data files are complete.",
@@ -44,6 +46,7 @@ REMEDIES = {
     "refine": "Take a range of frames in which the crystal diffracts well and does not slip.",
     "integrate": "Give a lower resolution, such as 3 Å, or a range of frames that show diffraction.",
     "symmetry": "Give the space group if it is known, or take more frames.",
+    "cosym": "Leave out jobs with few reflections, or take more frames: datasets need reflections in common.",
     "scale": "Give a lower resolution, such as 3 Å, or take more frames.",
     "merge": "Give a lower resolution, such as 3 Å, or take more datasets.",
     "export": "See the log of this step.",
@@ -332,6 +335,29 @@ class Integrated:
                 "that have finished."
             )
         return cls(f"job {Path(job).name}", experiments, reflections, Crystal.of(experiments))
+
+
+def other_indexings(crystal: Crystal) -> list[str]:
+    """How else its lattice can be indexed, such as ["-h,k,-l"]: what the unit cell allows and the Laue group
+    does not contain. Empty if there is one way only, up to symmetry."""
+    name, (*_, alpha, _beta, gamma) = crystal.space_group, crystal.cell
+    group = gemmi.find_spacegroup_by_name(name, alpha, gamma)
+    if group is None:
+        raise ValueError(f"{name} is no space group")
+    laws = gemmi.find_twin_laws(gemmi.UnitCell(*crystal.cell), group, LATTICE_TOLERANCE, False)
+    return [law.as_hkl().triplet() for law in laws]
+
+
+def reindexed(log: Path) -> int:
+    """How many datasets were indexed in another way than most; from the log of `dials.cosym`."""
+    _, _, found = log.read_text("utf-8", "replace").partition("Reindexing operators:")
+    groups = [len(ids.split(",")) for ids in re.findall(r"^\S+: \[([\d, ]+)\]$", found, re.MULTILINE)]
+    return sum(groups) - max(groups, default=0)
+
+
+def count(experiments: Path) -> int:
+    """How many datasets a `.expt` file has."""
+    return len(json.loads(experiments.read_bytes())["experiment"])
 
 
 def require_same_form(datasets: Sequence[Integrated]) -> None:

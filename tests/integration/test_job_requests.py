@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from itertools import islice
 from pathlib import Path
@@ -106,6 +107,24 @@ def test_estimates_come_from_earlier_runs(
     with pytest.raises(ApiError) as error:
         service.client("eve").estimate_rerun(first.id)
     assert error.value.status == 404
+
+
+def test_cpus_that_do_not_help_are_named_before_a_job_is_started(
+    service: RunningService, ada: Client, beamtime: Beamtime, licence: str, dataset: int
+) -> None:
+    scaling = {"parallel": 0, "note": "Its only step uses one."}
+    notebook = json.loads((service.folder / "templates" / f"{TEMPLATE}.ipynb").read_text())
+    notebook["metadata"]["beamhub"] |= {"title": "Serial", "scaling": scaling}
+    (service.folder / "templates" / "serial.ipynb").write_text(json.dumps(notebook))
+
+    def hint(template: str, profile: str) -> str:
+        return ada.estimate(beamtime.experiment, template, dataset, sponsor=licence, profile=profile).hint
+
+    assert hint("serial", "cpu-2") == (
+        "2 CPUs are hardly faster than 1, says the template. Its only step uses one."
+    )
+    assert hint("serial", "cpu-1") == ""
+    assert hint(TEMPLATE, "cpu-2") == ""  # it says nothing of CPUs
 
 
 def test_where_a_job_comes_from(ada: Client, first: Job) -> None:

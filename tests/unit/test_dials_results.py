@@ -74,6 +74,46 @@ def test_screw_axes_that_were_not_measured_are_not_called_absent(tmp_path: Path)
     assert dials.screw_axes_text({}) == "Screw axes were not looked for."
 
 
+@pytest.mark.parametrize(
+    ("space_group", "cell", "others"),
+    [
+        ("P 41", (79, 79, 38, 90, 90, 90), ["-h,k,-l"]),
+        ("P 43 21 2", (79, 79, 38, 90, 90, 90), []),
+        ("P 63", (60, 60, 90, 90, 90, 120), ["-h-k,k,-l"]),
+        ("P 2 3", (70, 70, 70, 90, 90, 90), ["-h,-l,-k"]),
+        ("P 21 21 21", (50, 60, 70, 90, 90, 90), []),
+        ("P 21 21 21", (60, 60.5, 70, 90, 90, 90), ["-k,-h,-l"]),  # nearly tetragonal
+        ("P 1 21 1", (50, 60, 70, 90, 100, 90), []),
+    ],
+)
+def test_whether_a_lattice_can_be_indexed_in_other_ways(
+    space_group: str, cell: tuple[float, float, float, float, float, float], others: list[str]
+) -> None:
+    crystal = dials.Crystal(cell=cell, space_group=space_group, laue_group="", mosaicity=None)
+    assert dials.other_indexings(crystal) == others
+
+
+def test_a_threefold_axis_alone_leaves_four_ways() -> None:
+    trigonal = dials.Crystal((60, 60, 90, 90, 90, 120), "P 31", "-3", None)
+    assert len(dials.other_indexings(trigonal)) == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ("x,y,z: [0, 1, 3]\n-x,y,-z: [2]\nSaving reindexed experiments to reindexed.expt", 1),
+        ("-x,y,-z: [0, 2, 3]\nx,y,z: [1]", 1),  # what most have is the way that counts
+        ("x,y,z: [0, 1]", 0),
+        ("-x,y,-z: [0]\nx,y,z: [1]", 1),
+    ],
+)
+def test_datasets_that_were_indexed_in_another_way_are_counted(
+    tmp_path: Path, lines: str, count: int
+) -> None:
+    text = f"Principal component analysis:\nx,y,z: [7, 8, 9, 10]\nReindexing operators:\n{lines}\n"
+    assert dials.reindexed(write(tmp_path, text)) == count
+
+
 def test_a_suggested_resolution_is_optional(tmp_path: Path) -> None:
     text = "Resolution limit suggested from CC½ fit (limit CC½=0.3): 1.98\n"
 

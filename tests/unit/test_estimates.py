@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from beamhub.estimates import Run, hint, predict, wait
@@ -70,6 +71,37 @@ def test_cpus_that_did_not_help_are_named() -> None:
     assert hint([*two, *four, *eight], 8) == ""  # these help
     assert hint([*two, *four], 2) == ""
     assert hint([*two, *four[:2]], 4) == ""  # too few to say so
+
+
+def test_what_the_template_says_of_cpus_counts_where_runs_do_not() -> None:
+    serial = Scaling(parallel=0, note="All of it uses one.")
+    assert hint([], 8, serial) == "8 CPUs are hardly faster than 1, says the template. All of it uses one."
+    assert hint([], 1, serial) == ""
+    capped = Scaling(parallel=0.9, cpus=6)
+    assert hint([], 8, capped) == "8 CPUs are hardly faster than 6, says the template."
+    assert hint([], 6, capped) == ""
+    half = Scaling(parallel=0.5)
+    assert hint([], 2, half) == ""  # a third faster
+    assert hint([], 64, half) == "64 CPUs are hardly faster than 16, says the template."
+    one, two = [Run(1, 100, 60.0)] * 3, [Run(2, 100, 30.0)] * 3
+    assert hint(one, 2, serial) == hint([], 2, serial)
+    assert hint([*one, *two], 2, serial) == ""  # they have been faster, whatever the template says
+
+
+@given(st.floats(0, 1), st.none() | st.integers(1, 64), st.integers(1, 256))
+def test_a_template_names_fewer_cpus_only_where_these_do_as_well(
+    parallel: float, most: int | None, cpus: int
+) -> None:
+    scaling = Scaling(parallel=parallel, cpus=most)
+    said = re.match(rf"{cpus} CPUs are hardly faster than (\d+), says", hint([], cpus, scaling))
+    if said:
+        found = [predict([Run(1, 1, 1.0)], count, 1, scaling) for count in (int(said[1]), cpus)]
+        assert int(said[1]) < cpus
+        assert found[0]
+        assert found[1]
+        assert found[0].likely <= 1.05 * found[1].likely * (1 + 1e-9)
+    else:
+        assert most is None or cpus <= most
 
 
 def test_runs_on_fewer_frames_are_not_taken_for_faster_ones() -> None:

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beamhub.templates import Catalogue, check, shipped
+from beamhub import notebooks
+from beamhub.estimates import hint
+from beamhub.templates import Catalogue, advice, check, shipped
 
+PYTHON = {
+    "number": "float",
+    "integer": "int",
+    "boolean": "bool",
+    "string": "str",
+    "array": "list[float]",
+    "null": "None",
+}
 TEMPLATES = sorted(shipped().glob("*.ipynb"))
 
 
@@ -47,6 +57,46 @@ def _name(call: ast.Call) -> str:
     if ast.unparse(call.func) != "report.metric":
         return ""
     return ast.unparse(call.args[0]).lstrip("f").strip("'\"")
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_nobody_needs_to_say_what_was_not_meant(path: Path) -> None:
+    """But that a machine lacks a program, which is not the template's fault."""
+    assert [one for one in advice(path) if "This machine lacks" not in one] == []
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_its_parameters_are_typed_and_have_their_units(path: Path) -> None:
+    """The cell, which members read, says the same as the form: type, default and unit."""
+    notebook = notebooks.parse(path.read_bytes())
+    said = notebooks.assignments(notebook.tagged("parameters")[0].source)
+    properties = Catalogue([shipped()]).get(path.stem).template.parameters["properties"]
+    assert isinstance(properties, dict)
+    for name, spec in properties.items():
+        assert isinstance(spec, dict)
+        assert said[name].literal() == spec["default"]
+        kinds = spec["type"] if isinstance(spec["type"], list) else [spec["type"]]
+        assert said[name].annotation == " | ".join(PYTHON[str(kind)] for kind in kinds), name
+        unit = str(spec.get("unit", "")).partition(",")[0]
+        assert said[name].comment
+        assert unit in said[name].comment
+
+
+@pytest.mark.parametrize(
+    ("name", "cpus", "said"),
+    [
+        ("merge", 2, "2 CPUs are hardly faster than 1, says the template. The programs of DIALS"),
+        ("dials", 2, ""),
+        ("dials", 8, ""),
+        ("dials", 32, "32 CPUs are hardly faster than 16, says the template. Finding spots and integrating"),
+        ("fast_feedback", 4, ""),
+        ("fast_feedback", 16, "16 CPUs are hardly faster than 8, says the template. Frames are shared"),
+    ],
+)
+def test_it_says_which_cpus_do_not_help(name: str, cpus: int, said: str) -> None:
+    found = hint([], cpus, Catalogue([shipped()]).get(name).template.scaling)
+    assert bool(found) == bool(said)
+    assert found.startswith(said)
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
