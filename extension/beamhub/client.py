@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -503,45 +503,28 @@ class Client:
         """Send a file into the experiment's `shared/` folder, as `name` (which may have folders). With an
         instrument's token it goes into `raw/` of the experiment that is active there.
 
-        A broken connection resumes where it stopped; a file that is already there with the same content is
-        not sent again. `progress(sent, size)` is called as bytes are taken in. Returns the complete upload.
+        It is read once, and its digest sent with the last bytes. A broken connection resumes where it
+        stopped; a file that is already there with the same content is not sent again. Of a file that changes
+        meanwhile nothing is kept: ApiError. `progress(sent, size)` is called as bytes are taken in. Returns
+        the complete upload.
         """
-        size = path.stat().st_size
+        composed = unicodedata.normalize("NFC", name or path.name)  # macOS takes accents apart
+        named = _given({"filename": composed, "experiment": experiment})
         with path.open("rb") as file:
-            algorithm, _, digest = digests.of_file(file, "sha256").partition(":")
-            composed = unicodedata.normalize("NFC", name or path.name)  # macOS takes accents apart
-            metadata = _given({"filename": composed, algorithm: digest, "experiment": experiment})
-            encoded = ",".join(
-                f"{key} {b64encode(value.encode()).decode()}" for key, value in metadata.items()
-            )
-            answer = self._call(
-                "POST",
-                "uploads",
-                headers={
-                    "Tus-Resumable": "1.0.0",
-                    "Upload-Length": str(size),
-                    "Upload-Metadata": encoded,
-                    "Idempotency-Key": uuid.uuid4().hex,
-                },
-            )
-            upload = Upload.model_validate_json(answer.content)
+            outgoing = _Outgoing(file)
+            try:
+                upload = self._announce(outgoing.size, named | {"digest": "sha256"})
+            except ApiError as error:
+                if error.status != 428:
+                    raise
+                # one of this name and size is there already: only its digest tells whether it is this
+                upload = self._announce(outgoing.size, named | {"sha256": outgoing.digest()})
             pauses = _pauses()
             while upload.state is UploadState.RECEIVING:
                 if progress:
-                    progress(upload.offset, size)
-                file.seek(upload.offset)
+                    progress(upload.offset, outgoing.size)
                 try:
-                    self._call(
-                        "PATCH",
-                        f"uploads/{upload.id}",
-                        headers={
-                            "Tus-Resumable": "1.0.0",
-                            "Upload-Offset": str(upload.offset),
-                            "Content-Type": "application/offset+octet-stream",
-                            "Content-Length": str(min(PART, size - upload.offset)),
-                        },
-                        content=_blocks(file, PART),
-                    )
+                    self._send_part(upload, outgoing)
                     pauses = _pauses()
                 except Unreachable:
                     _wait(pauses)
@@ -555,8 +538,43 @@ class Client:
         if upload.state is UploadState.FAILED:
             raise ApiError(Problem(title="Upload failed", status=460, detail=upload.error))
         if progress:
-            progress(size, size)
+            progress(outgoing.size, outgoing.size)
         return upload
+
+    def _announce(self, size: int, metadata: dict[str, str]) -> Upload:
+        headers = {
+            "Tus-Resumable": "1.0.0",
+            "Upload-Length": str(size),
+            "Upload-Metadata": _metadata(metadata),
+            "Idempotency-Key": uuid.uuid4().hex,
+        }
+        return Upload.model_validate_json(self._call("POST", "uploads", headers=headers).content)
+
+    def _send_part(self, upload: Upload, outgoing: _Outgoing) -> None:
+        """The next bytes of a file; with the last ones its digest, which is of what has been sent."""
+        length = min(PART, outgoing.size - upload.offset)
+        blocks = outgoing.blocks(upload.offset, length)
+        last = upload.digest_follows is not None and upload.offset + length == outgoing.size
+        content = b"".join(blocks) if last else blocks
+        if outgoing.changed(complete=last):
+            self._call("DELETE", f"uploads/{upload.id}", headers={"Tus-Resumable": "1.0.0"})
+            raise ApiError(
+                Problem(
+                    title="File changed",
+                    status=422,
+                    detail=f"{outgoing.name} changed while it was sent.",
+                    remedy="Send it again once it is finished.",
+                )
+            )
+        headers = {
+            "Tus-Resumable": "1.0.0",
+            "Upload-Offset": str(upload.offset),
+            "Content-Type": "application/offset+octet-stream",
+            "Content-Length": str(length),
+        }
+        if last:
+            headers["Upload-Metadata"] = _metadata({"sha256": outgoing.digest()})
+        self._call("PATCH", f"uploads/{upload.id}", headers=headers, content=content)
 
     def datasets(self, experiment: str, *, limit: int | None = None) -> list[Dataset]:
         """Newest first."""
@@ -1059,10 +1077,45 @@ def _messages(lines: Iterator[str]) -> Iterator[Message]:
             kind, id_, data = "", None, ""
 
 
-def _blocks(file: Any, size: int) -> Iterator[bytes]:
-    while size and (block := file.read(min(BLOCK, size))):
-        size -= len(block)
-        yield block
+class _Outgoing:
+    """An open file that is sent; what has been read of it is in its digest."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.name = file.name
+        self._file = file
+        self._stamp = self._now()
+        self._running = digests.Running("sha256")
+
+    @property
+    def size(self) -> int:
+        return self._stamp[0]
+
+    def changed(self, *, complete: bool) -> bool:
+        """Whether the file is not what it was, so that what has been read may be of both; or has not been
+        read in full, where it should have been."""
+        return self._now() != self._stamp or (complete and self._running.position != self.size)
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def blocks(self, position: int, length: int) -> Iterator[bytes]:
+        """The bytes from `position` on, which lies at most where reading has come to."""
+        end = position + length
+        while block := os.pread(self._file.fileno(), min(BLOCK, end - position), position):
+            self._running.add(memoryview(block)[max(self._running.position - position, 0) :])
+            position += len(block)
+            yield block
+
+    def digest(self) -> str:
+        """Hexadecimal, of all of it: what has not been read is read now."""
+        self._running.catch_up(self._file.fileno())
+        return str(self._running).partition(":")[2]
+
+
+def _metadata(values: dict[str, str]) -> str:
+    """As tus has it in a header."""
+    return ",".join(f"{key} {b64encode(value.encode()).decode()}" for key, value in values.items())
 
 
 def _pauses() -> Iterator[float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -327,6 +329,48 @@ def test_files_of_an_experiment(service: RunningService, tmp_path: Path) -> None
         with pytest.raises(ApiError) as error:
             ada.file(beamtime.experiment, path)
         assert error.value.status in (404, 422)
+
+
+def test_a_file_is_digested_while_it_is_sent(service: RunningService, tmp_path: Path) -> None:
+    beamtime, ada = service.beamtime(), service.client("ada")
+    file = tmp_path / "run.log"
+    file.write_bytes(b"0123456789" * 2_000_000)
+    promised = []
+
+    def look(sent: int, size: int) -> None:
+        (upload,) = ada.uploads(beamtime.experiment)
+        promised.append((sent, size, upload.digest_follows, upload.digest is not None))
+
+    first = ada.upload(file, beamtime.experiment, progress=look)
+    assert first.digest == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    part, size = 8 * 2**20, 20_000_000
+    assert promised == [(sent, size, "sha256", sent == size) for sent in (0, part, 2 * part, size)]
+    assert ada.upload(file, beamtime.experiment).id == first.id, "it was sent again"
+
+
+@pytest.mark.parametrize("size", [0, 1, 10_000_000])
+@pytest.mark.parametrize("change", ["rewritten", "shorter", "longer"])
+def test_of_a_file_that_changes_while_it_is_sent_nothing_is_kept(
+    service: RunningService, tmp_path: Path, size: int, change: str
+) -> None:
+    beamtime, ada = service.beamtime(), service.client("ada")
+    file = tmp_path / "run.log"
+    file.write_bytes(b"1" * size)
+
+    def changes(sent: int, _: int) -> None:
+        with file.open("r+b") as writer:
+            if change == "shorter":
+                writer.truncate(size // 2)
+            else:
+                writer.write(b"2")
+                writer.seek(0, os.SEEK_END)
+                writer.write(b"2" * (change == "longer"))
+        os.utime(file, ns=(sent, sent))  # also where the clock is coarse
+
+    with pytest.raises(ApiError, match="changed while it was sent"):
+        ada.upload(file, beamtime.experiment, progress=changes)
+    assert [upload.state for upload in ada.uploads(beamtime.experiment)] == [UploadState.FAILED]
+    assert ada.files(beamtime.experiment, "shared") == []
 
 
 def test_files_are_saved_not_shown(
