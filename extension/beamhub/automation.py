@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from pathlib import Path
 from typing import Self
 
 from beamhub import access
 from beamhub.access import SYSTEM, Action, Principal
+from beamhub.boot import boot_id
 from beamhub.errors import Invalid
 from beamhub.events import emit
 from beamhub.jobs import Jobs, require_job
@@ -56,7 +56,7 @@ class Moment:
 
     @classmethod
     def now(cls) -> Self:
-        return cls(_boot(), time.clock_gettime(time.CLOCK_BOOTTIME))
+        return cls(boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 class Automation:
@@ -348,11 +348,6 @@ class Automation:
                 by_rule.setdefault((rule.id, rule.version), (rule, []))[1].append(one)
         outcomes = [outcome for known in by_rule.values() for outcome in trials(tx, *known)]
         return sorted(outcomes, key=lambda outcome: outcome.time, reverse=True)
-
-
-@cache
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Rulebook:

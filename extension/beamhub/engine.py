@@ -20,6 +20,7 @@ from typing import Any
 
 from beamhub.automation import Automation
 from beamhub.credits import correct, cost
+from beamhub.errors import NotFound
 from beamhub.events import Live
 from beamhub.failures import last_words
 from beamhub.inputs import located
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 CURSOR = "triggers"  # how far the log has been read for trigger rules
 BATCH = 100  # events read, or jobs handed to a runner with a queue of its own, at once
+FAR = 1000  # events after which it is noted that they have been read, though no rule waits for any
 ATTEMPTS = 3  # of a job that ends by no doing of its own
 LOCAL = "local"  # the runner that is always there
 AUDIT = 600.0  # seconds between two comparisons with what runners have in their accounts
@@ -202,8 +204,10 @@ class Engine:
             self._automation.follow(tx, awaited)
             tx.cursors.set(CURSOR, max(events[-1].id, tx.cursors.get(CURSOR)))
 
-        awaited = await self._store.read(lambda tx: self._automation.awaited(tx, events))
-        if awaited:
+        awaited, known = await self._store.read(
+            lambda tx: (self._automation.awaited(tx, events), tx.cursors.get(CURSOR))
+        )
+        if awaited or (events and events[-1].id - known >= FAR):
             await self._store.write(work)
 
     async def schedule(self, name: str = LOCAL) -> None:
@@ -259,17 +263,23 @@ class Engine:
         except Unavailable as error:
             await self._tell(job, str(error))
             return False
-        except OSError as error:
-            reason = one_line(f"The job could not be started: {error}.", 2000)
+        except (OSError, NotFound) as error:
+            reason = one_line(f"The job could not be started: {str(error).removesuffix('.')}.", 2000)
             await self._store.write(lambda tx: change(tx, job, JobState.FAILED, actor=SYSTEM, reason=reason))
             return False
         self._own.add(job.id)
         begins = runner.cpus is not None
-        started = await self._store.write(lambda tx: remember(tx, job, ref, begins=begins))
-        if started is None:  # it has been cancelled meanwhile
+        try:
+            started = await self._store.write(lambda tx: remember(tx, job, ref, begins=begins))
+        except BaseException:  # remembered or not, nobody would ever let it go
+            self._own.discard(job.id)
+            if begins:
+                await runner.cancel(ref)
+            raise
+        if started is None:  # it has been cancelled meanwhile, or somebody else has started it
             await runner.cancel(ref)
             return False
-        await runner.release(ref)
+        await asyncio.shield(runner.release(ref))
         self._started[job.profile.runner].set()
         return True
 
@@ -374,7 +384,7 @@ class Engine:
             # its engine died before it was let go: nothing has run, so it can be started as if for the first
             # time
             self._forget(job)
-            await self._store.write(lambda tx: change(tx, job, JobState.QUEUED, actor=SYSTEM))
+            await self._store.write(partial(_queue_again, job=job))
             return
         position = -1
         while position != reader.position:  # to the end of its report
@@ -556,8 +566,23 @@ def _try_again(tx: Transaction, job: Job, status: Status, used: int | None) -> N
         used=used,
         attempt={"exit_code": status.exit_code},
     )
-    if ended is not None:
-        admit(tx, ended)
+    if (again := _unless_cancelled(tx, ended)) is not None:
+        admit(tx, again)
+
+
+def _queue_again(tx: Transaction, job: Job) -> None:
+    _unless_cancelled(tx, change(tx, job, JobState.QUEUED, actor=SYSTEM))
+
+
+def _unless_cancelled(tx: Transaction, job: Job | None) -> Job | None:
+    """The job, which is to be started again; None if somebody has cancelled it since its runner was asked,
+    for then it ends with that."""
+    task = tx.jobs.task(job.id) if job is not None else None
+    if job is None or task is None or task.cancel_requested is None:
+        return job
+    actor, _, reason = task.cancel_requested.partition("\n")
+    change(tx, job, JobState.CANCELLED, actor=actor, reason=reason)
+    return None
 
 
 def _admit_all(tx: Transaction, pending: Sequence[Job]) -> None:

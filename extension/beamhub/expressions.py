@@ -132,7 +132,7 @@ def _of_numbers(work: Callable[..., Any]) -> Callable[..., Value]:
             raise ExpressionError(f"{work.__name__.strip('_')}() takes numbers")
         try:
             return _bounded(work(*values))
-        except (TypeError, ArithmeticError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise ExpressionError(
                 f"{work.__name__.strip('_')}() can't take {len(values)} of these"
             ) from error

@@ -222,8 +222,9 @@ class JobFolder:
         return datetime.now(UTC) - timedelta(seconds=max(since, 0.0))
 
     def seal(self) -> None:
-        """Makes everything read-only. For a job whose processes have ended."""
-        _seal(self.path, MAX_DEPTH)
+        """Makes everything read-only that is there. For a job whose processes have ended."""
+        if self.path.exists():  # where nothing confined it, it may have removed all
+            _seal(self.path, MAX_DEPTH)
 
     def _grown(self, reader: Reader) -> bool:
         """Whether there is more of a report than the reader has read."""

@@ -8,7 +8,9 @@ event and what it costs.
 from __future__ import annotations
 
 import asyncio
+import io
 import math
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -220,7 +222,10 @@ class Jobs:
                 job.template_version,
             ):
                 return []
-            return compare_notebooks(self.template(parent), self.template(job))
+            try:
+                return compare_notebooks(self.template(parent), self.template(job))
+            except NotFound:
+                return []
 
         return Lineage(
             ancestors=[Relative.model_validate(one) for one in ancestors],
@@ -433,7 +438,7 @@ class Jobs:
                     return self.folder(job).open(name)
                 except NotFound:
                     continue
-            return self._version(job.template, job.template_version).open("rb")
+            return io.BytesIO(self.template(job))
 
         return await asyncio.to_thread(look)
 
@@ -441,12 +446,21 @@ class Jobs:
         return JobFolder(self._data_dir / job.experiment, job.id)
 
     def declared(self, job: Job) -> Mapping[str, str]:
-        """The metrics that the job's template declares, with their units."""
-        return notebooks.metrics(self.template(job))
+        """The metrics that the job's template declares, with their units; none where it is not kept."""
+        try:
+            return notebooks.metrics(self.template(job))
+        except NotFound:
+            return {}
 
     def template(self, job: Job) -> bytes:
-        """The notebook that the job was made from, in the version of that moment."""
-        return self._version(job.template, job.template_version).read_bytes()
+        """The notebook that the job was made from, in the version of that moment. Raises NotFound for a job
+        that was never made from any, because its rule could not be followed."""
+        try:
+            return self._version(job.template, job.template_version).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"The notebook that job {job.id} was to run is not kept here.", "Run its template again."
+            ) from error
 
     def follow(self, tx: Transaction, *wanted: tuple[JobRequest, Experiment]) -> Sequence[Job]:
         """The jobs that rules want, in this order. Where one can't be followed, a job that has failed and
@@ -581,7 +595,10 @@ class Jobs:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{id(entry):x}.part")
-            temporary.write_bytes(entry.content)
+            with temporary.open("wb") as file:
+                file.write(entry.content)
+                file.flush()
+                os.fsync(file.fileno())  # a half written one would be taken for it for ever
             temporary.rename(path)
 
     def _version(self, template: str, version: str) -> Path:
@@ -687,11 +704,15 @@ def change(
 
 
 def remember(tx: Transaction, job: Job, ref: Mapping[str, JsonValue], *, begins: bool) -> Job | None:
-    """Notes how a runner finds a job that it has taken; None if the job is not queued any more.
+    """Notes how a runner finds a job that it has taken; None, and nothing noted, if the job is not queued any
+    more, or has been taken otherwise: by a service that was on duty before, or has taken over.
 
     Args:
         begins: whether it runs as soon as it is let go, or goes on waiting in the runner's own queue.
     """
+    task = tx.jobs.task(job.id)
+    if task is not None and task.runner_ref is not None:
+        return task.job if task.runner_ref == ref else None
     tx.attempts.note(job.id, ref=_native(ref))
     if begins:
         return change(tx, job, JobState.RUNNING, actor=SYSTEM, runner_ref=dict(ref))

@@ -150,6 +150,7 @@ def test_bodies_are_checked(http: httpx.Client, beamtime: Beamtime) -> None:
     json_type = {"Content-Type": "application/json"}
     assert http.patch(path, content=b"{", headers=json_type).status_code == 400
     assert http.patch(path, content=b'{"title": NaN}', headers=json_type).status_code == 400
+    assert http.patch(path, content=b'{"title": 1e400}', headers=json_type).status_code == 400
     assert http.patch(path, content=b"[" * 100_000, headers=json_type).status_code == 400
     assert http.patch(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert http.patch(path, json={"title": "x", "colour": "red"}).json()["errors"][0]["field"] == "colour"

@@ -25,6 +25,7 @@ from beamhub.runners.local import _process
 from beamhub.schemas import Job, JobCancel, JobState, LedgerKind
 from beamhub.store import Store
 from beamhub.testing_stores import running_postgresql
+from sqlalchemy.exc import OperationalError
 
 from tests.integration.test_jobs import ADA, COUNT, ENGINE, PROFILES, Lab, condition, processes, template
 
@@ -217,6 +218,36 @@ async def test_a_database_that_is_locked_delays_what_is_written_and_nothing_else
     await asyncio.to_thread(lab.store.close)
 
 
+async def test_what_could_not_be_remembered_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that can be read and not written, as on a full disk: no process is left behind each time."""
+    monkeypatch.setattr("beamhub.store.BUSY_TIMEOUT", 0.2)
+    lab = Lab(tmp_path)
+    template(lab.templates, "count", COUNT)
+    job = await lab.submit("count")
+    engine = lab.engine()
+
+    async def nobody() -> bool:
+        return not processes(str(folder(lab, job)))
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "beamhub.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            with pytest.raises(OperationalError, match="locked"):
+                await engine.schedule()
+            assert folder(lab, job).exists()  # it was prepared
+            await condition(nobody)
+        other.execute("ROLLBACK")
+    let_go(lab)
+    async with lab.running(engine):
+        done = await lab.until(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert (folder(lab, job) / "runs.txt").read_text() == "once\n"
+    lab.assert_settled(job)
+    await asyncio.to_thread(lab.store.close)
+
+
 async def test_a_database_server_that_is_down_loses_no_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -329,6 +360,11 @@ async def test_a_process_id_that_was_given_away_again_is_neither_adopted_nor_kil
         [status] = await runner.poll([earlier])
         assert status.phase is Phase.GONE
         await runner.cancel(earlier)
+        assert stranger.poll() is None
+        started_again: Ref = {**ref, "boot": "another"}  # the machine was
+        [status] = await runner.poll([started_again])
+        assert (status.phase, status.elapsed) == (Phase.GONE, None)
+        await runner.cancel(started_again)
         assert stranger.poll() is None
         await runner.cancel(ref)
         assert stranger.wait() == -signal.SIGKILL

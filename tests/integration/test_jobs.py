@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,12 +20,12 @@ import nbformat
 import pytest
 from beamhub.access import Principal
 from beamhub.credits import Licences, grant
-from beamhub.engine import Engine
+from beamhub.engine import CURSOR, FAR, Engine
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
 from beamhub.jobs import Jobs
 from beamhub.rules import Rules
-from beamhub.runners import Phase, Runner
+from beamhub.runners import Phase, Runner, Status
 from beamhub.runners.local import LocalRunner
 from beamhub.schemas import (
     DatasetKind,
@@ -845,6 +846,75 @@ async def test_a_rule_that_cannot_be_followed_makes_a_failed_job(lab: Lab) -> No
     assert job.state is JobState.FAILED
     assert "no template 'try_it'" in job.reason
     assert lab.kinds(job) == ["job.created", "job.failed"]
+    # nothing of it was ever laid down, and that is what one is told
+    for look in (lab.jobs.open_notebook, lab.jobs.result):
+        with pytest.raises(NotFound, match=f"ob {job.id} "):
+            await look(ADA, job.id)
+
+
+async def test_a_job_whose_notebook_is_lost_is_in_nobodys_way(lab: Lab) -> None:
+    template(lab.templates, "lost", "1")
+    template(lab.templates, "try_it", "1")
+    lost = await lab.submit("lost")
+    shutil.rmtree(lab.data_dir / ".templates")
+    kept = await lab.submit("try_it")
+    async with lab.running():
+        failed, done = await lab.until(lost), await lab.until(kept)
+    assert (failed.state, done.state) == (JobState.FAILED, JobState.FINISHED)
+    assert failed.reason == (
+        f"The job could not be started: The notebook that job {lost.id} was to run is not kept here. "
+        "Run its template again."
+    )
+    lab.assert_settled(lost, kept)
+
+
+async def test_a_cancellation_that_comes_as_the_processes_die_is_no_new_attempt(lab: Lab) -> None:
+    template(lab.templates, "count", COUNT)
+    runner = lab.runner()
+    engine = lab.engine(runner)
+    job = await lab.submit("count")
+    await engine.schedule()
+    await lab.says(job, "begun")
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    assert task.runner_ref
+    os.killpg(int(str(task.runner_ref["pid"])), signal.SIGKILL)
+
+    async def gone() -> bool:
+        return (await runner.poll([task.runner_ref or {}]))[0].phase is Phase.GONE
+
+    await condition(gone)
+    await lab.jobs.cancel(ADA, job.id, JobCancel(reason="enough"))  # after the engine has looked at it
+    status = Status(Phase.GONE, "Its processes were killed.", again=True)
+    await engine._attend(runner, task, status, await engine._watch(task.job), None)
+    now = await lab.jobs.get(ADA, job.id)
+    assert (now.state, now.reason) == (JobState.CANCELLED, "Cancelled by ada: enough.")
+    lab.assert_settled(job)
+
+
+async def test_templates_are_on_disk_before_a_job_is_made_from_them(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: set[int] = set()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    template(lab.templates, "try_it", "1")
+    await lab.submit("try_it")
+    [kept] = (lab.data_dir / ".templates").iterdir()
+    assert kept.stat().st_ino in flushed
+
+
+async def test_a_log_that_no_rule_waits_for_is_read_once(lab: Lab) -> None:
+    for _ in range(FAR):
+        lab.told("dataset.complete")
+    await lab.engine().dispatch()
+    read = lab.store.read_sync(lambda tx: tx.cursors.get(CURSOR))
+    assert lab.store.read_sync(lambda tx: tx.events.head()) - read < FAR
 
 
 async def test_staff_manage_rules(lab: Lab) -> None:

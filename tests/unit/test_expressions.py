@@ -114,6 +114,12 @@ def test_what_can_not_be_computed(text: str) -> None:
         Expression.parse(f"({text}) == 0" if len(text) < 400 else text).value(VALUES | {"kind": "k" * 100})
 
 
+def test_numbers_that_are_none_end_in_an_error() -> None:
+    for text in ("round(x)", "abs(x)", "max(x, 1)", "x + 1"):
+        with pytest.raises(ExpressionError):
+            Expression.parse(text).value({"x": math.nan})
+
+
 def test_a_name_without_a_value_is_told() -> None:
     with pytest.raises(UnknownError, match="distance is not known"):
         compute("distance > 3")

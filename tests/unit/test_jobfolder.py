@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from hashlib import sha256
 from pathlib import Path
@@ -260,6 +261,12 @@ def test_a_sealed_folder_is_read_only(folder: JobFolder, tmp_path: Path) -> None
         assert mode & 0o222 == 0
         assert mode & 0o400
     assert stat.S_IMODE((tmp_path / "secret.txt").stat().st_mode) == before
+
+
+def test_a_folder_that_is_gone_has_nothing_to_be_sealed(folder: JobFolder) -> None:
+    shutil.rmtree(folder.path)
+    folder.seal()
+    assert not folder.path.exists()
 
 
 def test_a_fresh_folder_has_nothing_of_an_earlier_start(folder: JobFolder) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import math
 import re
 from asyncio import Future
 from collections import deque
@@ -327,7 +328,9 @@ class Handler(JupyterHandler):
                 "Send Content-Type: application/json.",
             )
         try:
-            return json.loads(self._body, parse_constant=_no_constant) if self._body else {}
+            return (
+                json.loads(self._body, parse_constant=_no_constant, parse_float=_finite) if self._body else {}
+            )
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"The body is not JSON: {error}.", "Send a JSON object.") from error
 
@@ -636,6 +639,12 @@ def _same(one: str, other: str) -> bool:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return number
 
 
 def _unheard(task: asyncio.Task[Any]) -> None:

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from beamhub import sandbox
+from beamhub.boot import boot_id
 from beamhub.folders import INCOMING
 from beamhub.run import GO
 from beamhub.runners import Phase, Ref, Status
@@ -141,7 +142,7 @@ class LocalRunner:
         if started is None:
             raise OSError("the job's first process ended at once")
         ref: Ref = {"pid": child.pid, "start_time": started.start_time, "memory": profile.memory}
-        return {**ref, "began": _uptime()}
+        return {**ref, "began": _uptime(), "boot": boot_id()}
 
     def _wait(self, folder: Path, experiment: Path) -> subprocess.Popen[bytes]:
         return self._spawn(folder, experiment, IDLE if _may_hurry() else LIVE, "--warm")
@@ -245,7 +246,7 @@ class LocalRunner:
     def _status(self, ref: Ref, processes: Sequence[_Process]) -> Status:
         members = _members(ref, processes)
         began = ref.get("began")
-        elapsed = _uptime() - began if isinstance(began, float) else None
+        elapsed = _uptime() - began if isinstance(began, float) and _of_this_boot(ref) else None
         if not members:
             code = self._codes.pop(_int(ref, "pid"), None)
             killed = code is None or code > SIGNALLED
@@ -311,11 +312,18 @@ def _process(pid: int) -> _Process | None:
 
 def _members(ref: Ref, processes: Iterable[_Process]) -> list[int]:
     """The living processes of the job's group. The number of a group is not given away while the group has
-    members, but may be afterwards: then its first process has another start time."""
+    members, but may be afterwards: then its first process has another start time. None outlives the machine.
+    """
+    if not _of_this_boot(ref):
+        return []
     group = _int(ref, "pid")
     members = [process for process in processes if process.group == group]
     strangers = any(one.pid == group and one.start_time != ref["start_time"] for one in members)
     return [] if strangers else [process.pid for process in members]
+
+
+def _of_this_boot(ref: Ref) -> bool:
+    return ref.get("boot", boot_id()) == boot_id()  # jobs of earlier versions do not tell
 
 
 def _descendants(roots: Iterable[int], processes: Iterable[_Process]) -> set[int]:

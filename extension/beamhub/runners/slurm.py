@@ -177,8 +177,8 @@ class SlurmRunner:
 
     async def prepare(self, spec: JobSpec, profile: Profile, experiment: Path) -> Ref:
         name = f"{self._prefix}{spec.id}"
-        number = self._prepared.get(name)
-        if number is None and self._unsure:
+        number = None
+        if self._unsure or name in self._prepared:  # which another service may have taken up meanwhile
             await self._look()
             left = (line.number for line in self._lines.values() if line.held and line.name == name)
             number = next(left, None)
