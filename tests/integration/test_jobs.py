@@ -868,6 +868,28 @@ async def test_a_job_whose_notebook_is_lost_is_in_nobodys_way(lab: Lab) -> None:
     lab.assert_settled(lost, kept)
 
 
+async def test_a_job_that_removes_its_folder_is_settled_all_the_same(lab: Lab) -> None:
+    """As it can where no sandbox confines it."""
+    template(lab.templates, "count", COUNT)
+    runner = lab.runner()
+    engine = lab.engine(runner)
+    job = await lab.submit("count")
+    await engine.schedule()
+    await lab.says(job, "begun")
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    await runner.cancel(task.runner_ref or {})
+    shutil.rmtree(lab.data_dir / lab.experiment / job.folder)
+    watch = await engine._watch(task.job)
+    await engine._attend(runner, task, Status(Phase.GONE, exit_code=1), watch, None)
+    now = await lab.jobs.get(ADA, job.id)
+    assert (now.state, now.reason) == (
+        JobState.FAILED,
+        "Its processes ended without a result: the end of its log may tell why.",
+    )
+    lab.assert_settled(job)
+
+
 async def test_a_cancellation_that_comes_as_the_processes_die_is_no_new_attempt(lab: Lab) -> None:
     template(lab.templates, "count", COUNT)
     runner = lab.runner()
