@@ -303,20 +303,27 @@ def _differences(
         yield f"{path} is on the disk, and no upload has brought it."
     if command is None:
         return
-    for id_ in tx.events.subjects(experiment.id, "file.deleted"):  # by the staff, from quarantine
+    # by the staff, from quarantine
+    for id_ in tx.events.subjects(experiment.instrument, experiment.id, "file.deleted"):
         if deleted := tx.uploads.get(id_):
             by_path[deleted.path].append(deleted)
     if not tx.commands.reported(command):
         yield f"The agent of {experiment.instrument} has not told what it knows: is it running?"
+    told: list[tuple[JournalLine, str]] = []
     for line in tx.commands.lines(command):
         concerned = line.experiment == experiment.id or (line.experiment is None and experiment.active)
-        if concerned and (difference := _difference(tx, experiment, line, by_path)):
+        if concerned and (difference := _difference(line, by_path)):
+            told.append((line, difference))
+    arrived = [line for line, _ in told if line.state == "arrived" and line.digest]
+    moved = tx.uploads.elsewhere(
+        experiment.id, experiment.instrument, {line.digest for line in arrived if line.digest}
+    )
+    for line, difference in told:
+        if line.state != "arrived" or (PurePosixPath(line.name).name, line.size, line.digest) not in moved:
             yield difference
 
 
-def _difference(
-    tx: Transaction, experiment: Experiment, line: JournalLine, by_path: dict[str, list[Upload]]
-) -> str:
+def _difference(line: JournalLine, by_path: dict[str, list[Upload]]) -> str:
     """How a line of the agent's journal does not fit; "" if it does. What the staff have skipped does."""
     path = f"{folders.RAW}/{line.name}"
     match line.state:
@@ -328,12 +335,6 @@ def _difference(
             return ""
     here = [upload for name in versions(path) for upload in by_path.get(name, ())]
     if any(_same(upload, line) for upload in here):
-        return ""
-    name = PurePosixPath(line.name).name
-    moved = line.digest and tx.uploads.elsewhere(
-        experiment.id, experiment.instrument, name, line.size, line.digest
-    )
-    if moved:
         return ""
     if here:
         return f"{path} is not what the agent has sent: size or digest differ."

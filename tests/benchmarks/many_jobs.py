@@ -113,7 +113,7 @@ def _fill(lab: Lab) -> None:
 async def _pages(lab: Lab) -> list[Row]:
     """Pages of 100 jobs from everywhere in the lists that people ask for."""
     chance = random.Random(2)
-    few = lab.experiment
+    few, two = lab.experiment, frozenset({lab.experiment, "sim-mx-2020-00001"})
     lists: list[Callable[[Transaction, str | None], Any]] = [
         lambda tx, after: tx.jobs.list(only=None, after=after, limit=100),
         lambda tx, after: tx.jobs.list(only=frozenset({few}), after=after, limit=100),
@@ -122,7 +122,9 @@ async def _pages(lab: Lab) -> list[Row]:
         lambda tx, after: tx.jobs.list(
             only=None, experiment=few, state=JobState.FAILED, after=after, limit=100
         ),
-        lambda tx, after: tx.jobs.list(only=None, dataset=lab.dataset, after=after, limit=100),
+        lambda tx, after: tx.jobs.list(only=two, after=after, limit=100),
+        lambda tx, after: tx.jobs.list(only=two, state=JobState.FAILED, after=after, limit=100),
+        lambda tx, after: tx.jobs.list(only=two, dataset=lab.dataset, after=after, limit=100),
     ]
     taken = []
     for n in range(PAGES):

@@ -151,16 +151,6 @@ def test_jobs_of_before_keep_the_number_of_their_attempts(tmp_path: Path) -> Non
     store.close()
 
 
-def test_uploads_on_their_way_are_found_without_looking_at_all_others(store: Store) -> None:
-    query = "SELECT * FROM uploads WHERE state = 'receiving' ORDER BY created, id"
-    sqlite = store._read_engine.dialect.name == "sqlite"
-    with store._read_engine.begin() as connection:
-        if not sqlite:  # of an empty table it would rather read all
-            connection.execute(text("SET enable_seqscan = off"))
-        plan = connection.execute(text(f"EXPLAIN {'QUERY PLAN' if sqlite else ''} {query}")).fetchall()
-    assert "ix_uploads_receiving" in str(plan)
-
-
 def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'beamhub.db'}"
     stores = [Store(url) for _ in range(4)]

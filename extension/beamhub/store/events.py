@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, select, update
 
 from beamhub.schemas import Event, Page
-from beamhub.store.tables import cursors, events
+from beamhub.store.pages import each, first
+from beamhub.store.tables import NOWHERE, cursors, events
 
 
 class Events:
@@ -82,9 +83,10 @@ class Events:
         query = query.where(events.c.experiment == experiment).order_by(events.c.id)
         return [_event(row) for row in self._connection.execute(query)]
 
-    def subjects(self, experiment: str, kind: str) -> frozenset[str]:
-        """What the events of a kind in an experiment are about."""
-        query = select(events.c.subject).where(events.c.experiment == experiment, events.c.kind == kind)
+    def subjects(self, instrument: str, experiment: str, kind: str) -> frozenset[str]:
+        """What the events of a kind in an experiment of an instrument are about."""
+        query = select(events.c.subject).where(events.c.instrument == instrument, events.c.kind == kind)
+        query = query.where(events.c.experiment == experiment)
         return frozenset(self._connection.scalars(query))
 
     def latest_of(
@@ -110,9 +112,12 @@ class Events:
     ) -> Sequence[Event]:
         """Events newer than `id_`, oldest first. `experiments` None: all of them; otherwise those of these
         experiments, and those of these instruments that belong to no experiment."""
-        query = select(events).where(events.c.id > id_).order_by(events.c.id).limit(limit)
-        if experiments is not None:
-            query = query.where(_among(experiments, instruments))
+        query = select(events).where(events.c.id > id_)
+        if experiments is None:
+            query = query.order_by(events.c.id).limit(limit)
+        else:
+            parts = _among(experiments, instruments)
+            query = first(query, events.c.id, limit, descending=False, parts=parts)
         return [_event(row) for row in self._connection.execute(query)]
 
     def page(
@@ -146,11 +151,9 @@ class Cursors:
             self._connection.execute(insert(cursors).values(name=name, event=event))
 
 
-def _among(experiments: frozenset[str], instruments: frozenset[str]) -> ColumnElement[bool]:
-    return or_(
-        events.c.experiment.in_(experiments),
-        and_(events.c.experiment.is_(None), events.c.instrument.in_(instruments)),
-    )
+def _among(experiments: frozenset[str], instruments: frozenset[str]) -> list[ColumnElement[bool]]:
+    nowhere = [and_(NOWHERE, of_one) for of_one in each(events.c.instrument, instruments)]
+    return [*each(events.c.experiment, experiments), *nowhere]
 
 
 def _event(row: Row[Any]) -> Event:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from beamhub.estimates import Run
 from beamhub.schemas import Artifact, Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
-from beamhub.store.pages import among, paginate
+from beamhub.store.pages import among, each, paginate, unindexed
 from beamhub.store.tables import datasets, job_datasets, jobs
 
 RUNNER = jobs.c.profile["runner"].as_string()
@@ -88,16 +88,22 @@ class Jobs:
         limit: int,
     ) -> Page[Job]:
         """Newest first; `only` restricts to these experiments (None: all)."""
-        query = select(jobs)
-        if only is not None:
-            query = query.where(jobs.c.experiment.in_(only))
         if experiment is not None:
-            query = query.where(jobs.c.experiment == experiment)
+            only = frozenset({experiment}).intersection(only or {experiment})
+        query = select(jobs)
+        parts = None
         if dataset is not None:
             query = query.where(_works_on(dataset))
+            if only is not None:
+                query = query.where(unindexed(jobs.c.experiment).in_(only))
+        elif only is not None:
+            parts = each(jobs.c.experiment, only)
         if state is not None:
-            query = query.where(jobs.c.state == state)
-        return paginate(self._connection, query, [jobs.c.id], _job, after=after, limit=limit, descending=True)
+            query = query.where((jobs.c.state if dataset is None else unindexed(jobs.c.state)) == state)
+        order = [jobs.c.id]
+        return paginate(
+            self._connection, query, order, _job, after=after, limit=limit, descending=True, parts=parts
+        )
 
     def unfinished(self, dataset: int) -> Sequence[int]:
         """Ids of the jobs with this input that have not ended."""
@@ -214,7 +220,9 @@ class Jobs:
         """The newest job of the experiment with this fingerprint that has a result or will have one."""
         states = (JobState.FINISHED, JobState.RUNNING, JobState.QUEUED)
         query = select(jobs).where(
-            jobs.c.fingerprint == fingerprint, jobs.c.experiment == experiment, jobs.c.state.in_(states)
+            jobs.c.fingerprint == fingerprint,
+            unindexed(jobs.c.experiment) == experiment,
+            unindexed(jobs.c.state).in_(states),
         )
         finished = case((jobs.c.state == JobState.FINISHED, 0), else_=1)
         row = self._connection.execute(query.order_by(finished, jobs.c.id.desc()).limit(1)).first()

@@ -17,10 +17,12 @@ from sqlalchemy import (
     Row,
     Select,
     String,
+    false,
     func,
     literal,
     select,
     tuple_,
+    union_all,
 )
 
 from beamhub.errors import Invalid
@@ -39,6 +41,43 @@ def among(connection: Connection, column: Column[Any], values: Collection[str]) 
 
 
 MAX_LIMIT = 1000
+APART = 50  # values that rows are looked for by one by one
+
+
+def each(column: Column[str], values: Collection[str]) -> list[ColumnElement[bool]]:
+    """`column.in_(values)` in parts that exclude each other, for `first`; they are not too many."""
+    if len(values) > APART:
+        return [column.in_(values)]
+    return [column == value for value in sorted(values)]
+
+
+def unindexed(column: Column[str]) -> ColumnElement[str]:
+    """The column, where an index on it would mislead the database, which does not know that another condition
+    leaves far fewer rows."""
+    return column.concat("")
+
+
+def first(
+    query: Select[Any],
+    key: Column[Any],
+    limit: int,
+    *,
+    descending: bool,
+    parts: Sequence[ColumnElement[bool]],
+) -> Select[Any]:
+    """The first rows of `query` in the order of its `key`, of those that one of these conditions holds for
+    (never two of them).
+
+    An index has the rows of one experiment in their order, but not those of several: each part is asked for
+    its own first rows, or the database would read and sort all that there are.
+    """
+    query = query.order_by(key.desc() if descending else key).limit(limit)
+    if not parts:
+        return query.where(false())
+    if len(parts) == 1:
+        return query.where(parts[0])
+    keys = query.with_only_columns(key)
+    return query.where(key.in_(union_all(*(select(keys.where(part).subquery()) for part in parts))))
 
 
 def paginate(
@@ -50,10 +89,13 @@ def paginate(
     after: str | None,
     limit: int,
     descending: bool = False,
+    parts: Sequence[ColumnElement[bool]] | None = None,
 ) -> Page[T]:
     """One page of `query`, ordered by the columns of `order` (unique together, selected by the query).
 
-    `after` is the `next` of the page before. Raises Invalid for a cursor that no page of this list has given.
+    `after` is the `next` of the page before. With `parts`, which needs an order of one column, only rows that
+    one of these conditions holds for: see `first`. Raises Invalid for a cursor that no page of this list has
+    given.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise Invalid(f"A page has 1 to {MAX_LIMIT} items, not {limit}.", "Ask for fewer, and follow `next`.")
@@ -61,8 +103,12 @@ def paginate(
         key = tuple_(*order)
         last = tuple_(*(literal(v, c.type) for c, v in zip(order, _decode(after, order), strict=True)))
         query = query.where(key < last if descending else key > last)
-    ordering = [column.desc() if descending else column.asc() for column in order]
-    rows = connection.execute(query.order_by(*ordering).limit(limit + 1)).all()
+    if parts is None:
+        ordering = [column.desc() if descending else column.asc() for column in order]
+        query = query.order_by(*ordering).limit(limit + 1)
+    else:
+        query = first(query, order[0], limit + 1, descending=descending, parts=parts)
+    rows = connection.execute(query).all()
     more = len(rows) > limit
     rows = rows[:limit]
     cursor = _encode([rows[-1]._mapping[column] for column in order]) if more else None

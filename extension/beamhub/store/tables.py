@@ -22,7 +22,6 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    literal_column,
 )
 from sqlalchemy.engine import Dialect
 
@@ -168,7 +167,7 @@ uploads = Table(
     "uploads",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("experiment", ForeignKey("experiments.id"), nullable=False, index=True),
+    Column("experiment", ForeignKey("experiments.id"), nullable=False),
     Column("instrument", String(40)),
     Column("path", String(1000), nullable=False),
     Column("size", BigInteger, nullable=False),
@@ -188,16 +187,16 @@ uploads = Table(
     Column("first_path", String(1000), nullable=False),  # of the first version: what all versions share
     Index("ix_uploads_experiment_path", "experiment", "path"),
     Index("ix_uploads_experiment_first_path", "experiment", "first_path"),
+    Index("ix_uploads_experiment_created", "experiment", "created"),
+    Index("ix_uploads_instrument_created", "instrument", "created"),
+    Index("ix_uploads_state_created", "state", "created", "size"),  # the size for sums of it
 )
-# written out, as it is in the index: neither database would use that for a parameter
-RECEIVING = uploads.c.state == literal_column("'receiving'")
-Index("ix_uploads_receiving", uploads.c.created, sqlite_where=RECEIVING, postgresql_where=RECEIVING)
 
 datasets = Table(
     "datasets",
     metadata,
     Column("id", Key, primary_key=True, autoincrement=True),
-    Column("experiment", ForeignKey("experiments.id"), nullable=False, index=True),
+    Column("experiment", ForeignKey("experiments.id"), nullable=False),
     Column("name", String(1000), nullable=False),
     Column("path", String(1000), nullable=False),
     Column("format", String(20), nullable=False),  # as named in beamhub.frames.formats
@@ -212,6 +211,8 @@ datasets = Table(
     Column("created", UTCDateTime, nullable=False),
     Column("ended", UTCDateTime),
     UniqueConstraint("experiment", "path"),
+    Index("ix_datasets_experiment_id", "experiment", "id"),
+    Index("ix_datasets_state_id", "state", "id"),
 )
 
 # datasets on their way to another experiment of their instrument; a row goes when its move is over
@@ -359,6 +360,7 @@ jobs = Table(
     Column("runner_ref", JSON(none_as_null=True)),  # how its runner finds it again after a restart
     Column("cancel_requested", String(800)),  # who and why, while a runner still has it
     Index("ix_jobs_experiment_id", "experiment", "id"),
+    Index("ix_jobs_experiment_state_id", "experiment", "state", "id"),
     Index("ix_jobs_state_id", "state", "id"),
     Index("ix_jobs_dataset_id", "dataset", "id"),
     Index("ix_jobs_template_id", "template", "id"),
@@ -375,7 +377,7 @@ attempts = Table(
     Column("host", String(255), nullable=False),
     Column("queued", UTCDateTime, nullable=False),
     Column("started", UTCDateTime),
-    Column("ended", UTCDateTime),
+    Column("ended", UTCDateTime, index=True),
     Column("outcome", String(20)),
     Column("reason", Text, nullable=False),
     Column("cpu_seconds", BigInteger, nullable=False),  # charged for it
@@ -430,7 +432,7 @@ ledger = Table(
     "ledger",
     metadata,
     Column("id", Key, primary_key=True, autoincrement=True),
-    Column("licence", ForeignKey("licences.id"), nullable=False, index=True),
+    Column("licence", ForeignKey("licences.id"), nullable=False),
     Column("time", UTCDateTime, nullable=False),
     Column("kind", String(10), nullable=False),
     Column("cpu_seconds", BigInteger, nullable=False),
@@ -438,6 +440,7 @@ ledger = Table(
     Column("attempt", Integer),  # of the job
     Column("actor", String(255), nullable=False),
     Column("note", Text, nullable=False),
+    Index("ix_ledger_licence_id", "licence", "id"),
 )
 
 events = Table(
@@ -446,11 +449,22 @@ events = Table(
     Column("id", Key, primary_key=True, autoincrement=True),
     Column("time", UTCDateTime, nullable=False),
     Column("kind", String(60), nullable=False),
-    Column("instrument", String(40), index=True),
-    Column("experiment", String(60), index=True),
-    Column("subject", String(255), nullable=False, index=True),
+    Column("instrument", String(40)),
+    Column("experiment", String(60)),
+    Column("subject", String(255), nullable=False),
     Column("actor", String(255), nullable=False),
     Column("data", JSON, nullable=False),
+    Index("ix_events_experiment_id", "experiment", "id"),
+    Index("ix_events_instrument_kind_id", "instrument", "kind", "id"),
+    Index("ix_events_subject_experiment", "subject", "experiment"),
+)
+NOWHERE = events.c.experiment.is_(None)  # of events that belong to no experiment
+Index(
+    "ix_events_nowhere",
+    events.c.instrument,
+    events.c.id,
+    sqlite_where=NOWHERE,
+    postgresql_where=NOWHERE,
 )
 
 # how far each consumer of the log has come

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 
 from beamhub import folders
 from beamhub.schemas import Page, Upload, UploadState
-from beamhub.store.pages import among, paginate
-from beamhub.store.tables import RECEIVING, uploads
+from beamhub.store.pages import among, paginate, unindexed
+from beamhub.store.tables import uploads
 
 PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
 ARRIVED = (*PUBLISHED, UploadState.QUARANTINED)
@@ -46,18 +46,18 @@ class Uploads:
     ) -> Page[Upload]:
         """Newest first, without those that are to become parts of others."""
         query = select(uploads).where(uploads.c.concat.is_distinct_from(PARTIAL))
-        if experiment is not None:
-            query = query.where(uploads.c.experiment == experiment)
-        if instrument is not None:
-            query = query.where(uploads.c.instrument == instrument)
+        few = state not in (None, UploadState.COMPLETE)  # most are complete
+        for column, value in ((uploads.c.experiment, experiment), (uploads.c.instrument, instrument)):
+            if value is not None:
+                query = query.where((unindexed(column) if few else column) == value)
         if state is not None:
-            query = query.where(uploads.c.state == state)
+            query = query.where((uploads.c.state if few else unindexed(uploads.c.state)) == state)
         order = [uploads.c.created, uploads.c.id]
         return paginate(self._connection, query, order, _upload, after=after, limit=limit, descending=True)
 
     def receiving(self) -> Sequence[Upload]:
         """All that are on their way, oldest first."""
-        query = select(uploads).where(RECEIVING)
+        query = select(uploads).where(uploads.c.state == UploadState.RECEIVING)
         return [
             _upload(row) for row in self._connection.execute(query.order_by(uploads.c.created, uploads.c.id))
         ]
@@ -78,17 +78,19 @@ class Uploads:
         query = query.where(uploads.c.state.in_((*ARRIVED, UploadState.RECEIVING)))
         return [_upload(row) for row in self._connection.execute(query.order_by(uploads.c.ended))]
 
-    def elsewhere(self, experiment: str, instrument: str, name: str, size: int, digest: str) -> bool:
-        """Whether a file of this name and content has been published in another experiment there."""
-        query = select(uploads.c.id).where(
+    def elsewhere(
+        self, experiment: str, instrument: str, digests: Collection[str]
+    ) -> frozenset[tuple[str, int, str]]:
+        """The files with one of these contents that have been published in other experiments of an
+        instrument: name, size and digest."""
+        query = select(uploads.c.path, uploads.c.size, uploads.c.digest).where(
             uploads.c.instrument == instrument,
             uploads.c.experiment != experiment,
-            uploads.c.path.endswith(f"/{name}", autoescape=True),
-            uploads.c.size == size,
-            uploads.c.digest == digest,
-            uploads.c.state.in_(PUBLISHED),
+            among(self._connection, uploads.c.digest, digests),
+            unindexed(uploads.c.state).in_(PUBLISHED),
         )
-        return self._connection.scalar(query) is not None
+        rows = self._connection.execute(query) if digests else ()
+        return frozenset((row.path.rpartition("/")[2], row.size, row.digest) for row in rows)
 
     def versions(self, experiment: str, paths: Collection[str]) -> Mapping[str, Sequence[Upload]]:
         """What has arrived under these paths, in any version: by the path of the first, the oldest first.
