@@ -49,6 +49,7 @@ from beamhub.schemas import (
     TriggerEvent,
 )
 from beamhub.store import Store, Transaction
+from beamhub.store.jobs import Task
 from beamhub.templates import Catalogue
 from sqlalchemy.event import listen
 
@@ -868,6 +869,13 @@ async def test_a_job_whose_notebook_is_lost_is_in_nobodys_way(lab: Lab) -> None:
     lab.assert_settled(lost, kept)
 
 
+async def gone(runner: LocalRunner, task: Task) -> None:
+    async def is_gone() -> bool:
+        return (await runner.poll([task.runner_ref or {}]))[0].phase is Phase.GONE
+
+    await condition(is_gone)
+
+
 async def test_a_job_that_removes_its_folder_is_settled_all_the_same(lab: Lab) -> None:
     """As it can where no sandbox confines it."""
     template(lab.templates, "count", COUNT)
@@ -879,6 +887,7 @@ async def test_a_job_that_removes_its_folder_is_settled_all_the_same(lab: Lab) -
     task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
     assert task
     await runner.cancel(task.runner_ref or {})
+    await gone(runner, task)
     shutil.rmtree(lab.data_dir / lab.experiment / job.folder)
     watch = await engine._watch(task.job)
     await engine._attend(runner, task, Status(Phase.GONE, exit_code=1), watch, None)
@@ -901,11 +910,7 @@ async def test_a_cancellation_that_comes_as_the_processes_die_is_no_new_attempt(
     assert task
     assert task.runner_ref
     os.killpg(int(str(task.runner_ref["pid"])), signal.SIGKILL)
-
-    async def gone() -> bool:
-        return (await runner.poll([task.runner_ref or {}]))[0].phase is Phase.GONE
-
-    await condition(gone)
+    await gone(runner, task)
     await lab.jobs.cancel(ADA, job.id, JobCancel(reason="enough"))  # after the engine has looked at it
     status = Status(Phase.GONE, "Its processes were killed.", again=True)
     await engine._attend(runner, task, status, await engine._watch(task.job), None)
