@@ -23,7 +23,7 @@ from beamhub.credits import Licences, grant
 from beamhub.engine import CURSOR, FAR, Engine
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
-from beamhub.jobs import Jobs
+from beamhub.jobs import Jobs, remember
 from beamhub.rules import Rules
 from beamhub.runners import Phase, Runner, Status
 from beamhub.runners.local import LocalRunner
@@ -917,6 +917,24 @@ async def test_a_cancellation_that_comes_as_the_processes_die_is_no_new_attempt(
     now = await lab.jobs.get(ADA, job.id)
     assert (now.state, now.reason) == (JobState.CANCELLED, "Cancelled by ada: enough.")
     lab.assert_settled(job)
+
+
+async def test_a_job_that_somebody_else_has_handed_over_is_theirs(lab: Lab) -> None:
+    """Two services that both believe for a moment that they are on duty."""
+    template(lab.templates, "try_it", "1")
+    job = await lab.submit("try_it")
+
+    def handed_over(number: int) -> Job | None:
+        return lab.store.write_sync(lambda tx: remember(tx, job, {"slurm": number}, begins=False))
+
+    assert handed_over(5)
+    assert handed_over(6) is None
+    assert handed_over(5)  # both have found the same one
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    assert task.runner_ref == {"slurm": 5}
+    [attempt] = lab.store.read_sync(lambda tx: tx.attempts.of_job(job.id))
+    assert attempt.ref == "slurm 5"
 
 
 async def test_templates_are_on_disk_before_a_job_is_made_from_them(

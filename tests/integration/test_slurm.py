@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -522,6 +523,37 @@ async def test_what_was_submitted_for_a_job_that_is_no_longer_wanted_is_removed(
     lab.assert_settled(job)
 
 
+async def test_what_was_prepared_and_is_no_longer_there_is_not_taken_for_it(lab: SlurmLab) -> None:
+    """Another service has been on duty meanwhile, and has dealt with it."""
+    template(lab.templates, "count", COUNT)
+    engine = lab.both()
+    runner = engine._runners["slurm"]
+    job = await lab.submit("count", "one")
+    first = await engine._prepare(runner, job)
+    assert await engine._prepare(runner, job) == first
+    await lab.ask("scancel", str(first["slurm"]))
+    second = await engine._prepare(runner, job)
+    assert await submitted(lab, job) == sorted(str(ref["slurm"]) for ref in (first, second))
+    await runner.cancel(second)
+
+
+async def test_a_job_that_is_requeued_by_hand_goes_on(lab: SlurmLab) -> None:
+    """One job of Slurm is one attempt: it may not be run again under the same number."""
+    template(lab.templates, "count", COUNT)
+    async with lab.running(lab.both()):
+        job = await lab.submit("count", "one")
+        await lab.says(job, "begun")
+        number = await lab.number(job)
+        with pytest.raises(subprocess.CalledProcessError):
+            await lab.ask("scontrol", "requeue", number)
+        (lab.data_dir / lab.experiment / "raw" / "go").touch()
+        done = await lab.until(job)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    assert (lab.data_dir / lab.experiment / job.folder / "runs.txt").read_text() == "once\n"
+    assert done.cpu_seconds == await lab.accounted(number)
+    lab.assert_settled(job)
+
+
 async def test_a_submission_that_seemed_to_fail_is_found_again(lab: SlurmLab) -> None:
     """`sbatch` succeeds, and does not come back to say so."""
     template(lab.templates, "count", COUNT)
@@ -583,6 +615,22 @@ def test_the_demo_has_a_slurm_of_its_own_that_ends_with_it(start_demo: StartDemo
     assert nodes.stdout.splitlines() == ["n1 idle", "n2 idle"]
     profiles = {profile.name: profile.runner for profile in demo.client("ada").profiles()}
     assert (profiles["cpu-1"], profiles["here-1"]) == ("slurm", "local")
+    demo.acquire("--prefix=cluster", "--frames=4", "--rate=4").wait()
+    ada, experiment = demo.client("ada"), demo.credentials.experiment
+    while not (jobs := list(ada.jobs(experiment))):
+        time.sleep(0.1)  # its rule has not been followed yet
+    done = ada.wait(jobs[-1].id)
+    assert (done.template, done.state, done.reason) == ("fast_feedback", JobState.FINISHED, "")
+    [attempt] = ada.attempts(done.id)
+    assert (attempt.runner, attempt.ref.split()[0]) == ("slurm", "slurm")
+    completed = subprocess.run(
+        ["squeue", "--noheader", "--states=all", f"--jobs={attempt.ref.split()[1]}", "--format=%T"],
+        env=os.environ | {"SLURM_CONF": str(conf)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert completed.stdout.split() == ["COMPLETED"]
     demo.end()
     assert end_stale(state) == 0  # nothing was left to end
 
