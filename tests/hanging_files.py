@@ -1,8 +1,8 @@
 """A file system that hangs when this process is stopped, as one on a network does when its server is gone.
 
 `python hanging_files.py FOLDER PID-FILE COMMAND…` mounts it at FOLDER and becomes the command; what serves
-the files is a child process, whose number is in the PID file. It has one folder with a file `far.bin`. It
-needs Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
+the files is a child process, whose number is in the PID file. It has one folder with files `far-1.bin` and
+so on. It needs Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
 (https://www.kernel.org/doc/html/latest/filesystems/fuse.html, linux/fuse.h), as there is nothing smaller.
 """
 
@@ -16,9 +16,9 @@ import struct
 import sys
 from pathlib import Path
 
-SIZE = 24 * 2**20
-NAME = b"far.bin"
-ROOT, FILE = 1, 2  # numbers of nodes
+SIZE = 12 * 2**20
+ROOT = 1  # the number of its node; the files have the next ones
+NAMES = {b"far-%d.bin" % number: ROOT + number for number in (1, 2, 3)}
 HEADER = struct.Struct("<IIQQIIII")
 
 
@@ -32,15 +32,23 @@ def attributes(node: int) -> bytes:
     return struct.pack("<6Q10I", node, size, 0, 1, 1, 1, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
+def entry(name: bytes) -> bytes:
+    """Of the folder."""
+    node = NAMES[name]
+    line = struct.pack("<QQII", node, node, len(name), stat.S_IFREG >> 12) + name
+    return line.ljust(-(-len(line) // 8) * 8, b"\0")
+
+
 def answer(code: int, node: int, body: bytes) -> bytes | int:
     """The body of the answer, or the number of an error."""
     match code:
         case 26:  # INIT
             return struct.pack("<IIIIHHIIHH32x", 7, 31, 131072, 0, 12, 9, 131072, 1, 32, 0)
         case 1:  # LOOKUP
-            if node != ROOT or body.rstrip(b"\0") != NAME:
+            found = NAMES.get(body.rstrip(b"\0")) if node == ROOT else None
+            if found is None:
                 return errno.ENOENT
-            return struct.pack("<4Q2I", FILE, 0, 0, 0, 0, 0) + attributes(FILE)
+            return struct.pack("<4Q2I", found, 0, 0, 0, 0, 0) + attributes(found)
         case 3:  # GETATTR
             return struct.pack("<QII", 0, 0, 0) + attributes(node)
         case 14 | 27:  # OPEN, OPENDIR
@@ -50,8 +58,7 @@ def answer(code: int, node: int, body: bytes) -> bytes | int:
             return content(begin, begin + size)
         case 28:  # READDIR
             _, begin = struct.unpack_from("<QQ", body)
-            entry = struct.pack("<QQII", FILE, 1, len(NAME), stat.S_IFREG >> 12) + NAME
-            return b"" if begin else entry.ljust(-(-len(entry) // 8) * 8, b"\0")
+            return b"".join(entry(name) for name in NAMES) if begin == 0 else b""
         case 17:  # STATFS
             return struct.pack("<5Q10I", 1000, 500, 500, 10, 5, 4096, 255, 4096, 0, 0, 0, 0, 0, 0, 0)
         case 18 | 25 | 29:  # RELEASE, FLUSH, RELEASEDIR

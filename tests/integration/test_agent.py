@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
+import httpx
 import pytest
 from beamhub.schemas import AgentStatus, DatasetState, File, Upload, UploadState
 from beamhub.testing import Beamtime, RunningService, free_port, write_dataset
@@ -836,27 +837,50 @@ def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
     near.mkdir()
     agent.settings |= {"polling": "true", "rescan": "1"}
     agent.upload["limit"] = '"4 MB/s"'
-    agent.tables = '[[watch]]\npath = "near"\npolling = false\n'
+    agent.tables = (
+        '[[watch]]\npath = "near"\npolling = false\nsettle = 0.2\ngrow = ["*.log"]\n'
+        '[done]\nlisten = "./done.sock"\n'
+    )
     agent.wrapper = ["unshare", "-Urm", sys.executable, str(HANGING), str(agent.data), str(server)]
     agent.start()
-    agent.until_halfway()
+    agent.until(lambda: sum(u.state is UploadState.RECEIVING and u.offset > 0 for u in agent.uploads()) == 2)
     number = int(server.read_text())
     try:
-        os.kill(number, signal.SIGSTOP)
+        os.kill(number, signal.SIGSTOP)  # all slots of one directory are taken
         write_large(near / "near.cbf", 1)
-        agent.until_arrived("near.cbf")
+        (near / "settles.txt").write_text("settles")
+        with (near / "motors.log").open("wb") as log:
+            log.write(os.urandom(2**20))
+            log.flush()
+            agent.until(grown(agent, 1))
+        agent.until_arrived("near.cbf", "settles.txt", "motors.log")
         silent = f"{agent.data} does not answer: is its file server there?"
         agent.until(lambda: agent.status is not None and silent in agent.status.errors)
         status = agent.status
         assert status is not None
         assert status.connected
-        assert [u.path for u in agent.uploads() if u.state is UploadState.RECEIVING] == ["raw/far.bin"]
+        assert sum(u.state is UploadState.RECEIVING for u in agent.uploads()) == 2
+
+        (near / "done.cbf").write_text("done")
+        message = {"files": [str(agent.data / "far-3.bin"), str(near / "done.cbf")]}
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(agent.folder / "done.sock"))) as detector:
+            heard = detector.post("http://agent/done", json=message, timeout=PATIENCE).json()
+        assert heard["ready"] == [str(near / "done.cbf")]
+        assert "does not answer" in heard["refused"][str(agent.data / "far-3.bin")]
+        sam = agent.service.client("sam")
+        for name in ("far-2.bin", "far-3.bin"):
+            sam.skip_uploads(agent.beamtime.instrument, [name], reason="not wanted")
+        agent.until(lambda: agent.status is not None and agent.status.skipped == 2)
+
         os.kill(number, signal.SIGCONT)
-        agent.until_arrived("far.bin")
+        agent.until_arrived("far-1.bin", "done.cbf")
         agent.until(lambda: agent.status is not None and not agent.status.errors)
+        assert not {"far-2.bin", "far-3.bin"} & set(agent.files())
         os.kill(number, signal.SIGSTOP)
         near.joinpath("last.cbf").write_text("last")
         agent.until_arrived("last.cbf")
+        agent.until(lambda: agent.status is not None and silent in agent.status.errors)
+        assert agent.stop() == 0, "it waits for nobody when it is to end"
     finally:
         os.kill(number, signal.SIGKILL)  # which lets go whoever waits
 

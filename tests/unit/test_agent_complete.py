@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from beamhub.agent.complete import Holding, Reader, Verdict
 from beamhub.agent.config import Watch
+from beamhub.agent.disk import Disk
 from beamhub.agent.file import Stamp, look
 from beamhub.agent.hdf5 import judge
 from beamhub.testing import write_dataset
@@ -187,7 +188,7 @@ class Bench:
             {"path": str(root), "wait_for_files": 60, "wait_for_writer": 3600}, context=root
         )
         self.settling: set[str] = set()
-        self.holding = Holding(lambda path: path in self.settling, once=once)
+        self.holding = Holding(lambda path: path in self.settling, Disk(2), once=once)
 
     async def holds(self, path: Path, now: float) -> bool:
         return await self.holding.holds(self.watch, str(path), stamp_of(path), now)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from beamhub.agent.config import Watch
+from beamhub.agent.disk import Disk
 from beamhub.agent.file import Stamp
 from beamhub.agent.watch import LostError, Sighting, Tree
 
@@ -23,7 +24,7 @@ class Watcher:
     def __init__(self, watch: Watch) -> None:
         self.known: dict[str, Stamp] = {}
         self.seen: list[Sighting] = []
-        self.tree = Tree(watch, lambda path, stamp: self.known.get(path) == stamp, self._note)
+        self.tree = Tree(watch, lambda path, stamp: self.known.get(path) == stamp, self._note, Disk(4))
         self._news = asyncio.Event()
 
     def _note(self, sighting: Sighting) -> None:
@@ -83,8 +84,8 @@ async def test_known_files_need_no_attention(root: Path) -> None:
     stamp = Stamp.of((root / "a.h5").stat())
     watch = Watch.model_validate({"path": str(root)})
 
-    assert not list(Tree(watch, lambda _, known: known == stamp, lambda _: None).look())
-    assert list(Tree(watch, lambda _, known: known != stamp, lambda _: None).look())
+    assert not list(Tree(watch, lambda _, known: known == stamp, lambda _: None, Disk(1)).look())
+    assert list(Tree(watch, lambda _, known: known != stamp, lambda _: None, Disk(1)).look())
 
 
 async def test_a_renamed_file_is_told_from_one_that_is_being_written(root: Path) -> None:
@@ -209,7 +210,9 @@ async def test_links_pipes_and_sockets_are_reported_and_not_followed(
 
 
 def test_devices_are_reported_and_not_opened() -> None:
-    tree = Tree(Watch.model_validate({"path": "/dev", "include": ["null"]}), lambda *_: False, lambda _: None)
+    tree = Tree(
+        Watch.model_validate({"path": "/dev", "include": ["null"]}), lambda *_: False, lambda _: None, Disk(1)
+    )
     assert list(tree.look()) == []
     assert tree.odd["/dev/null"] == "is a device: it is not followed and not sent"
 
@@ -249,7 +252,7 @@ async def test_a_large_directory_is_glanced_at_between_looks(
 def test_a_glance_looks_twice_into_a_folder_that_has_changed(root: Path) -> None:
     (root / "quiet").mkdir()
     (root / "quiet" / "a.cbf").touch()
-    tree = Tree(Watch.model_validate({"path": str(root)}), lambda *_: False, lambda _: None)
+    tree = Tree(Watch.model_validate({"path": str(root)}), lambda *_: False, lambda _: None, Disk(1))
     assert len(list(tree.look())) == 1
     assert list(tree.glance()) == []
     (root / "b.cbf").touch()
@@ -276,7 +279,7 @@ async def test_more_happens_than_the_kernel_can_queue(root: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["delete", "rename"])
 async def test_the_directory_itself_goes(root: Path, loss: str) -> None:
-    tree = Tree(Watch.model_validate({"path": str(root)}), lambda *_: False, lambda _: None)
+    tree = Tree(Watch.model_validate({"path": str(root)}), lambda *_: False, lambda _: None, Disk(1))
     task = asyncio.create_task(tree.follow())
     await tree.walked.wait()
     lose = root.rmdir if loss == "delete" else lambda: root.rename(root.with_name("elsewhere"))
@@ -287,7 +290,9 @@ async def test_the_directory_itself_goes(root: Path, loss: str) -> None:
 
 
 async def test_no_directory_at_all(tmp_path: Path) -> None:
-    tree = Tree(Watch.model_validate({"path": str(tmp_path / "none")}), lambda *_: False, lambda _: None)
+    tree = Tree(
+        Watch.model_validate({"path": str(tmp_path / "none")}), lambda *_: False, lambda _: None, Disk(1)
+    )
     with pytest.raises(LostError, match="none can't be read"):
         await tree.follow()
 

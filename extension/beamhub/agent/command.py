@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from .config import Config, ConfigError, load, parse
+from .disk import Disk
 from .done import tell
 from .file import printable
 from .journal import JournalError, Snapshot
@@ -51,7 +52,7 @@ def sync(
             good = _dry_run(settings)
         else:
             _log_to_stderr()
-            good = asyncio.run(_run(config, settings, once=once)) or not once
+            good = _run(config, settings, once=once) or not once
     except (ConfigError, JournalError, LostError) as error:
         raise click.ClickException(str(error)) from error
     if not good:
@@ -65,9 +66,17 @@ def _log_to_stderr() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-async def _run(path: Path, config: Config, *, once: bool) -> bool:
+def _run(path: Path, config: Config, *, once: bool) -> bool:
     agent = Agent(config, once=once)
+    good = asyncio.run(_until_stopped(agent, path))
+    if agent.hangs:  # whoever waited for its threads would wait as long as they
+        log.warning("ending without the answer of a disk that hangs")
+        logging.shutdown()
+        os._exit(0 if good or not once else 1)
+    return good
 
+
+async def _until_stopped(agent: Agent, path: Path) -> bool:
     def read_again() -> None:
         try:
             agent.limit(load(path).upload.limit)
@@ -136,7 +145,7 @@ def _dry_run(config: Config) -> bool:
     journal = Snapshot(config.journal.path)
     files = size = 0
     for watch in config.watch:
-        tree = Tree(watch, journal.settled, lambda _: None)
+        tree = Tree(watch, journal.settled, lambda _: None, Disk(1))
         for sightings in tree.look():
             for sighting in sightings:
                 files += 1

@@ -11,6 +11,7 @@ itself stays small.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from pydantic import ValidationError
 from beamhub.schemas import Model
 
 from .config import Watch
+from .disk import Disk
 from .file import Stamp, look, printable
 
 log = logging.getLogger("beamhub.agent")
@@ -29,6 +31,7 @@ log = logging.getLogger("beamhub.agent")
 SUFFIXES = (".h5", ".hdf5", ".nxs")
 MEMORY = 1 << 30  # bytes of the child's address space
 SECONDS = 20.0  # for one file, of the clock and of the CPU
+PARTING = 1.0  # seconds for a child that is killed
 
 
 class Verdict(Model):
@@ -65,12 +68,14 @@ class Holding:
 
     Args:
         settling: whether a file (by its path) is known and has not settled yet.
+        disk: where the files lie.
         once: nobody writes any more, so that what is missing now stays missing.
     """
 
-    def __init__(self, settling: Callable[[str], bool], *, once: bool = False) -> None:
+    def __init__(self, settling: Callable[[str], bool], disk: Disk, *, once: bool = False) -> None:
         self.doubts: dict[str, str] = {}  # what was let go although something is wrong with it
         self._settling = settling
+        self._disk = disk
         self._once = once
         self._held: dict[str, _Held] = {}
         self._reader = Reader()
@@ -84,7 +89,7 @@ class Holding:
         held = self._held.get(path)
         if new := held is None or held.stamp != stamp:
             held = _Held(stamp, now, await self._reader.look(path, str(watch.path)))
-        incomplete = await asyncio.to_thread(self._incomplete, watch, path, held.verdict)
+        incomplete = await self._disk.ask(self._incomplete, watch, path, held.verdict)
         if incomplete and now < held.since + incomplete.patience:
             self._held[path] = held
             if new:
@@ -108,8 +113,12 @@ class Holding:
         return [f"{folder}/{source}" for source in verdict.sources if ".." not in source.split("/")]
 
     async def rest(self) -> None:
-        """Ends the child process; another question would start another."""
+        """Ends the child process when it has answered; another question would start another."""
         await self._reader.rest()
+
+    async def close(self) -> None:
+        """Ends the child process."""
+        await self._reader.close()
 
     def _incomplete(self, watch: Watch, path: str, verdict: Verdict) -> Incomplete | None:
         if verdict.problem:
@@ -173,7 +182,9 @@ class Reader:
             return
         if child.returncode is None:
             child.kill()
-        await child.wait()
+        with contextlib.suppress(TimeoutError):  # one that waits for a disk ends when that answers
+            async with asyncio.timeout(PARTING):
+                await child.wait()
         if child.stdin is not None:
             child.stdin.close()
 

@@ -200,7 +200,7 @@ class Watch(_Table):
 class Sending(_Table):
     """How files are sent."""
 
-    parallel: int = Field(4, ge=1, le=32, description="files in flight")
+    parallel: int = Field(4, ge=1, le=32, description="files in flight, of each directory")
     limit: Annotated[float | None, BeforeValidator(_rate)] = Field(None, description="bytes per second")
     digest: DigestAlgorithm = "xxh128"  # that vouches for each whole file
 

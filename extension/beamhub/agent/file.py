@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,11 @@ def look(path: str) -> Stamp | None:
     except OSError:
         return None
     return Stamp.of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def looks(paths: Sequence[str]) -> list[Stamp | None]:
+    """As `look`, at each of these."""
+    return [look(path) for path in paths]
 
 
 def oddity(mode: int) -> str:

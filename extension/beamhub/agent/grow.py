@@ -12,69 +12,56 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from dataclasses import dataclass, field
 
 import xxhash
 
-from beamhub.schemas import DigestAlgorithm, FileProgress, Upload
+from beamhub.schemas import FileProgress, Upload
 
+from .common import Common
 from .complete import Holding
 from .config import Watch
+from .disk import Disk
 from .file import CHUNK, ChangedError, Digesting, GoneError, Stamp, open_below, printable, read
-from .journal import Journal, State
-from .pause import Pause
+from .journal import State
 from .queue import Item
-from .service import OffsetError, RefusedError, RestartError, Service, UnavailableError
-from .throttle import Throttle
+from .service import OffsetError, RefusedError, RestartError, UnavailableError
 
 log = logging.getLogger("beamhub.agent")
 
 BLOCK = CHUNK  # bytes that are sent, and perhaps sent again, as a whole
 AT_ONCE = 16 * BLOCK  # bytes in one request
+STREAMS = 4  # files at a time
 EXPECTED = 10_000  # files of masters in memory
 MASTERS = ("_master.h5", ".nxs")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SWMR = 4  # the flag of a superblock
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Growing:
-    watch: Watch
     name: str
     stamp: Stamp
-
-    @property
-    def path(self) -> str:
-        return f"{self.watch.path}/{self.name}"
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # what could be sent has been
 
 
 class Growth:
-    """Sends files while they grow, one at a time.
+    """Sends files of one watched directory while they grow, some of them side by side."""
 
-    Args:
-        sent: told of bytes that have been handed to the network.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        journal: Journal,
-        pause: Pause,
-        throttle: Throttle,
-        algorithm: DigestAlgorithm,
-        sent: Callable[[int], None],
-    ) -> None:
-        self._service, self._journal, self._pause, self._throttle = service, journal, pause, throttle
-        self._algorithm = algorithm
-        self._tell = sent
+    def __init__(self, watch: Watch, common: Common, disk: Disk) -> None:
+        self._watch, self._common, self._disk = watch, common, disk
+        self._service, self._journal, self._pause = common.service, common.journal, common.pause
         self._expected: dict[str, None] = {}  # what masters name, oldest first
         self._unwanted: set[str] = set()  # by the service
         self._offsets: dict[str, int] = {}  # how much it has of each
         self._pending: dict[str, _Growing] = {}
+        self._current: dict[str, _Growing] = {}
         self._more = asyncio.Event()
-        self._sending = asyncio.Lock()
-        self._current: _Growing | None = None
+
+    def works(self) -> list[Coroutine[None, None, None]]:
+        """What goes on side by side until it is cancelled."""
+        return [self._stream() for _ in range(STREAMS)]
 
     def expect(self, paths: Iterable[str]) -> None:
         """A master that has been seen names these files."""
@@ -82,75 +69,76 @@ class Growth:
         while len(self._expected) > EXPECTED:
             del self._expected[next(iter(self._expected))]
 
-    def seen(self, watch: Watch, name: str, stamp: Stamp) -> None:
+    def seen(self, name: str, stamp: Stamp) -> None:
         """A file that is not ready has this stamp now."""
-        growing = _Growing(watch, name, stamp)
-        path = growing.path
-        by_design = watch.grows(name) or path in self._expected or Holding.concerns(name)
-        if watch.in_place or not by_design or path in self._unwanted:
+        path = f"{self._watch.path}/{name}"
+        by_design = self._watch.grows(name) or path in self._expected or Holding.concerns(name)
+        if self._watch.in_place or not by_design or path in self._unwanted:
             return
         if stamp.size - self._offsets.get(path, 0) >= BLOCK:
-            self._pending[path] = growing
+            self._pending[path] = _Growing(name, stamp)
             self._more.set()
 
     async def leave(self, path: str) -> None:
         """From now on, nothing of this file is sent here."""
         self._pending.pop(path, None)
-        if self._current and self._current.path == path:
-            async with self._sending:
-                pass
+        if growing := self._current.get(path):
+            await growing.over.wait()
         self._pending.pop(path, None)
         self._offsets.pop(path, None)
         self._expected.pop(path, None)
 
     @property
     def progress(self) -> list[FileProgress]:
-        """The file that is being sent."""
-        if self._current is None:
-            return []
-        growing = self._current
-        entry = self._journal.find(growing.path)
-        return [
-            FileProgress(
-                name=printable(growing.watch.destination(growing.name)),
-                size=growing.stamp.size,
-                sent=min(self._offsets.get(growing.path, 0), growing.stamp.size),
-                experiment=entry.experiment if entry else None,
+        """The files that are being sent."""
+        progress = []
+        for path, growing in self._current.items():
+            entry = self._journal.find(path)
+            progress.append(
+                FileProgress(
+                    name=printable(self._watch.destination(growing.name)),
+                    size=growing.stamp.size,
+                    sent=min(self._offsets.get(path, 0), growing.stamp.size),
+                    experiment=entry.experiment if entry else None,
+                )
             )
-        ]
+        return progress
 
-    async def follow(self) -> None:
-        """Sends what has been seen, until it is cancelled."""
+    async def _stream(self) -> None:
         while True:
-            await self._more.wait()
             await self._pause.wait()
-            if not self._pending:
-                self._more.clear()
-                continue
-            path = next(iter(self._pending))
-            growing = self._pending.pop(path)
-            async with self._sending:
-                self._current = growing
-                try:
-                    await self._attempt(growing)
-                finally:
-                    self._current = None
+            path, growing = await self._next()
+            self._current[path] = growing
+            try:
+                await self._attempt(path, growing)
+            finally:
+                del self._current[path]
+                growing.over.set()
+                self._more.set()
 
-    async def _attempt(self, growing: _Growing) -> None:
-        path = growing.path
+    async def _next(self) -> tuple[str, _Growing]:
+        """The file that has waited longest of those that nobody is at."""
+        while True:
+            for path in self._pending:
+                if path not in self._current:
+                    return path, self._pending.pop(path)
+            self._more.clear()
+            await self._more.wait()
+
+    async def _attempt(self, path: str, growing: _Growing) -> None:
         try:
-            await self._send(growing)
+            await self._send(path, growing)
         except UnavailableError as error:
             self._pause.begin(error)
         except OffsetError as error:
             log.info("%s: %s", printable(path), error)
         except RestartError as error:
             log.info("%s is sent again from its beginning: %s", printable(path), error)
-            self._journal.forget(path)
+            self._journal.forget_growing(path)
         except RefusedError as error:
             log.warning("%s is not sent while it grows: %s", printable(path), error)
             self._unwanted.add(path)
-            self._journal.forget(path)
+            self._journal.forget_growing(path)
         except (GoneError, ChangedError):
             await self._give_up(path)
         except OSError as error:
@@ -171,32 +159,30 @@ class Growth:
             except UnavailableError as error:
                 log.info("%s: the upload that was given up is left to expire: %s", printable(path), error)
 
-    async def _send(self, growing: _Growing) -> None:
-        path = growing.path
+    async def _send(self, path: str, growing: _Growing) -> None:
         entry = self._journal.find(path)
         if entry and entry.state not in (State.GROWING, State.ARRIVED):  # it is ready, or not wanted
             return
         if (entry is None or not entry.upload) and self._pause.held:
             return
-        file = await asyncio.to_thread(open_below, growing.watch.path, growing.name)
+        file = await self._disk.ask(open_below, self._watch.path, growing.name)
         try:
-            stamp = Stamp.of(await asyncio.to_thread(os.fstat, file))
+            stamp = Stamp.of(await self._disk.ask(os.fstat, file))
             if stamp.inode != growing.stamp.inode:
                 raise GoneError(growing.name)
-            known = growing.watch.grows(growing.name) or path in self._expected
-            if not known and not await asyncio.to_thread(open_for_swmr, file):
+            known = self._watch.grows(growing.name) or path in self._expected
+            if not known and not await self._disk.ask(open_for_swmr, file):
                 return
             if entry and (entry.state is not State.GROWING or entry.stamp.inode != stamp.inode):
                 await self._give_up(path)
                 entry = None
-            location = await self._begun(growing, stamp, entry.upload if entry else None)
+            location = await self._begun(path, growing, stamp, entry.upload if entry else None)
             await self._append(file, path, location, stamp.size // BLOCK * BLOCK)
         finally:
-            asyncio.get_running_loop().run_in_executor(None, os.close, file)
+            self._disk.begin(os.close, file)
 
-    async def _begun(self, growing: _Growing, stamp: Stamp, location: str | None) -> str:
+    async def _begun(self, path: str, growing: _Growing, stamp: Stamp, location: str | None) -> str:
         """The path of the URL of its upload; from now on it is known how far that is."""
-        path = growing.path
         if location is None:
             entry = self._journal.find(path)
             if entry is None or entry.state is not State.GROWING or entry.key is None:
@@ -205,9 +191,9 @@ class Growth:
             assert entry  # noqa: S101 (it has just been written)
             assert entry.key  # noqa: S101
             location, upload = await self._service.create(
-                growing.watch.destination(growing.name),
+                self._watch.destination(growing.name),
                 None,
-                self._algorithm,
+                self._common.config.upload.digest,
                 experiment=entry.experiment,
                 key=entry.key,
             )
@@ -216,39 +202,45 @@ class Growth:
             log.info("%s is sent while it grows", printable(path))
         elif path not in self._offsets:
             upload = await self._service.upload(location)
-            if upload.ended:
-                raise RestartError(upload.error)
+            if upload.ended or not upload.deferred:  # its length has been told: it can't grow any more
+                await self._service.terminate(location)
+                raise RestartError(upload.error or "it has grown since all of it was announced")
             self._offsets[path] = upload.offset
         return location
 
-    async def _append(self, file: int, path: str, location: str, end: int) -> None:
+    async def _append(self, file: int, path: str, location: str, end: int, item: Item | None = None) -> None:
         while (offset := self._offsets[path]) < end:
             length = min(AT_ONCE, end - offset)
             digests = dict[int, bytes]()
-            body = self._body(file, offset, length, digests)
+            body = self._body(file, offset, length, digests, item)
             self._offsets[path] = await self._service.append(location, offset + length, offset, length, body)
             self._journal.sent(path, digests)
             self._pause.end()
 
     async def _body(
-        self, file: int, offset: int, length: int, digests: dict[int, bytes]
+        self, file: int, offset: int, length: int, digests: dict[int, bytes], item: Item | None
     ) -> AsyncIterator[bytes]:
-        end = offset + length
+        end, stamp = offset + length, item.stamp if item else None
         while offset < end:
-            block = await asyncio.to_thread(_read, file, min(BLOCK - offset % BLOCK, end - offset), offset)
+            block = await self._disk.ask(
+                _read, file, min(BLOCK - offset % BLOCK, end - offset), offset, stamp
+            )
+            if item and item.digesting:
+                item.digesting.add(block, offset)
             if len(block) == BLOCK:
                 digests[offset // BLOCK] = xxhash.xxh3_64_digest(block)
             offset += len(block)
             done = 0
             while done < len(block):
-                piece = self._throttle.piece(len(block) - done)
-                await self._throttle.take(piece)
+                piece = self._common.throttle.piece(len(block) - done)
+                await self._common.throttle.take(piece)
                 yield block[done : done + piece]
                 done += piece
-                self._tell(piece)
+                self._common.rate.add(piece)
 
-    async def mend(self, file: int, item: Item, location: str, upload: Upload) -> None:
-        """Sends again what has changed since it was sent, of a file that is ready now.
+    async def mend(self, file: int, item: Item, location: str, upload: Upload) -> Upload:
+        """Sends again what has changed since it was sent, of a file that is ready now, and then the whole
+        blocks that have not been sent: as long as its length is not told, it may still go on growing.
 
         Raises:
             RestartError: it has become shorter than what was sent.
@@ -259,29 +251,40 @@ class Growth:
             raise RestartError("it has become shorter")
         assert upload.digest_follows  # noqa: S101 (so it was announced)
         item.digesting = item.digesting or Digesting(upload.digest_follows)
-        sent, again, position = self._journal.blocks(item.path), 0, 0
-        while position < upload.offset:
-            length = min(BLOCK, upload.offset - position)
-            block = await asyncio.to_thread(_read, file, length, position, item.stamp)
-            item.digesting.add(block, position)
-            number, digest = position // BLOCK, xxhash.xxh3_64_digest(block)
-            if sent.get(number) != digest:
-                await self._throttle.take(length)
-                try:
-                    await self._service.rewrite(location, position, block)
-                except OffsetError as error:  # a request that broke off has not ended there
-                    raise UnavailableError(str(error)) from error
-                if length == BLOCK:
-                    self._journal.sent(item.path, {number: digest})
-                self._tell(length)
-                again += length
-            position += length
+        try:
+            again = await self._rewrite(file, item, location, upload.offset)
+            if upload.deferred:
+                self._offsets[item.path] = upload.offset
+                await self._append(file, item.path, location, item.stamp.size // BLOCK * BLOCK, item)
+                upload = upload.model_copy(update={"offset": self._offsets.pop(item.path)})
+        except OffsetError as error:  # a request that broke off has not ended there
+            raise UnavailableError(str(error)) from error
         log.info(
             "%s was sent while it grew: %.2f MB, of which %.2f MB again",
             printable(item.path),
             upload.offset / 1e6,
             again / 1e6,
         )
+        return upload
+
+    async def _rewrite(self, file: int, item: Item, location: str, end: int) -> int:
+        """How many of the bytes before `end` had changed."""
+        assert item.digesting  # noqa: S101 (`mend` has seen to it)
+        sent, again, position = self._journal.blocks(item.path), 0, 0
+        while position < end:
+            length = min(BLOCK, end - position)
+            block = await self._disk.ask(_read, file, length, position, item.stamp)
+            item.digesting.add(block, position)
+            number, digest = position // BLOCK, xxhash.xxh3_64_digest(block)
+            if sent.get(number) != digest:
+                await self._common.throttle.take(length)
+                await self._service.rewrite(location, position, block)
+                if length == BLOCK:
+                    self._journal.sent(item.path, {number: digest})
+                self._common.rate.add(length)
+                again += length
+            position += length
+        return again
 
 
 def open_for_swmr(file: int) -> bool:

@@ -46,19 +46,33 @@ class Entry:
 class Snapshot:
     """A journal that is only looked at, perhaps while an agent works with it; empty where there is none."""
 
-    def __init__(self, path: Path) -> None:
-        self._connection = _connect(f"{path.as_uri()}?mode=ro" if path.exists() else "file::memory:")
-        if not path.exists():
-            self._connection.execute(_FILES)
+    def __init__(self, path: Path, mode: str = "ro") -> None:
+        self.path = path
+        there = mode != "ro" or path.exists()
+        try:
+            self._connection = _connect(f"{path.as_uri()}?mode={mode}" if there else "file::memory:")
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {path} can't be opened ({error}): {_remedy(error)}") from error
+        if not there:
+            self._execute(_FILES)
+
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """All its rows."""
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(
+                f"the journal {self.path} can't be used ({error}): {_remedy(error)}"
+            ) from error
 
     def find(self, path: str) -> Entry | None:
-        row = self._connection.execute(f"{_SELECT} WHERE path = ?", (path,)).fetchone()
-        return _entry(row) if row else None
+        rows = self._execute(f"{_SELECT} WHERE path = ?", (path,))
+        return _entry(rows[0]) if rows else None
 
     def find_all(self, paths: Collection[str]) -> dict[str, Entry]:
         """Those of these that are known."""
         among = "WHERE path IN (SELECT value FROM json_each(?))"
-        rows = self._connection.execute(f"{_SELECT} {among}", (json.dumps(list(paths)),)).fetchall()
+        rows = self._execute(f"{_SELECT} {among}", (json.dumps(list(paths)),))
         return {entry.path: entry for entry in map(_entry, rows)}
 
     def settled(self, path: str, stamp: Stamp) -> bool:
@@ -83,26 +97,23 @@ class Journal(Snapshot):
     """
 
     def __init__(self, path: Path, instrument: str) -> None:
-        self.path = path
         self._lock = _lock(path)
         try:
-            self._connection = _connect(f"{path.as_uri()}?mode=rwc")
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._prepare(instrument)
-        except sqlite3.Error as error:
+            super().__init__(path, mode="rwc")
+        except JournalError:
             os.close(self._lock)
-            raise JournalError(
-                f"the journal {path} can't be used ({error}): move it away, and what has arrived already "
-                "is only compared, not sent again"
-            ) from error
+            raise
+        try:
+            self._execute("PRAGMA journal_mode = WAL")
+            self._execute("PRAGMA synchronous = NORMAL")
+            self._prepare(instrument)
         except JournalError:
             self.close()
             raise
 
     def _prepare(self, instrument: str) -> None:
-        execute = self._connection.execute
-        version = execute("PRAGMA user_version").fetchone()[0]
+        execute = self._execute
+        version = execute("PRAGMA user_version")[0][0]
         if version > VERSION:
             raise JournalError(f"the journal {self.path} is of a newer beamhub: update this one")
         execute("CREATE TABLE IF NOT EXISTS about (instrument TEXT NOT NULL)")
@@ -114,7 +125,7 @@ class Journal(Snapshot):
         execute("CREATE INDEX IF NOT EXISTS files_state ON files (state) WHERE state != 'arrived'")
         execute(f"PRAGMA user_version = {VERSION}")
         execute("INSERT INTO about SELECT ? WHERE NOT EXISTS (SELECT 1 FROM about)", (instrument,))
-        owner = execute("SELECT instrument FROM about").fetchone()[0]
+        owner = execute("SELECT instrument FROM about")[0][0]
         if owner != instrument:
             raise JournalError(
                 f"the journal {self.path} belongs to instrument {owner}: "
@@ -124,37 +135,35 @@ class Journal(Snapshot):
     def unfinished(self) -> Iterator[Entry]:
         """What had been ready, has not arrived and is still wanted."""
         wanted = f"{_SELECT} WHERE state != 'arrived' AND state != 'skipped'"
-        return map(_entry, self._connection.execute(wanted).fetchall())
+        return map(_entry, self._execute(wanted))
 
     def skipped(self) -> Iterator[Entry]:
         wanted = f"{_SELECT} WHERE state != 'arrived' AND state = 'skipped'"  # as the index has it
-        return map(_entry, self._connection.execute(wanted).fetchall())
+        return map(_entry, self._execute(wanted))
 
     def of(self, experiment: str) -> Iterator[Entry]:
         """All that has begun for this experiment, and all that is still to begin for any."""
         wanted = f"{_SELECT} WHERE experiment = ? OR experiment IS NULL AND state != 'arrived'"
-        return map(_entry, self._connection.execute(wanted, (experiment,)).fetchall())
+        return map(_entry, self._execute(wanted, (experiment,)))
 
     def count_arrived(self) -> int:
         """How many files have arrived; looks at all."""
-        return int(
-            self._connection.execute("SELECT COUNT(*) FROM files WHERE state = 'arrived'").fetchone()[0]
-        )
+        return int(self._execute("SELECT COUNT(*) FROM files WHERE state = 'arrived'")[0][0])
 
     def count_skipped(self) -> int:
         query = "SELECT COUNT(*) FROM files WHERE state != 'arrived' AND state = 'skipped'"
-        return int(self._connection.execute(query).fetchone()[0])
+        return int(self._execute(query)[0][0])
 
     def obeyed(self) -> int:
         """The last of the staff's commands that has been obeyed."""
-        return int(self._connection.execute("SELECT obeyed FROM orders").fetchone()[0])
+        return int(self._execute("SELECT obeyed FROM orders")[0][0])
 
     def obey(self, command: int) -> None:
-        self._connection.execute("UPDATE orders SET obeyed = ?", (command,))
+        self._execute("UPDATE orders SET obeyed = ?", (command,))
 
     def grow(self, path: str, stamp: Stamp, key: str) -> None:
         """The file is going to be sent while it grows; nothing that was known of it holds any longer."""
-        self._connection.execute(
+        self._execute(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, 'growing', NULL, ?, NULL, NULL, '')",
             (path, stamp.inode, stamp.size, stamp.mtime_ns, key),
         )
@@ -162,7 +171,7 @@ class Journal(Snapshot):
     def sent(self, path: str, digests: Mapping[int, bytes]) -> None:
         """The service has these blocks of the file, which had these digests when they were read."""
         told = json.dumps([[number, digest.hex()] for number, digest in digests.items()])
-        self._connection.execute(
+        self._execute(
             "INSERT OR REPLACE INTO blocks"
             " SELECT ?, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)",
             (path, told),
@@ -170,77 +179,87 @@ class Journal(Snapshot):
 
     def blocks(self, path: str) -> dict[int, bytes]:
         """What the service has of a file that was sent while it grew: number of the block -> digest."""
-        rows = self._connection.execute("SELECT number, digest FROM blocks WHERE path = ?", (path,))
-        return {number: bytes.fromhex(digest) for number, digest in rows.fetchall()}
+        rows = self._execute("SELECT number, digest FROM blocks WHERE path = ?", (path,))
+        return {number: bytes.fromhex(digest) for number, digest in rows}
 
     def queue(self, path: str, stamp: Stamp) -> None:
         """The file is ready. What is known of this very state of it stays known, and what has been sent of it
         while it grew."""
-        self._connection.execute(_QUEUE, (path, stamp.inode, stamp.size, stamp.mtime_ns))
+        self._execute(_QUEUE, (path, stamp.inode, stamp.size, stamp.mtime_ns))
 
     def hashed(self, path: str, digest: str | None, key: str) -> None:
         """With which key the file is announced, and its digest where that is known already."""
-        self._connection.execute("UPDATE files SET digest = ?, key = ? WHERE path = ?", (digest, key, path))
+        self._execute("UPDATE files SET digest = ?, key = ? WHERE path = ?", (digest, key, path))
 
     def hashed_all(self, files: Mapping[str, tuple[str, str]]) -> None:
         """As `hashed`, of many files: path -> (digest, key)."""
         told = json.dumps([[path, *one] for path, one in files.items()])
-        self._connection.execute(
+        self._execute(
             "UPDATE files SET digest = json_extract(value, '$[1]'), key = json_extract(value, '$[2]')"
             " FROM json_each(?) WHERE files.path = json_extract(value, '$[0]')",
             (told,),
         )
 
     def begun(self, path: str, upload: str, experiment: str) -> None:
-        self._connection.execute(
+        self._execute(
             "UPDATE files SET upload = ?, experiment = ? WHERE path = ?", (upload, experiment, path)
         )
 
     def restart(self, path: str) -> None:
         """Neither digest nor upload are to be relied on: the file is read and sent from its beginning."""
-        self._connection.execute(
-            "UPDATE files SET digest = NULL, key = NULL, upload = NULL WHERE path = ?", (path,)
-        )
+        self._execute("UPDATE files SET digest = NULL, key = NULL, upload = NULL WHERE path = ?", (path,))
 
     def arrived(self, path: str) -> None:
-        self._connection.execute("UPDATE files SET state = 'arrived', upload = NULL WHERE path = ?", (path,))
+        self._execute("UPDATE files SET state = 'arrived', upload = NULL WHERE path = ?", (path,))
 
     def arrived_all(self, experiments: Mapping[str, str]) -> None:
         """Files have arrived that were sent whole: path -> the experiment that they went to."""
         told = json.dumps(list(experiments.items()))
-        self._connection.execute(
+        self._execute(
             "UPDATE files SET state = 'arrived', upload = NULL, experiment = json_extract(value, '$[1]')"
             " FROM json_each(?) WHERE files.path = json_extract(value, '$[0]')",
             (told,),
         )
 
     def refused(self, path: str, error: str) -> None:
-        self._connection.execute(
+        self._execute(
             "UPDATE files SET state = 'refused', upload = NULL, error = ? WHERE path = ?", (error, path)
         )
 
     def skip(self, path: str, reason: str) -> None:
         """The file is not wanted. Its upload stays known, to be given up."""
-        self._connection.execute(
-            "UPDATE files SET state = 'skipped', error = ? WHERE path = ?", (reason, path)
-        )
+        self._execute("UPDATE files SET state = 'skipped', error = ? WHERE path = ?", (reason, path))
 
     def given_up(self, path: str) -> None:
         """The service no longer has a part of it."""
-        self._connection.execute("UPDATE files SET key = NULL, upload = NULL WHERE path = ?", (path,))
+        self._execute("UPDATE files SET key = NULL, upload = NULL WHERE path = ?", (path,))
 
     def requeue(self, path: str) -> None:
         """What was refused or skipped is wanted after all."""
-        self._connection.execute(
+        self._execute(
             "UPDATE files SET state = 'queued', error = '' WHERE path = ? AND state != 'arrived'", (path,)
         )
 
+    def grows_again(self, path: str, stamp: Stamp) -> bool:
+        """A file that was sent while it grew, and then was ready, is not any longer. Whether what has been
+        sent of it is still of use."""
+        changed = self._execute(
+            "UPDATE files SET state = 'growing', digest = NULL, size = ?, mtime_ns = ?"
+            " WHERE path = ? AND inode = ? AND state = 'queued' AND upload IS NOT NULL"
+            " AND EXISTS (SELECT 1 FROM blocks WHERE blocks.path = files.path) RETURNING path",
+            (stamp.size, stamp.mtime_ns, path, stamp.inode),
+        )
+        return bool(changed)
+
+    def forget_growing(self, path: str) -> None:
+        self._execute("DELETE FROM files WHERE path = ? AND state = 'growing'", (path,))
+
     def forget(self, path: str) -> None:
-        self._connection.execute("DELETE FROM files WHERE path = ?", (path,))
+        self._execute("DELETE FROM files WHERE path = ?", (path,))
 
     def retry_refused(self) -> None:
         """A restart gives what was refused another chance: perhaps the reason is gone."""
-        self._connection.execute("UPDATE files SET state = 'queued' WHERE state = 'refused'")
+        self._execute("UPDATE files SET state = 'queued' WHERE state = 'refused'")
 
     def close(self) -> None:
         super().close()
@@ -280,6 +299,17 @@ _SELECT = "SELECT path, inode, size, mtime_ns, state, digest, key, upload, exper
 def _entry(row: tuple[Any, ...]) -> Entry:
     path, inode, size, mtime_ns, state, *rest = row
     return Entry(path, Stamp(inode, size, mtime_ns), State(state), *rest)
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    """What a person can do about it."""
+    match getattr(error, "sqlite_errorcode", None) or 0:
+        case code if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return "move it away, and what has arrived already is only compared, not sent again"
+        case code if code & 0xFF == sqlite3.SQLITE_FULL:
+            return "free space on its disk; nothing is lost meanwhile"
+        case _:
+            return "see to its folder and its disk, or move it away: what has arrived is not sent again"
 
 
 def _connect(uri: str) -> sqlite3.Connection:

@@ -28,7 +28,7 @@ class Item:
     digesting: Digesting | None = field(default=None, compare=False)  # while it is sent
     finished: Stamp | None = field(default=None, compare=False)  # a later state that is ready at once
     sending: asyncio.Task[bool] | None = field(default=None, compare=False)
-    announced: asyncio.Event = field(default_factory=asyncio.Event, compare=False)  # no answer is awaited
+    announcing: asyncio.Event | None = field(default=None, compare=False)  # set when the answer is there
     skipped: bool = field(default=False, compare=False)  # while it was on its way
     alone: bool = field(default=False, compare=False)  # it is not to be sent together with others
 
@@ -50,6 +50,7 @@ class Queue:
         self._small, self._large = _Line(), _Line()
         self._items: dict[str, Item] = {}
         self._number = 0
+        self.size = 0  # bytes of all
 
     def __len__(self) -> int:
         return len(self._items)
@@ -66,13 +67,16 @@ class Queue:
 
     def put(self, item: Item) -> None:
         """Puts an item (back) into its place."""
+        self.drop(item.path)
         self._items[item.path] = item
+        self.size += item.stamp.size
         line = self._small if item.is_small else self._large
         heapq.heappush(line.heap, item)
         line.filled.set()
 
     def drop(self, path: str) -> None:
-        self._items.pop(path, None)
+        if item := self._items.pop(path, None):
+            self.size -= item.stamp.size
 
     async def get(self) -> Item:
         """The next one that is sent by itself."""
@@ -101,7 +105,7 @@ class Queue:
         while line.heap:
             item = heapq.heappop(line.heap)
             if self._items.get(item.path) is item:  # else dropped meanwhile
-                del self._items[item.path]
+                self.drop(item.path)
                 return item
         return None
 

@@ -39,6 +39,15 @@ class Settling:
     def __contains__(self, path: str) -> bool:
         return path in self._candidates
 
+    def stamp(self, path: str) -> Stamp | None:
+        """The state of one of these when it was last looked at."""
+        candidate = self._candidates.get(path)
+        return candidate.stamp if candidate else None
+
+    def stamps(self) -> dict[str, Stamp]:
+        """As `stamp`, of all of these."""
+        return {path: candidate.stamp for path, candidate in self._candidates.items()}
+
     def seen(self, path: str, stamp: Stamp, settle: float, now: float) -> None:
         """The file exists, with this stamp; it is to stay so for `settle` seconds."""
         candidate = self._candidates.get(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from . import inotify
 from .config import Watch
+from .disk import Disk
 from .file import Stamp, encodable, look, oddity, printable
 
 log = logging.getLogger("beamhub.agent")
@@ -51,10 +52,15 @@ class Tree:
     Args:
         known: whether a file in this state needs no more attention; asked from a thread.
         seen: told in the event loop of every other file that is there or appears, perhaps more than once.
+        disk: where to look.
     """
 
     def __init__(
-        self, watch: Watch, known: Callable[[str, Stamp], bool], seen: Callable[[Sighting], None]
+        self,
+        watch: Watch,
+        known: Callable[[str, Stamp], bool],
+        seen: Callable[[Sighting], None],
+        disk: Disk,
     ) -> None:
         self.walked = asyncio.Event()  # all that was there at the start has been seen
         self.problem = ""  # of the directory as a whole, in one sentence
@@ -63,6 +69,8 @@ class Tree:
         self._root = str(watch.path)
         self._known = known
         self._seen = seen
+        self._disk = disk
+        self._failure: asyncio.Future[None] | None = None  # of who is told what is seen
         self._to_walk: asyncio.Queue[str] = asyncio.Queue()
         self._stop = threading.Event()
         self._lock = threading.Lock()  # _folders and _inotify are used by the walking thread, too
@@ -77,20 +85,38 @@ class Tree:
         Raises:
             LostError: the directory is gone.
         """
+        self._failure = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.TaskGroup() as group:
-                if inotify.available and not self._watch.polls:
-                    self._inotify = inotify.Inotify()
-                    group.create_task(self._listen(self._inotify))
+                if not self._watch.polls and (notices := self._begin_listening()):
+                    group.create_task(self._listen(notices))
                 group.create_task(self._walk())
+                await self._failure
         except* LostError as lost:
             raise LostError(*lost.exceptions[0].args) from None
         finally:
             self._stop.set()
-            with self._lock:
-                if self._inotify:
-                    self._inotify.close()
-                    self._inotify = None
+            self._disk.begin(self._stop_listening)  # which may have to wait for whoever looks
+
+    def look_again(self) -> None:
+        """At everything, soon."""
+        self._to_walk.put_nowait(self._root)
+
+    def _begin_listening(self) -> inotify.Inotify | None:
+        try:
+            self._inotify = inotify.Inotify() if inotify.available else None
+        except OSError as error:
+            self.problem = (
+                f"the kernel can't tell what happens in {self._root} ({error.strerror}): raise fs.inotify."
+                f"max_user_instances; until then everything is looked at every {BLIND_PAUSE:g} seconds"
+            )
+        return self._inotify
+
+    def _stop_listening(self) -> None:
+        with self._lock:
+            if self._inotify:
+                self._inotify.close()
+                self._inotify = None
 
     # --- looking -------------------------------------------------------------------------------------------
 
@@ -106,7 +132,7 @@ class Tree:
 
         folder = self._root
         while True:
-            cost = await asyncio.to_thread(tell, self.look(folder))
+            cost = await self._disk.ask(tell, self.look(folder))
             if folder == self._root:
                 pause = BLIND_PAUSE if self.problem else self._watch.pause
                 glance = loop.time() + pause
@@ -121,12 +147,16 @@ class Tree:
                     folder = self._root
                 if loop.time() >= walk:
                     break
-                await asyncio.to_thread(tell, self.glance())
+                await self._disk.ask(tell, self.glance())
                 glance = loop.time() + pause
 
     def _tell(self, sightings: list[Sighting]) -> None:
-        for sighting in sightings:
-            self._seen(sighting)
+        try:
+            for sighting in sightings:
+                self._seen(sighting)
+        except Exception as error:  # nobody waits for a callback: `follow` tells
+            if self._failure and not self._failure.done():
+                self._failure.set_exception(error)
 
     def glance(self) -> Iterator[list[Sighting]]:
         """What needs attention in folders that something has come into since they were looked at.
@@ -194,7 +224,10 @@ class Tree:
             return None
         try:
             status = os.lstat(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            self._note(odd, path, f"can't be looked at ({error.strerror})")
             return None
         if kind := oddity(status.st_mode):
             self._note(odd, path, f"is {kind}: it is not followed and not sent")
@@ -250,7 +283,7 @@ class Tree:
             while True:
                 await readable.wait()
                 readable.clear()
-                for news in await asyncio.to_thread(self._hear_all, notices.read(), notices):
+                for news in await self._disk.ask(self._hear_all, notices.read(), notices):
                     if isinstance(news, Sighting):
                         self._seen(news)
                     else:
