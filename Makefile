@@ -43,6 +43,7 @@ bench: $(VENV)/.development
 lock: $(VENV)/.development
 	$(BIN)/uv pip compile $(UV_LOCK) pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(UV_LOCK) --all-extras --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(UV_LOCK) tests/benchmarks/jupyter-scheduler.in -o tests/benchmarks/jupyter-scheduler.lock
 UV_LOCK := --quiet --upgrade --universal --python-version 3.11.2 --generate-hashes --no-annotate --custom-compile-command 'make lock'
 
 wheel: $(VENV)/.development
