@@ -25,6 +25,7 @@ from pydantic import JsonValue, ValidationError
 
 from beamhub import folders, notebooks
 from beamhub.errors import Invalid, NotFound
+from beamhub.sandbox import TEMPORARY
 from beamhub.schemas import Artifact, File, JobFailure, JobProgress, JobResult, JobSpec, Quantity, SeriesPage
 from beamhub.text import one_line
 
@@ -222,8 +223,11 @@ class JobFolder:
         return datetime.now(UTC) - timedelta(seconds=max(since, 0.0))
 
     def seal(self) -> None:
-        """Makes everything read-only that is there. For a job whose processes have ended."""
+        """Makes everything read-only that is there, without the temporary files. For a job whose processes
+        have ended."""
         if self.path.exists():  # where nothing confined it, it may have removed all
+            _unlock(self.path)
+            shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
             _seal(self.path, MAX_DEPTH)
 
     def _grown(self, reader: Reader) -> bool:
@@ -379,7 +383,7 @@ def _row(line: bytes) -> dict[str, JsonValue]:
 
 
 def _seal(path: Path, depth: int) -> None:
-    path.chmod(stat.S_IMODE(path.lstat().st_mode) | 0o700)  # the job may have locked it
+    _unlock(path)
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -390,5 +394,11 @@ def _seal(path: Path, depth: int) -> None:
     _protect(path)
 
 
+def _unlock(path: Path) -> None:
+    path.chmod(stat.S_IMODE(path.lstat().st_mode) | 0o700)  # the job may have locked it
+
+
 def _protect(path: Path) -> None:
-    path.chmod(stat.S_IMODE(path.lstat().st_mode) & 0o555 | 0o400)
+    mode = stat.S_IMODE(path.lstat().st_mode)
+    if mode != (mode & 0o555 | 0o400):  # a result's time of change tells when the job has ended
+        path.chmod(mode & 0o555 | 0o400)

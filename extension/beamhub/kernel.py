@@ -28,22 +28,28 @@ from traitlets import Bool, Type
 from traitlets.config import Config
 
 NAME = "python3"  # of the kernel spec that every installation of ipykernel has
-# sockets in a private folder: other users of a node cannot connect, as they could to a TCP port
-TRANSPORT = {"KernelManager": {"transport": "ipc"}}
 START = 120.0  # seconds that a kernel may take to answer
 TURN = 0.005  # seconds between two looks whether a kernel that was asked to end has ended
 QUIET = 0.2  # seconds after which a kernel is asked again, whose answer was not heard
 BLAS = "/libscipy_openblas64_"  # numpy's own
 
 
+def transport(folder: Path, name: str) -> dict[str, dict[str, str]]:
+    """How to speak with a kernel: by sockets in a private folder. Other users of a node cannot connect to
+    these, as they could to a TCP port."""
+    return {"KernelManager": {"transport": "ipc", "connection_file": str(folder / f"{name}.json")}}
+
+
 class Kernel:
-    """A kernel of this Python: a fork of this process that answers when the constructor returns.
+    """A kernel of this Python: a fork of this process that answers when the constructor returns. Its sockets
+    are in `folder`.
 
     Make it while this process has one thread and no event loop, for the fork inherits everything. In the
     fork, the constructor ends with SystemExit when the kernel does: let that pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         gc.collect()
         gc.freeze()  # what both have stays in memory once
         order, wire = os.pipe()
@@ -53,7 +59,7 @@ class Kernel:
             sys.exit(_become(order, parent))
         os.close(order)
         self.pid = pid
-        self.manager = Manager(kernel_name=NAME, config=Config(TRANSPORT))
+        self.manager = Manager(kernel_name=NAME, config=Config(transport(folder, NAME)))
         self.manager.forked = Fork(pid, wire)
         run_sync(self._meet)()
 

@@ -60,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         temporary.write_text(json.dumps({"outcome": "failed", "reason": reason}), encoding="utf-8")
         temporary.rename(options.folder / "result.json")
         sys.exit(1)
-    os.environ["HOME"] = "/tmp" if argv[0] == "bwrap" else str(options.folder)  # noqa: S108 (private there)
+    # /tmp is private in a sandbox
+    os.environ |= {"HOME": "/tmp"} if argv[0] == "bwrap" else sandbox.without(options.folder)  # noqa: S108
     if caches:
         os.environ["BEAMHUB_WARM"] = str(caches)
     os.execvp(argv[0], argv)  # noqa: S606 (that is the point: Slurm's signals reach the job itself)

@@ -62,15 +62,30 @@ def main(folder: Path, *, held: bool = False, warm: bool = False) -> int:
     """
     os.chdir(folder)
     sys.path[:] = [path for path in sys.path if Path(path) != folder]  # python -m puts it there
-    _get_ready(warm=warm)
+    own = _own_folder()
+    _get_ready(own, warm=warm)
     from beamhub.kernel import Kernel
 
-    kernel = Kernel()
-    if warm:
-        Path(READY).touch()
-    if held and os.read(0, len(GO)) != GO:
+    kernel = Kernel(own)
+    try:
+        if warm:
+            Path(READY).touch()
+        if held and os.read(0, len(GO)) != GO:
+            return 1
+        return _work(kernel)
+    finally:
         kernel.end()
-        return 1
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _own_folder() -> Path:
+    """A folder for what nobody else is to see. Without a sandbox it is in the job's own folder, and named
+    from there: the path of a socket has 107 bytes."""
+    own = Path(tempfile.mkdtemp(prefix="beamhub-")).resolve()
+    return own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own
+
+
+def _work(kernel: Kernel) -> int:
     spec = JobSpec.model_validate_json(Path("job.json").read_bytes())
     template = Path("template.ipynb").read_bytes()
     environment = _environment(spec)
@@ -92,8 +107,6 @@ def main(folder: Path, *, held: bool = False, warm: bool = False) -> int:
             raise
         result = _failed(failures.DISK_FULL, None)
         _write(result, RESERVE)
-    finally:
-        kernel.end()
     RESERVE.unlink(missing_ok=True)
     return 0 if result.outcome == "finished" else 1
 
@@ -105,31 +118,32 @@ def _reserve() -> None:
 
 
 def _write(result: JobResult, temporary: Path) -> None:
-    """Publishes the result, by way of a file beside it."""
+    """Publishes the result, by way of a file beside it; read-only, so that nothing changes it any more."""
     content = result.model_dump_json().encode()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o644)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.truncate()
         file.flush()
+        os.fchmod(file.fileno(), 0o444)
         os.fsync(file.fileno())
     temporary.rename("result.json")
 
 
-def _get_ready(*, warm: bool) -> None:
+def _get_ready(own: Path, *, warm: bool) -> None:
     """All that can be done before it is known what is to be run."""
     os.environ |= {
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "JUPYTER_RUNTIME_DIR": tempfile.mkdtemp(prefix="beamhub-"),  # short: a socket's path has 107 bytes
+        "JUPYTER_RUNTIME_DIR": str(own.absolute()),
     }
     # numba and matplotlib only use caches that they may write to: the shared ones are read-only, so each job
     # works on a copy
     if shared := os.environ.get("BEAMHUB_WARM"):
-        own = Path(tempfile.mkdtemp(prefix="warm-"))
-        shutil.copytree(shared, own, dirs_exist_ok=True)
-        os.environ |= {"NUMBA_CACHE_DIR": str(own / "numba"), "MPLCONFIGDIR": str(own / "matplotlib")}
+        warmed = own.absolute() / "warm"
+        shutil.copytree(shared, warmed)
+        os.environ |= {"NUMBA_CACHE_DIR": str(warmed / "numba"), "MPLCONFIGDIR": str(warmed / "matplotlib")}
     for name in (*ENGINE, *(PRELOADED if warm else ())):
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
@@ -210,11 +224,11 @@ def _kernel_for(name: str, kernel: Kernel) -> dict[str, Any]:
     """What papermill's engine is told of kernels: to use this one, if the notebook does not want another."""
     from traitlets.config import Config
 
-    from beamhub.kernel import NAME, START, TRANSPORT
+    from beamhub.kernel import NAME, START, transport
 
     if name == NAME:
         return {"km": kernel.manager}
-    return {"config": Config(TRANSPORT), "start_timeout": int(START)}
+    return {"config": Config(transport(kernel.folder, name)), "start_timeout": int(START)}
 
 
 def _failed(reason: str, cell: int | None) -> JobResult:

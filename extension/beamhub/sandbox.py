@@ -30,6 +30,7 @@ SECRETS = (
 PACKAGES = ("beamhub", "beamhub_hub", "beamhub_spawners", "beamhub_notebooks", "beamhub_cockpit")
 MEMORY = ("/tmp", "/dev/shm")  # noqa: S108 (private folders, in memory)
 MEMORY_SIZE = 2 * 1024**3  # bytes of each
+TEMPORARY = ".tmp"  # instead of these, where there is no sandbox
 
 
 def command(
@@ -104,6 +105,14 @@ def command(
         for name, value in env.items():
             line += ["--setenv", name, value]
     return [*line, "--", *argv]
+
+
+def without(folder: Path) -> dict[str, str]:
+    """What a program that has to do without a sandbox gets instead of a private `/tmp`, as variables of its
+    environment: its home and its temporary files are in its `folder`, so that they go with it."""
+    temporary = folder / TEMPORARY
+    temporary.mkdir(mode=0o700, exist_ok=True)
+    return {"HOME": str(folder), "TMPDIR": str(temporary)}
 
 
 @cache

@@ -205,9 +205,12 @@ class RunningService:
         }
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(config))
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
         environment = os.environ | {
             "HOME": str(self.folder),
             "JUPYTER_NO_CONFIG": "1",
+            "TMPDIR": str(temporary),
             "JUPYTER_RUNTIME_DIR": str(self.folder / "runtime"),
             **({"MALLOC_ARENA_MAX": "2"} if "ingest" in settings else {}),
         }

@@ -14,6 +14,8 @@ from beamhub_hub.site import Secrets, Site
 
 # Nothing of a user's or a machine's Jupyter configuration may reach the services: they read ours and no other
 ISOLATED = {"JUPYTER_NO_CONFIG": "1", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+# Each has a folder for temporary files of its own, and finds it empty even if its predecessor was killed
+FRESH = ["sh", "-c", 'rm -rf "${TMPDIR:?}" && mkdir -m 700 -p "$TMPDIR" && exec "$@"', "sh"]
 COCKPIT_MEMORY = 12 << 30  # bytes of address space per process: numba and HDF5 reserve far more than they use
 
 
@@ -80,7 +82,7 @@ def _settings(site: Site) -> dict[str, str]:
 
 def _server(config: str) -> list[str]:
     path = files("beamhub_hub") / "config" / f"{config}.py"
-    return [sys.executable, "-m", "jupyter_server", f"--config={path}"]
+    return [*FRESH, sys.executable, "-m", "jupyter_server", f"--config={path}"]
 
 
 def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:
         # Voila parses binary websocket messages of clients that didn't ask for the binary protocol as if
         # they had, and then allocates what their first bytes say: without a limit one message takes the
         # machine's memory
-        "command": ["prlimit", f"--as={COCKPIT_MEMORY}", sys.executable, "-m", "beamhub_cockpit"],
+        "command": [*FRESH, "prlimit", f"--as={COCKPIT_MEMORY}", sys.executable, "-m", "beamhub_cockpit"],
         "api_token": secrets.cockpit,
         "timeout": 120,
         "oauth_no_confirm": True,
@@ -103,18 +105,17 @@ def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:
 
 
 def _home(site: Site, name: str, environment: dict[str, str]) -> dict[str, Any]:
-    """A working folder and home of its own for a service."""
+    """A working folder, home and folder for temporary files of its own for a service."""
     home = site.state.resolve() / "services" / name
     home.mkdir(parents=True, exist_ok=True)
-    kept = {
-        key: os.environ[key] for key in ("BEAMHUB_DEMO", "NUMBA_CACHE_DIR", "TMPDIR") if key in os.environ
-    }
+    kept = {key: os.environ[key] for key in ("BEAMHUB_DEMO", "NUMBA_CACHE_DIR") if key in os.environ}
     return {
         "cwd": str(home),
         "environment": {
             **ISOLATED,
             **kept,
             "HOME": str(home),
+            "TMPDIR": str(site.state.resolve() / "tmp" / name),
             "JUPYTER_CONFIG_DIR": str(home),
             **environment,
         },

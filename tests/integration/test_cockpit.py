@@ -118,8 +118,10 @@ def cockpits(
 
 def start(service: RunningService, user: str, folder: Path, *, warm: int) -> RunningCockpit:
     port = free_port()
+    (folder / "tmp").mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTERHUB_")} | {
         "HOME": str(folder),
+        "TMPDIR": str(folder / "tmp"),
         "JUPYTER_NO_CONFIG": "1",
         "JUPYTERHUB_SERVICE_PREFIX": "/services/cockpit/",
         "BEAMHUB_URL": service.url,

@@ -27,6 +27,7 @@ from beamhub.jobs import Jobs, remember
 from beamhub.rules import Rules
 from beamhub.runners import Phase, Runner, Status
 from beamhub.runners.local import LocalRunner
+from beamhub.sandbox import TEMPORARY
 from beamhub.schemas import (
     DatasetKind,
     DatasetState,
@@ -39,6 +40,7 @@ from beamhub.schemas import (
     JobChange,
     JobCreate,
     JobRerun,
+    JobSpec,
     JobState,
     LicenceCreate,
     Profile,
@@ -531,6 +533,7 @@ from beamhub.engine import Engine
 from beamhub.events import Live
 from beamhub.jobs import Jobs
 from beamhub.runners.local import LocalRunner
+from beamhub.sandbox import TEMPORARY
 from beamhub.schemas import Profile
 from beamhub.store import Store
 from beamhub.templates import Catalogue
@@ -559,7 +562,7 @@ async def test_a_job_that_follows_the_detector_waits_for_no_other(lab: Lab) -> N
 
 
 async def test_without_bubblewrap_a_job_runs_and_a_warning_says_what_is_lost(lab: Lab) -> None:
-    template(lab.templates, "hello", "print('hello', n)")
+    template(lab.templates, "hello", "import tempfile; print('hello', n, tempfile.mkdtemp())")
     job = await lab.submit("hello", n=7)
     programs = lab.folder / "programs"  # all that is on the PATH: no bubblewrap
     programs.mkdir()
@@ -580,7 +583,49 @@ async def test_without_bubblewrap_a_job_runs_and_a_warning_says_what_is_lost(lab
     engine.terminate()
     await engine.communicate()
     assert done.state is JobState.FINISHED, done.reason
-    assert "hello 7" in (await lab.jobs.log(ADA, job.id))[0]
+    folder = lab.jobs.folder(done).path
+    assert f"hello 7 {folder}/{TEMPORARY}/" in (await lab.jobs.log(ADA, job.id))[0]
+    # nothing is left of what only the job itself and its kernel needed
+    assert not (folder / TEMPORARY).exists()
+    assert not list(folder.rglob("*ipc*"))
+
+
+@pytest.mark.parametrize("kernel", ["python3", "own"])
+def test_a_job_leaves_nothing_behind_but_its_results(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the folder for temporary files nor beside its results, also with a kernel of another
+    kind."""
+    own = tmp_path / "jupyter" / "kernels" / "own"
+    shutil.copytree(Path(sys.prefix) / "share" / "jupyter" / "kernels" / "python3", own)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    template(tmp_path, "hello", "print('hello', n)")
+    notebook = json.loads((tmp_path / "hello.ipynb").read_bytes())
+    notebook["metadata"]["kernelspec"]["name"] = kernel
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "template.ipynb").write_text(json.dumps(notebook))
+    spec = JobSpec(
+        id=1,
+        experiment="sim-mx-2026-00001",
+        template="hello",
+        template_version="0" * 16,
+        parameters={"n": 7},
+        inputs=[],
+        cpus=1,
+        memory=4 * 1024**3,
+        folder=str(folder),
+    )
+    (folder / "job.json").write_text(spec.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-m", "beamhub.run", str(folder)], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr + (folder / "log.txt").read_text()
+    assert list((tmp_path / "tmp").iterdir()) == []
+    names = {"job.json", "template.ipynb", "notebook.ipynb", "log.txt", "result.json"}
+    assert {path.name for path in folder.iterdir()} <= names | {"report.jsonl"}
 
 
 COUNT = """

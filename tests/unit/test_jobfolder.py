@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from beamhub.errors import BeamhubError, NotFound
 from beamhub.jobfolder import MAX_READ, MAX_RESULT, JobFolder, Reader
+from beamhub.sandbox import TEMPORARY
 from beamhub.schemas import JobResult, JobSpec, SpecInput
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -261,6 +262,28 @@ def test_a_sealed_folder_is_read_only(folder: JobFolder, tmp_path: Path) -> None
         assert mode & 0o222 == 0
         assert mode & 0o400
     assert stat.S_IMODE((tmp_path / "secret.txt").stat().st_mode) == before
+
+
+def test_a_sealed_folder_still_tells_when_its_job_has_ended(folder: JobFolder) -> None:
+    result = folder.path / "result.json"
+    result.write_text("{}")
+    result.chmod(0o444)  # as a job leaves it
+    ended = result.stat().st_ctime_ns
+    folder.seal()
+    folder.seal()
+    assert result.stat().st_ctime_ns == ended
+
+
+def test_temporary_files_go_with_the_job(folder: JobFolder, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    deep = folder.path / TEMPORARY / "beamhub-1"
+    deep.mkdir(parents=True)
+    (deep / "kernel.json").write_text("{}")
+    (deep / "link").symlink_to(tmp_path / "precious")
+    folder.path.chmod(0o500)  # its job has locked it
+    folder.seal()
+    assert not (folder.path / TEMPORARY).exists()
+    assert (tmp_path / "precious").exists()
 
 
 def test_a_folder_that_is_gone_has_nothing_to_be_sealed(folder: JobFolder) -> None:

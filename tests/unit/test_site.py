@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from beamhub_hub import Site, accounts, configure
 from beamhub_hub.credentials import PEOPLE, Credentials
+from beamhub_hub.services import FRESH, services
 from beamhub_hub.site import Secrets, write_private
 from pydantic import ValidationError
 from traitlets.config import Config
@@ -25,6 +28,18 @@ def test_secrets_stay_and_are_private(tmp_path: Path) -> None:
     assert Secrets.of(tmp_path) == made
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
     assert len({made.service, made.cockpit, made.operator, made.proxy}) == 4
+
+
+def test_a_service_finds_its_folder_for_temporary_files_empty(site: Site) -> None:
+    for service in services(site, Secrets.of(site.state)):
+        if "command" in service:
+            folder = Path(service["environment"]["TMPDIR"])
+            assert folder.is_relative_to(site.state)
+            (folder / "voila_killed").mkdir(parents=True)
+            start = [*service["command"][: len(FRESH)], "ls", "-A", str(folder)]
+            done = subprocess.run(start, env={**os.environ, **service["environment"]}, capture_output=True)
+            assert (done.returncode, done.stdout) == (0, b"")
+            assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_broken_secrets_arent_replaced(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class LocalRunner:
         argv = [sys.executable, "-m", "beamhub.run", "--held", *options, str(folder)]
         environment = self._environment()
         if self._broken:
-            environment["HOME"] = str(folder)
+            environment |= sandbox.without(folder)
         else:
             argv = sandbox.command(
                 argv,
