@@ -27,7 +27,7 @@ from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
 from beamhub.jobs import SYSTEM, Jobs, admit, change, remember, why_pending
 from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
-from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, Profile, RunnerState
+from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, RunnerState
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Task
 from beamhub.text import one_line
@@ -157,16 +157,6 @@ class Engine:
                 free = runner.cpus - sum(job.profile.cpus for job in jobs if not job.live)
                 states[n] = states[n].model_copy(update={"free": max(free, 0)})
         return states
-
-    async def estimate(self, profile: Profile, instrument: str) -> datetime | None:
-        """When a job that was handed to its runner now would probably begin; None if that is not known."""
-        runner = self._runners.get(profile.runner)
-        if runner is None:
-            return None
-        try:
-            return await runner.estimate(profile, instrument)
-        except Unavailable:
-            return None
 
     async def _keep(self, step: Callable[[], Awaitable[object]], wake: asyncio.Event, rest: float) -> None:
         """Does a step again and again: after each wake, and after `rest` seconds anyway."""

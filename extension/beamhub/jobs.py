@@ -165,15 +165,11 @@ class Jobs:
                 arrived = (one.id for one in found.items if one.state is not DatasetState.RECEIVING)
                 wanted = sorted(arrived)
             _require_sponsor(tx, principal, experiment, plan)
-            chosen = [choose(tx, experiment, template, [one]) for one in dict.fromkeys(wanted)]
-            return Page(
-                items=[
-                    self._create(
-                        tx, experiment, inputs, plan, launched_by=principal.name, force=request.force
-                    )
-                    for inputs in chosen
-                ]
-            )
+            drafts = [
+                _draft(tx, experiment, plan, choose(tx, experiment, template, [one]), principal.name)
+                for one in dict.fromkeys(wanted)
+            ]
+            return Page(items=_make(tx, drafts, force=request.force))
 
         plan = await self._planned(principal, experiment_id, request)
         return await self._store.write(work)
@@ -276,15 +272,8 @@ class Jobs:
             experiment = access.require(tx, principal, wish.experiment, Action.RUN_JOB)
             inputs = choose(tx, experiment, wish.plan.entry.template, wish.inputs)
             _require_sponsor(tx, principal, experiment, wish.plan)
-            return self._create(
-                tx,
-                experiment,
-                inputs,
-                wish.plan,
-                launched_by=principal.name,
-                parent=wish.parent,
-                force=wish.force,
-            )
+            draft = _draft(tx, experiment, wish.plan, inputs, principal.name, parent=wish.parent)
+            return _make(tx, [draft], force=wish.force)[0]
 
         return await self._store.write(work)
 
@@ -477,8 +466,7 @@ class Jobs:
                 drafts.append(self._unwanted(tx, request, experiment))
                 reason = f"The rule that started this job cannot be followed: {error}"
                 problems.append(one_line(reason, 2000))
-        made = tx.jobs.create_all(drafts)
-        _tell_all(tx, "job.created", made)
+        made = _create(tx, drafts)
         admitted = admit_all(tx, [job for job, problem in zip(made, problems, strict=True) if not problem])
         now = {job.id: job for job in admitted}
         for job, problem in zip(made, problems, strict=True):
@@ -511,25 +499,16 @@ class Jobs:
             "file": request.files,
         }
         inputs = choose(tx, experiment, template, offered.get(kind(template), ()))
-        mark = fingerprint(tx, experiment, template, plan.parameters, inputs)
-        earlier = tx.jobs.identical(experiment.id, mark) if mark else None
-        return Draft(
-            experiment=experiment.id,
-            template=template.name,
-            template_version=template.version,
-            title=template.title,
-            parameters=plan.parameters,
-            inputs=inputs,
-            profile=plan.profile,
-            sponsor=plan.sponsor,
-            launched_by=f"trigger:{request.rule}",
+        return _draft(
+            tx,
+            experiment,
+            plan,
+            inputs,
+            f"trigger:{request.rule}",
             parent=request.parent,
             trigger_key=request.key,
             rule_version=request.version,
             priority=request.priority,
-            live=template.live,
-            fingerprint=mark,
-            repeats=earlier.id if earlier else None,
         )
 
     def _unwanted(self, tx: Transaction, request: JobRequest, experiment: Experiment) -> Draft:
@@ -604,44 +583,69 @@ class Jobs:
     def _version(self, template: str, version: str) -> Path:
         return self._versions / f"{template}-{version}.ipynb"
 
-    def _create(
-        self,
-        tx: Transaction,
-        experiment: Experiment,
-        inputs: Sequence[JobInput],
-        plan: Plan,
-        *,
-        launched_by: str,
-        parent: int | None = None,
-        force: bool = True,
-    ) -> Job:
-        template = plan.entry.template
-        mark = fingerprint(tx, experiment, template, plan.parameters, inputs)
-        earlier = tx.jobs.identical(experiment.id, mark) if mark else None
-        if earlier is not None and not force:
-            return earlier.model_copy(update={"repeats": earlier.id})
-        job = tx.jobs.create(
-            experiment=experiment.id,
-            template=template.name,
-            template_version=template.version,
-            title=template.title,
-            parameters=plan.parameters,
-            inputs=inputs,
-            profile=plan.profile,
-            sponsor=plan.sponsor,
-            launched_by=launched_by,
-            parent=parent,
-            live=template.live,
-            notebook=template.notebook,
-            fingerprint=mark,
-            repeats=earlier.id if earlier else None,
-        )
-        _tell(tx, "job.created", job, launched_by)
-        return admit(tx, job)
-
     async def _look(self, principal: Principal, job_id: int, look: Callable[[JobFolder], T]) -> T:
         job = await self.get(principal, job_id)
         return await asyncio.to_thread(look, self.folder(job))
+
+
+def _draft(
+    tx: Transaction,
+    experiment: Experiment,
+    plan: Plan,
+    inputs: Sequence[JobInput],
+    launched_by: str,
+    **more: Any,
+) -> Draft:
+    """A job to be made, and which identical one there is already. `more`: what else a `Draft` has."""
+    template = plan.entry.template
+    mark = fingerprint(tx, experiment, template, plan.parameters, inputs)
+    earlier = tx.jobs.identical(experiment.id, mark) if mark else None
+    return Draft(
+        experiment=experiment.id,
+        template=template.name,
+        template_version=template.version,
+        title=template.title,
+        parameters=plan.parameters,
+        inputs=inputs,
+        profile=plan.profile,
+        sponsor=plan.sponsor,
+        launched_by=launched_by,
+        live=template.live,
+        notebook=template.notebook,
+        fingerprint=mark,
+        repeats=earlier.id if earlier else None,
+        **more,
+    )
+
+
+def _create(tx: Transaction, drafts: Sequence[Draft]) -> Sequence[Job]:
+    """The new jobs, in this order; each that is identical to one before it is linked with that one."""
+    made = tx.jobs.create_all(drafts)
+    first: dict[tuple[str, str], int] = {}
+    repeats: dict[int, int] = {}
+    for job, draft in zip(made, drafts, strict=True):
+        if draft.fingerprint is not None and draft.repeats is None:
+            earlier = first.setdefault((draft.experiment, draft.fingerprint), job.id)
+            if earlier != job.id:
+                repeats[job.id] = earlier
+    tx.jobs.link(repeats)
+    made = [job.model_copy(update={"repeats": repeats.get(job.id, job.repeats)}) for job in made]
+    _tell_all(tx, "job.created", made)
+    return made
+
+
+def _make(tx: Transaction, drafts: Sequence[Draft], *, force: bool) -> list[Job]:
+    """The jobs that somebody asks for, queued if their sponsor can pay. An identical one that has a result,
+    or will have one, is the answer instead, unless another is forced."""
+    earlier = [None if force else draft.repeats for draft in drafts]
+    wanted = [draft for draft, known in zip(drafts, earlier, strict=True) if known is None]
+    made = iter(admit_all(tx, _create(tx, wanted)))
+    return [next(made) if known is None else _known(tx, known) for known in earlier]
+
+
+def _known(tx: Transaction, job_id: int) -> Job:
+    """A job that is the answer to whoever wants an identical one."""
+    return _sure(tx.jobs.get(job_id)).model_copy(update={"repeats": job_id})
 
 
 def change(

@@ -49,10 +49,13 @@ from beamhub.schemas import (
     TriggerCondition,
     TriggerCreate,
     TriggerEvent,
+    Upload,
+    UploadState,
 )
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Task
 from beamhub.templates import Catalogue
+from beamhub.triggers import JobRequest
 from sqlalchemy.event import listen
 
 ADA = Principal("ada", "user")  # PI
@@ -588,6 +591,40 @@ async def test_without_bubblewrap_a_job_runs_and_a_warning_says_what_is_lost(lab
     # nothing is left of what only the job itself and its kernel needed
     assert not (folder / TEMPORARY).exists()
     assert not list(folder.rglob("*ipc*"))
+
+
+async def test_two_rules_that_want_the_same_make_jobs_that_know_it(lab: Lab) -> None:
+    template(lab.templates, "hello", "print('hello')")
+    now = datetime.now(UTC)
+    upload = Upload(
+        id="1" * 32,
+        experiment=lab.experiment,
+        instrument="sim-mx",
+        path="raw/lyso_master.h5",
+        size=1,
+        offset=1,
+        digest=f"sha256:{'0' * 64}",
+        version=1,
+        state=UploadState.COMPLETE,
+        created=now,
+        ended=now,
+        created_by="agent",
+    )
+
+    def work(tx: Transaction) -> Sequence[Job]:
+        tx.uploads.create(upload)
+        tx.datasets.change(lab.dataset, state=DatasetState.COMPLETE)
+        experiment = tx.experiments.get(lab.experiment)
+        assert experiment is not None
+        wanted = [
+            JobRequest(f"{rule}", rule, 1, "hello", {"n": n}, "cpu-1", "lab", datasets=(lab.dataset,))
+            for rule, n in ((1, 1), (2, 1), (3, 2), (4, 1))
+        ]
+        return lab.jobs.follow(tx, *((one, experiment) for one in wanted))
+
+    first, *others = await lab.store.write(work)
+    assert [job.repeats for job in (first, *others)] == [None, first.id, None, first.id]
+    assert [(await lab.jobs.get(ADA, job.id)).repeats for job in others] == [first.id, None, first.id]
 
 
 @pytest.mark.parametrize("kernel", ["python3", "own"])

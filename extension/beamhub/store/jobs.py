@@ -253,6 +253,12 @@ class Jobs:
             self._connection.execute(insert(job_datasets), others)
         return [_job(row) for row in rows]
 
+    def link(self, repeats: Mapping[int, int]) -> None:
+        """Notes which jobs are identical to which earlier ones: job -> the earlier one."""
+        if repeats:
+            query = update(jobs).where(jobs.c.id == bindparam("of")).values(repeats=bindparam("earlier"))
+            self._connection.execute(query, [{"of": id_, "earlier": one} for id_, one in repeats.items()])
+
     def queue_all(self, held: Mapping[int, int]) -> None:
         """Queues new jobs, with so many CPU-seconds on hold for each."""
         query = update(jobs).where(jobs.c.id == bindparam("of"))
