@@ -39,6 +39,7 @@ class RunningAgent:
     environment: dict[str, str] = field(default_factory=dict)  # beyond the tests' own
     url: str = ""  # of the service, if not its own
     wrapper: list[str] = field(default_factory=list)  # a command that starts it
+    journal: str = "journal.sqlite"
 
     def __post_init__(self) -> None:
         self.data.mkdir(parents=True)
@@ -66,7 +67,7 @@ class RunningAgent:
         (self.folder / "sync.toml").write_text(
             f'[service]\nurl = "{self.url or self.service.url}"\ntoken_file = "token"\n'
             f'[instrument]\nid = "{self.beamtime.instrument}"\n'
-            f'[journal]\npath = "journal.sqlite"\n[upload]\n{upload}\n'
+            f'[journal]\npath = "{self.journal}"\n[upload]\n{upload}\n'
             f'[[watch]]\npath = "data"\n{watch}\n{self.tables}'
         )
         return [sys.executable, "-m", "beamhub.cli", "sync", str(self.folder / "sync.toml"), *options]
@@ -560,6 +561,67 @@ def test_what_the_configuration_names_is_sent_while_it_grows(agent: RunningAgent
     ]
 
 
+def say_done(agent: RunningAgent, path: Path) -> None:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(agent.folder / "done.sock"))) as detector:
+        answer = detector.post("http://agent/done", json={"files": [str(path)]}, timeout=PATIENCE)
+    assert answer.json()["ready"] == [str(path)]
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_file_that_grows_on_when_it_was_ready(agent: RunningAgent, noticed: bool) -> None:
+    sam, path = agent.service.client("sam"), agent.data / "motors.log"
+    agent.settings |= {"grow": '["*.log"]', "settle": "3600"}
+    agent.tables = '[done]\nlisten = "./done.sock"\n'
+    agent.start()
+    path.write_bytes(os.urandom(4 * 2**20 + 7))
+    agent.until(grown(agent, 4))
+    (begun,) = agent.uploads()
+    sam.pause_uploads(agent.beamtime.instrument, reason="a look at it")
+    agent.until(lambda: "a look at it" in agent.log)
+    say_done(agent, path)
+    agent.until(lambda: agent.status is not None and agent.status.queued_files == 1)
+    with path.open("ab") as file:
+        file.write(os.urandom(2 * 2**20))
+        file.flush()
+        if noticed:  # as the writer has closed it; else it is found when it is to be sent
+            file.close()
+            agent.until(lambda: agent.status is not None and agent.status.queued_files == 0)
+        sam.resume_uploads(agent.beamtime.instrument)
+        agent.until(grown(agent, 6))
+    say_done(agent, path)
+    agent.until_arrived("motors.log")
+
+    agent.assert_all_there_once()
+    assert [upload.id for upload in agent.uploads()] == [begun.id], "it was sent again from its beginning"
+
+    with path.open("ab") as file:
+        file.write(b"more, when it is published")
+    say_done(agent, path)
+    agent.until(lambda: len(agent.files()) == 2)
+    raw = agent.service.data_dir / agent.beamtime.experiment / "raw"
+    assert max(raw.rglob("*.log"), key=lambda file: file.stat().st_size).read_bytes() == path.read_bytes()
+
+
+def test_files_that_grow_side_by_side(agent: RunningAgent) -> None:
+    size = 12 * 2**20
+    agent.settings |= {"grow": '["*.log"]', "settle": "3600"}
+    agent.upload["limit"] = '"4 MB/s"'
+    agent.tables = '[done]\nlisten = "./done.sock"\n'
+    agent.start()
+    paths = [agent.data / f"{number}.log" for number in range(2)]
+    for path in paths:
+        path.write_bytes(os.urandom(size + 7))
+    agent.until(lambda: sum(u.deferred and 0 < u.offset < size for u in agent.uploads()) == 2)
+    del agent.upload["limit"]
+    agent.command()
+    agent.signal(signal.SIGHUP)
+    agent.until(lambda: sum(u.deferred and u.offset == size for u in agent.uploads()) == 2)
+    for path in paths:
+        say_done(agent, path)
+    agent.until_arrived("0.log", "1.log")
+    agent.assert_all_there_once()
+
+
 # --- how fast -------------------------------------------------------------------------------------------
 
 
@@ -945,6 +1007,41 @@ def test_the_watched_directory_goes_and_comes_back(agent: RunningAgent) -> None:
     agent.until_arrived("b")
     agent.until(lambda: agent.status is not None and not agent.status.errors)
     agent.assert_all_there_once()
+
+
+def test_a_journal_on_a_full_disk(agent: RunningAgent) -> None:
+    (agent.folder / "state").mkdir()
+    agent.journal = "state/journal.sqlite"
+    mount = f'mount -t tmpfs -o size=256k state {agent.folder}/state && exec "$@"'
+    agent.wrapper = ["unshare", "-Urm", "sh", "-c", mount, "sh"]
+    agent.settings["settle"] = "0.1"
+    agent.start()
+    agent.until(lambda: agent.status is not None)
+    for number in range(500):
+        (agent.data / f"{number}.cbf").write_text(str(number))
+    assert agent.process is not None
+    assert agent.process.wait(PATIENCE) == 1
+    agent.process = None
+
+    journal = agent.folder / "state" / "journal.sqlite"
+    told = f"the journal {journal} can't be used (database or disk is full): free space on its disk"
+    assert told in agent.log
+    assert "Traceback" not in agent.log
+    assert agent.status is not None
+    assert told in agent.status.errors[0]
+
+    agent.wrapper = []
+    assert agent.run("--once").returncode == 0
+    agent.assert_all_there_once()
+
+
+def test_more_watchers_than_the_kernel_allows(agent: RunningAgent) -> None:
+    none = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+    agent.wrapper = ["unshare", "-Ur", "sh", "-c", none, "sh"]
+    agent.start()
+    (agent.data / "a").write_text("a")
+    agent.until_arrived("a")
+    agent.until(lambda: agent.status is not None and "max_user_instances" in str(agent.status.errors))
 
 
 # --- the command ----------------------------------------------------------------------------------------

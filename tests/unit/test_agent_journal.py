@@ -163,6 +163,50 @@ def test_a_damaged_journal_is_named(path: Path) -> None:
         Journal(path, "sim-mx")
 
 
+def test_a_journal_that_is_damaged_inside_is_named_when_that_is_met(path: Path) -> None:
+    journal = Journal(path, "sim-mx")
+    for number in range(2000):
+        journal.queue(f"/data/{number}", STAMP)
+    journal.close()
+    page = 4096
+    with path.open("r+b") as file:  # all but the first pages, which tell what is where
+        file.seek(10 * page)
+        file.write(b"damaged!" * ((path.stat().st_size - 10 * page) // 8))
+
+    journal = Journal(path, "sim-mx")
+    with pytest.raises(JournalError, match=r"can't be used .*: move it away"):
+        list(journal.unfinished())
+    journal.close()
+    snapshot = Snapshot(path)
+    with pytest.raises(JournalError, match="move it away"):
+        snapshot.find_all([f"/data/{number}" for number in range(2000)])
+    snapshot.close()
+
+
+def test_a_file_that_grows_again_keeps_what_has_been_sent(journal: Journal) -> None:
+    journal.grow("grew", STAMP, "key")
+    journal.begun("grew", "/uploads/1", "sim-mx-2026-00001")
+    journal.sent("grew", {0: b"01234567"})
+    journal.queue("grew", STAMP)
+    journal.hashed("grew", "xxh128:ab", "key")
+    assert journal.grows_again("grew", LATER)
+
+    entry = journal.find("grew")
+    assert entry is not None
+    assert (entry.state, entry.stamp, entry.upload) == (State.GROWING, LATER, "/uploads/1")
+    assert (entry.key, entry.digest) == ("key", None)
+    assert journal.blocks("grew") == {0: b"01234567"}
+    assert not journal.grows_again("grew", LATER), "it does already"
+
+    journal.queue("grew", LATER)
+    assert not journal.grows_again("grew", Stamp(1, 2, 3)), "that is another file"
+    journal.arrived("grew")
+    assert not journal.grows_again("grew", STAMP), "what is published is not added to"
+    journal.queue("plain", STAMP)
+    journal.begun("plain", "/uploads/2", "sim-mx-2026-00001")
+    assert not journal.grows_again("plain", LATER), "its length was told"
+
+
 def test_a_newer_journal_is_left_alone(path: Path) -> None:
     Journal(path, "sim-mx").close()
     connection = sqlite3.connect(path)

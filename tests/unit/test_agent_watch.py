@@ -13,6 +13,7 @@ import pytest
 from beamhub.agent.config import Watch
 from beamhub.agent.disk import Disk
 from beamhub.agent.file import Stamp
+from beamhub.agent.journal import JournalError
 from beamhub.agent.watch import LostError, Sighting, Tree
 
 QUEUED_NOTICES = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
@@ -170,6 +171,35 @@ async def test_what_is_not_wanted_is_not_seen(root: Path) -> None:
 
         assert watcher.names == {"run/last.h5"}
         assert not watcher.tree.odd
+
+
+async def test_a_path_that_is_too_long_does_not_keep_others(root: Path) -> None:
+    long = "n" * 250
+    async with following(root) as watcher:
+        folder = os.open(root, os.O_RDONLY)
+        whole, left = divmod(4000 - len(str(root)), 251)
+        for name in [long] * whole + ["n" * max(1, left - 1)]:
+            os.mkdir(name, dir_fd=folder)
+            below = os.open(name, os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        for name in (long, "short"):
+            os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+        os.close(folder)
+        await watcher.until(lambda: any(name.endswith("/short") for name in watcher.names))
+        assert "File name too long" in " ".join(watcher.tree.odd.values())
+
+
+@pytest.mark.parametrize("polling", [False, True])
+async def test_who_is_told_and_fails_ends_it(root: Path, polling: bool) -> None:
+    def fail(_: Sighting) -> None:
+        raise JournalError("the disk is full")
+
+    (root / "a").touch()
+    watch = Watch.model_validate({"path": str(root), "polling": polling})
+    with pytest.raises(ExceptionGroup) as failure:
+        await Tree(watch, lambda *_: False, fail, Disk(4)).follow()
+    assert failure.group_contains(JournalError, match="the disk is full")
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["already there", "appearing"])
