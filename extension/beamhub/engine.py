@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -84,6 +84,7 @@ class Engine:
         self._unread = dict.fromkeys(runners, True)  # something was committed since these were read
         self._read_again = dict.fromkeys(runners, 0.0)  # monotonic
         self._poll_again = dict.fromkeys(runners, 0.0)  # monotonic; a runner without jobs may have to tidy up
+        self._ending: dict[int, asyncio.Task[None]] = {}  # jobs whose results are being taken over
         self._own: set[int] = set()  # jobs that this engine has started, and not found by another's traces
         self._committed: list[asyncio.Event] = []  # something was; one for each who waits for that
         self._started = {name: asyncio.Event() for name in runners}
@@ -98,6 +99,15 @@ class Engine:
         self._watches.clear()
         self._committed.clear()
         self._loop = asyncio.get_running_loop()
+        try:
+            await self._run()
+        finally:
+            ending = list(self._ending.values())
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep(self.dispatch, self._wake(), REST))
             tasks.create_task(self._get_ready())
@@ -307,11 +317,16 @@ class Engine:
             return
         self._poll_again[name] = time.monotonic() + REST
         statuses = await runner.poll([task.runner_ref or {} for task in tasks])
-        watches = [await self._watch(task.job) for task in tasks]
-        news = await asyncio.to_thread(_news, tasks, watches)
-        known_of = zip(tasks, statuses, watches, news, strict=True)
-        await asyncio.gather(*(self._attend(runner, *known) for known in known_of))
-        await self._write_news([task.job.id for task in tasks])
+        going = [known for known in zip(tasks, statuses, strict=True) if known[0].job.id not in self._ending]
+        watches = [await self._watch(task.job) for task, _ in going]
+        news = await asyncio.to_thread(_news, [task for task, _ in going], watches)
+        await asyncio.gather(
+            *(
+                self._attend(runner, task, status, watch, told)
+                for (task, status), watch, told in zip(going, watches, news, strict=True)
+            )
+        )
+        await self._write_news([task.job.id for task, _ in going])
 
     async def _attend(
         self, runner: Runner, task: Task, status: Status, watch: Watch, news: News | None
@@ -331,7 +346,7 @@ class Engine:
             job = running
             task = replace(task, job=job)
         if status.phase is Phase.GONE:
-            await self._end(runner, task, status, watch)
+            await self._bring_to_end(job, self._end(runner, task, status, watch))
             return
         if status.phase is Phase.RUNNING and status.reason:
             watch.stopped = status.reason
@@ -365,6 +380,23 @@ class Engine:
             declared = await asyncio.to_thread(self._jobs.declared, job)
             self._watches[job.id] = Watch(self._jobs.folder(job), instrument, Reader(declared))
         return self._watches[job.id]
+
+    async def _bring_to_end(self, job: Job, end: Coroutine[Any, Any, None]) -> None:
+        """Where that takes long, as with large artifacts, it goes on by itself: other jobs have limits to be
+        kept and results to be shown meanwhile."""
+
+        def ended(ending: asyncio.Task[None]) -> None:
+            del self._ending[job.id]
+            if not waited and not ending.cancelled() and (error := ending.exception()) is not None:
+                log.error("job %d could not be brought to its end, and will be", job.id, exc_info=error)
+
+        waited = True
+        ending = self._ending[job.id] = asyncio.create_task(end)
+        ending.add_done_callback(ended)
+        await asyncio.wait([ending], timeout=PULSE)
+        waited = ending.done()
+        if waited:
+            await ending
 
     async def _end(self, runner: Runner, task: Task, status: Status, watch: Watch) -> None:
         """The job's processes are gone: reads what they left, and settles."""

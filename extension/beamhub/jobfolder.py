@@ -42,7 +42,7 @@ MAX_NOTEBOOK = 32 * 1024**2  # bytes that are looked through for the cell that f
 MAX_LAST_WORDS = 16 * 1024  # bytes of a log
 LAST_LINES = 20  # of a log
 MAX_ROWS = 5000  # in one page of a series
-MAX_DIGESTED = 8 * 1024**3  # bytes; larger artifacts are listed without a digest
+MAX_DIGESTED = 32 * 1024**3  # bytes of a job's artifacts; what is beyond is listed without a digest
 MAX_DEPTH = 64  # of folders that are sealed
 COARSE = 2.0  # seconds; a folder that changed more lately may change without its time telling
 ALL = PurePosixPath()
@@ -161,7 +161,7 @@ class JobFolder:
             reader.progress, dict(reader.metrics), [*reader.artifacts.values()], told=told, series=series
         )
 
-    def result(self, declared: Mapping[str, str] | None = None) -> JobResult | None:
+    def result(self, declared: Mapping[str, str] | None = None, *, digest: bool = True) -> JobResult | None:
         """The job's result, with sizes and digests of the artifacts that are there, as far as it can be
         believed and, as to the metrics, as the template has declared; None if there is none."""
         try:
@@ -179,9 +179,13 @@ class JobFolder:
                 _add_metric(metrics, name, value["value"], value["unit"], declared or {})
         except (ValueError, TypeError, KeyError, RecursionError, ValidationError):
             return JobResult(outcome="failed", reason="The job wrote a result that is not one.")
-        artifacts = {one.path: one for artifact in result.artifacts if (one := self._artifact(artifact))}
-        if notebook := self._artifact(Artifact(path="notebook.ipynb", title="Notebook", kind="notebook")):
-            artifacts.setdefault(notebook.path, notebook)
+        notebook = Artifact(path="notebook.ipynb", title="Notebook", kind="notebook")
+        artifacts: dict[str, Artifact] = {}
+        left = MAX_DIGESTED if digest else 0
+        for told in (*result.artifacts, notebook):
+            if told.path not in artifacts and (one := self._artifact(told, digest=left)) is not None:
+                artifacts[one.path] = one
+                left -= one.size if one.digest else 0
         return result.model_copy(
             update={
                 "reason": one_line(result.reason, 2000),
@@ -280,18 +284,19 @@ class JobFolder:
         """Adds what is told of an artifact if it is one and there is room; says whether it did."""
         content = {"path": told.get("path"), "title": told.get("title"), "kind": told.get("artifact")}
         with contextlib.suppress(ValidationError):
-            found = self._artifact(Artifact.model_validate(content), digest=False)
+            found = self._artifact(Artifact.model_validate(content))
             if found and (found.path in artifacts or len(artifacts) < MAX_ARTIFACTS):
                 artifacts[found.path] = found
                 return True
         return False
 
-    def _artifact(self, artifact: Artifact, *, digest: bool = True) -> Artifact | None:
-        """With its true size and digest; None for one that is not a file in this folder."""
+    def _artifact(self, artifact: Artifact, *, digest: int = 0) -> Artifact | None:
+        """With its true size, and its digest if it has at most so many bytes; None for one that is not a file
+        in this folder."""
         try:
             with self.open(artifact.path) as file:
                 size = os.fstat(file.fileno()).st_size
-                sha256 = _digest(file) if digest and size <= MAX_DIGESTED else ""
+                sha256 = _digest(file) if digest > 0 and size <= digest else ""
         except (Invalid, NotFound):
             return None
         return artifact.model_copy(

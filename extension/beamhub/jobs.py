@@ -402,10 +402,11 @@ class Jobs:
     async def result(self, principal: Principal, job_id: int) -> JobResult:
         """What the job has written about its end. Raises NotFound where it has not."""
         job = await self.get(principal, job_id)
-        found = await asyncio.to_thread(lambda: self.folder(job).result(self.declared(job)))
+        found = await asyncio.to_thread(lambda: self.folder(job).result(self.declared(job), digest=False))
         if found is None:
             raise NotFound(f"Job {job.id} has no result.", "Wait for its end, or see its log.")
-        return found
+        # digests are taken once, when the job has ended
+        return found.model_copy(update={"artifacts": job.artifacts}) if job.state.ended else found
 
     async def files(self, principal: Principal, job_id: int) -> Sequence[File]:
         """The files in the job's folder; paths are relative to it."""

@@ -951,6 +951,60 @@ async def test_a_job_whose_notebook_is_lost_is_in_nobodys_way(lab: Lab) -> None:
     lab.assert_settled(lost, kept)
 
 
+LARGE = """
+from beamhub import report
+with open("large.bin", "wb") as file:
+    file.truncate(4 << 30)
+report.artifact("large.bin", "Much")
+"""
+
+
+async def test_a_result_that_takes_long_to_be_read_keeps_no_other_job_waiting(lab: Lab) -> None:
+    template(lab.templates, "large", LARGE)
+    template(lab.templates, "count", COUNT)
+    async with lab.running():
+        other = await lab.submit("count")
+        await lab.says(other, "begun")
+        large = await lab.submit("large")
+        result = lab.data_dir / lab.experiment / large.folder / "result.json"
+
+        async def written() -> bool:
+            return result.exists()
+
+        await condition(written)
+        await lab.jobs.cancel(ADA, other.id, JobCancel())
+        await lab.until(other)
+        assert (await lab.jobs.get(ADA, large.id)).state is JobState.RUNNING
+        done = await lab.until(large)
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    [much] = [one for one in done.artifacts if one.path == "large.bin"]
+    assert much.size == 4 << 30
+    assert len(much.digest) == 64
+    # read once: whoever asks for the result is told what was found then
+    large_file = lab.data_dir / lab.experiment / large.folder / "large.bin"
+    large_file.chmod(0o600)
+    os.truncate(large_file, 0)
+    assert (await lab.jobs.result(ADA, large.id)).artifacts == done.artifacts
+    lab.assert_settled(other, large)
+
+
+async def test_how_a_process_ended_is_told_until_it_is_settled(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    runner = lab.runner()
+    engine = lab.engine(runner)
+    job = await lab.submit("try_it")
+    ref = await engine._prepare(runner, job)
+    (lab.data_dir / lab.experiment / job.folder / "job.json").unlink()  # so it can't go on
+    await runner.release(ref)
+
+    async def is_gone() -> bool:
+        return (await runner.poll([ref]))[0].phase is Phase.GONE
+
+    await condition(is_gone)
+    [status] = await runner.poll([ref])
+    assert (status.exit_code, status.again) == (1, False)
+
+
 async def gone(runner: LocalRunner, task: Task) -> None:
     async def is_gone() -> bool:
         return (await runner.poll([task.runner_ref or {}]))[0].phase is Phase.GONE

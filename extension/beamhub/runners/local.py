@@ -34,6 +34,7 @@ LOST = "each can read all experiments, the service's secrets and the network"
 WARM = "beamhub_notebooks.warm"  # does once what jobs would otherwise do each time
 # Niceness: the service comes first, then what somebody at the detector watches, then all else.
 LIVE, BATCH, IDLE = 5, 10, 19
+CODES = 1000  # that are kept
 SIGNALLED = 128  # exit codes above it tell which signal ended a process, as in a shell
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -75,7 +76,7 @@ class LocalRunner:
         self._data_dir = data_dir.absolute()
         self._caches = self._state / "warm"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._codes: dict[int, int] = {}  # exit codes of those that have ended, until they are asked for
+        self._codes: dict[int, int] = {}  # exit codes of those that have ended lately
         self._niceness: dict[int, int] = {}  # of children that have not been let go
         self._watched: set[int] = set()
         self._changed: Callable[[], None] = lambda: None
@@ -192,7 +193,10 @@ class LocalRunner:
         for pid, child in list(self._children.items()):
             if (code := child.poll()) is not None:  # takes the exit code, so that no zombie stays
                 self._children.pop(pid, None)
+                self._codes.pop(pid, None)
                 self._codes[pid] = code if code >= 0 else 128 - code
+                if len(self._codes) > CODES:
+                    del self._codes[next(iter(self._codes))]
                 self._niceness.pop(pid, None)
                 if child.stdin is not None:
                     child.stdin.close()
@@ -248,7 +252,7 @@ class LocalRunner:
         began = ref.get("began")
         elapsed = _uptime() - began if isinstance(began, float) and _of_this_boot(ref) else None
         if not members:
-            code = self._codes.pop(_int(ref, "pid"), None)
+            code = self._codes.get(_int(ref, "pid"))  # asked for again where the end could not be settled
             killed = code is None or code > SIGNALLED
             return Status(
                 Phase.GONE,
