@@ -7,14 +7,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from beamhub.schemas import Role, Upload, UploadState
 from beamhub.testing import Beamtime, RunningService
+from beamhub.uploads import EXPIRES
 from beamhub_hub.proxy import NODE, NPM
 from tusclient.client import TusClient
+from tusclient.exceptions import TusCommunicationError
 
 MANIFEST = Path(__file__).parents[1] / "tus-js"
 
@@ -26,7 +29,7 @@ def beamtime(service: RunningService) -> Beamtime:
 
 @pytest.fixture(scope="session")
 def tus_js() -> Path:
-    """The folder of tus-js-client, installed as pinned on first use."""
+    """The folder of tus-js-client and Uppy, installed as pinned on first use."""
     lock = (MANIFEST / "package-lock.json").read_bytes()
     folder = Path(sys.prefix) / "share" / f"beamhub-tests-{hashlib.sha256(lock).hexdigest()[:12]}"
     if not (folder / "done").exists():
@@ -49,9 +52,10 @@ def tus_js() -> Path:
 
 
 def run_tus_js(tus_js: Path, file: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    program = options.pop("program", "upload.cjs")
     given = {"file": str(file), "storage": str(file.with_suffix(".urls")), **options}
     return subprocess.run(
-        [NODE, MANIFEST / "upload.cjs", json.dumps(given)],
+        [NODE, MANIFEST / program, json.dumps(given)],
         env={**os.environ, "NODE_PATH": str(tus_js)},
         capture_output=True,
         text=True,
@@ -122,6 +126,82 @@ def test_tus_js_client_uploads_breaks_off_and_resumes(
     assert (upload.id, upload.digest_by) == (begun.id, "service")
     assert upload.digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert service.client("ben").file(beamtime.experiment, upload.path) == content
+
+
+def test_uppy_uploads_breaks_off_and_resumes(
+    service: RunningService, beamtime: Beamtime, tus_js: Path, tmp_path: Path
+) -> None:
+    """With all that it tells of a file by itself: its type, and its name under several words."""
+    file, content = make_file(tmp_path)
+    options: dict[str, Any] = {
+        "program": "uppy.cjs",
+        "endpoint": f"{service.api}uploads",
+        "headers": {"Authorization": f"token {service.tokens['ben']}"},
+        "meta": {"experiment": beamtime.experiment},
+        "chunkSize": 500_000,
+    }
+    broken = run_tus_js(tus_js, file, **options, breakAfter=1_200_000)
+    assert broken.returncode == 3, broken.stderr
+    (begun,) = service.client("ada").uploads(beamtime.experiment, state=UploadState.RECEIVING)
+    assert (begun.path, begun.size) == ("shared/image.cbf", len(content))
+    resumed = run_tus_js(tus_js, file, **options)
+    assert resumed.returncode == 0, resumed.stderr
+    told = json.loads(resumed.stdout)
+    assert told["url"].endswith(begun.id)
+    assert told["resumedAt"] >= 1_000_000
+    assert only_upload(service, beamtime, "shared/image.cbf").id == begun.id
+    assert service.client("ben").file(beamtime.experiment, "shared/image.cbf") == content
+
+
+def expire(service: RunningService, beamtime: Beamtime) -> None:
+    """A day goes by in which nobody goes on with the only upload."""
+    ada = service.client("ada")
+    (begun,) = ada.uploads(beamtime.experiment, state=UploadState.RECEIVING)
+    temporary = service.data_dir / beamtime.experiment / ".incoming" / begun.id
+    assert temporary.stat().st_size >= 1_000_000
+    service.stop()
+    long_ago = temporary.stat().st_mtime - EXPIRES.total_seconds() - 1
+    os.utime(temporary, (long_ago, long_ago))
+    service.start()
+    deadline = time.monotonic() + 60
+    while (upload := ada.upload_status(begun.id)).state is UploadState.RECEIVING:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "not continued" in upload.error
+    assert not temporary.exists()
+
+
+def test_tuspy_hears_that_its_upload_has_expired(own_service: RunningService, tmp_path: Path) -> None:
+    service, beamtime = own_service, own_service.beamtime()
+    file, content = make_file(tmp_path)
+    client = TusClient(f"{service.api}uploads", headers={"Authorization": f"Bearer {beamtime.agent_token}"})
+    options: dict[str, Any] = {"chunk_size": 500_000, "metadata": {"filename": "late.cbf"}}
+    with file.open("rb") as stream:
+        uploader = client.uploader(file_stream=stream, **options)
+        uploader.upload(stop_at=1_000_000)
+        expire(service, beamtime)
+        with pytest.raises(TusCommunicationError, match="410"):
+            client.uploader(file_stream=stream, **options, url=uploader.url)
+        client.uploader(file_stream=stream, **options).upload()
+    assert service.client("ada").file(beamtime.experiment, "raw/late.cbf") == content
+
+
+def test_tus_js_client_begins_again_what_has_expired(
+    own_service: RunningService, tus_js: Path, tmp_path: Path
+) -> None:
+    service, beamtime = own_service, own_service.beamtime()
+    file, content = make_file(tmp_path)
+    options: dict[str, Any] = {
+        "endpoint": f"{service.api}uploads",
+        "headers": {"Authorization": f"Bearer {beamtime.agent_token}"},
+        "metadata": {"filename": "late.cbf"},
+        "chunkSize": 500_000,
+    }
+    assert run_tus_js(tus_js, file, **options, breakAfter=1_200_000).returncode == 3
+    expire(service, beamtime)
+    again = run_tus_js(tus_js, file, **options)
+    assert again.returncode == 0, again.stderr
+    assert service.client("ada").file(beamtime.experiment, "raw/late.cbf") == content
 
 
 def test_tus_js_client_begins_again_where_its_upload_is_gone(
