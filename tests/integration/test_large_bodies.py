@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.client import HTTPConnection, HTTPResponse
 
 import httpx
@@ -117,6 +118,25 @@ def test_a_refusal_is_heard_and_the_connection_goes_on(
     assert connection.sock is sock
     connection.close()
     assert agent.get(url).json()["state"] == "complete"
+
+
+async def test_who_sends_much_and_reads_late_hears_a_refusal(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    """As asynchronous clients do, which lose the answer as soon as they can't write any more."""
+    content = bytes(32 * LARGE)
+    url = announce(agent, "much.bin", len(content))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), LARGE):
+            yield content[start : start + LARGE]
+            await asyncio.sleep(0.01)  # the refusal is there before the end
+
+    identity = {"Authorization": f"Bearer {beamtime.agent_token}"}
+    headers = {**identity, **TUS, **BINARY, "Upload-Offset": "5", "Content-Length": str(len(content))}
+    async with httpx.AsyncClient(timeout=60) as client:
+        answer = await client.patch(url, headers=headers, content=slowly())
+    assert (answer.status_code, answer.headers["Connection"]) == (409, "close")
 
 
 def test_more_than_was_announced_ends_the_connection(

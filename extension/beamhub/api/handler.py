@@ -114,6 +114,7 @@ class Handler(JupyterHandler):
                 await wire.drain()
             if not self._finished:  # else it took too long
                 await self._answer()
+                await wire.hear_out()
         finally:
             await wire.give_back()
 

@@ -7,7 +7,9 @@ by threads, in as large pieces as are there; the connection is given back with t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
+import socket
 from asyncio import Future
 
 from tornado.http1connection import HTTP1Connection
@@ -23,6 +25,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 LARGE = 2**20  # bytes of a body from which on this is worth its while
 LINGER = 10  # milliseconds that a thread waits for the next bytes before it does something else
+LAST = 30.0  # seconds for which what comes after a refusal is still taken
 
 
 class Wire(HTTPConnection):
@@ -45,6 +48,7 @@ class Wire(HTTPConnection):
         stream.close()
         self._length = self.left = length
         self._over = False  # nothing more comes, or is wanted
+        self._gone = False  # the sender
         self._coming: Future[None] | None = None
         self.waiting = True  # for the sender, rather than the sender for us
         self._answer: IOStream | None = None
@@ -115,7 +119,7 @@ class Wire(HTTPConnection):
         except OSError:  # the sender has gone: what has come is kept
             count = 0
         if not count:
-            self._over = True
+            self._over = self._gone = True
         return count
 
     def end(self) -> None:
@@ -165,6 +169,18 @@ class Wire(HTTPConnection):
 
     def finish(self) -> None:
         """The answer is written; `give_back` ends it all."""
+
+    async def hear_out(self) -> None:
+        """Takes the rest of a body that was refused for nothing: who is still sending reads the answer later,
+        and to close the connection before would take it away."""
+        if self._answer is None or not self.left or self._gone:
+            return
+        self._over = False
+        with contextlib.suppress(StreamClosedError, OSError, TimeoutError):
+            async with asyncio.timeout(LAST):
+                await self._answer.write(b"")  # until all of it is on its way
+                self._socket.shutdown(socket.SHUT_WR)
+                await self.drain()
 
     async def give_back(self) -> None:
         """Lets Tornado have the connection again for its next request, or ends it. Nobody may be taking."""
