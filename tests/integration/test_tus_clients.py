@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub.datasets import Datasets
+from beamhub.events import Live
+from beamhub.frames.inspect import Inspector
 from beamhub.schemas import Role, Upload, UploadState
+from beamhub.store import Store
 from beamhub.testing import Beamtime, RunningService
-from beamhub.uploads import EXPIRES
+from beamhub.uploads import EXPIRES, Uploads
 from beamhub_hub.proxy import NODE, NPM
 from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError
@@ -155,19 +159,23 @@ def test_uppy_uploads_breaks_off_and_resumes(
 
 def expire(service: RunningService, beamtime: Beamtime) -> None:
     """A day goes by in which nobody goes on with the only upload."""
-    ada = service.client("ada")
-    (begun,) = ada.uploads(beamtime.experiment, state=UploadState.RECEIVING)
+    (begun,) = service.client("ada").uploads(beamtime.experiment, state=UploadState.RECEIVING)
     temporary = service.data_dir / beamtime.experiment / ".incoming" / begun.id
     assert temporary.stat().st_size >= 1_000_000
-    service.stop()
-    long_ago = temporary.stat().st_mtime - EXPIRES.total_seconds() - 1
-    os.utime(temporary, (long_ago, long_ago))
-    service.start()
-    deadline = time.monotonic() + 60
-    while (upload := ada.upload_status(begun.id)).state is UploadState.RECEIVING:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert "not continued" in upload.error
+
+    async def look(*times: float) -> None:
+        """As one more process beside the service would."""
+        store, inspector = Store(service.settings["database_url"]), Inspector()
+        datasets = Datasets(store, service.data_dir, inspector)
+        uploads = Uploads(store, Live(), service.data_dir, datasets.examine)
+        for now in times:
+            await uploads.expire(now)
+        await uploads.close()
+        await inspector.close()
+        store.close()
+
+    asyncio.run(look(0.0, EXPIRES.total_seconds() + 1))
+    assert "not continued" in service.client("ada").upload_status(begun.id).error
     assert not temporary.exists()
 
 
