@@ -84,6 +84,24 @@ def test_identities_are_the_services(service: RunningService, ingest: Ingest, be
     assert httpx.get(where, headers={"Authorization": "Bearer guessed"}).status_code == 401
 
 
+def test_a_token_that_is_revoked_ends_in_every_process_with_the_next_request(
+    service: RunningService, ingest: Ingest
+) -> None:
+    beamtime = service.beamtime()
+    content = os.urandom(1000)
+    headers = {"Authorization": f"Bearer {beamtime.agent_token}", **TUS}
+    with httpx.Client(headers=headers, timeout=60) as agent:
+        upload = announce(agent, ingest.api, "half.bin", content)
+        assert send(agent, ingest.api, upload, 0, content[:500]).status_code == 204
+        token = service.client("sam").new_instrument_token(beamtime.instrument).token
+        assert send(agent, ingest.api, upload, 500, content[500:]).status_code == 401
+        assert agent.head(f"{ingest.api}uploads/{upload}").status_code == 401
+        agent.headers["Authorization"] = f"Bearer {token}"
+        assert agent.head(f"{ingest.api}uploads/{upload}").headers["Upload-Offset"] == "500"
+        assert send(agent, ingest.api, upload, 500, content[500:]).status_code == 204
+    assert service.client("ada").file(beamtime.experiment, "raw/half.bin") == content
+
+
 def test_what_an_ingest_process_publishes_the_service_tells_at_once(
     service: RunningService, ingest: Ingest, agent: httpx.Client, beamtime: Beamtime
 ) -> None:
