@@ -431,6 +431,12 @@ def age(path: Path, version: str) -> None:
     older.rename(path)
 
 
+def child(pid: int) -> int:
+    """The only one of a process."""
+    [found] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(found)
+
+
 @pytest.mark.parametrize("hours", [1, -1])
 async def test_a_clock_that_is_set_by_an_hour_ends_no_job_and_costs_nothing(lab: Lab, hours: int) -> None:
     template(lab.templates, "count", COUNT)
@@ -447,7 +453,7 @@ async def test_a_clock_that_is_set_by_an_hour_ends_no_job_and_costs_nothing(lab:
         let_go(lab)
         done = [await lab.until(one) for one in (job, second)]
     finally:
-        after.kill()
+        os.kill(child(after.pid), signal.SIGKILL)  # faketime waits for it, and tidies up after it
         await after.wait()
     for one in done:
         assert (one.state, one.reason) == (JobState.FINISHED, "")
