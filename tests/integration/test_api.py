@@ -543,7 +543,7 @@ def test_jobs_from_start_to_result(service: RunningService) -> None:
     beamtime = service.beamtime(members={"ben": Role.COLLABORATOR})
     licence, dataset = service.licence(beamtime), service.dataset(beamtime)
     ada, ben = service.client("ada"), service.client("ben")
-    assert [one.id for one in ada.sponsors(beamtime.experiment)] == [licence]
+    assert licence in [one.id for one in ada.sponsors(beamtime.experiment)]
 
     word = "<script>alert(1)</script><b>bold</b>"
     job = ada.submit(
