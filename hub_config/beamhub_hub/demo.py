@@ -178,7 +178,7 @@ def _run(
             )
             resume(client, beamtime.experiment, since)
             credentials.save(state)  # with an experiment: whoever waits for the file may begin
-        notes = [finding for finding in machine.findings(state, port) if finding.name in ("DIALS", "sandbox")]
+        notes = machine.notes()
         if slurm:
             look = f"jobs run on two nodes; SLURM_CONF={state / CLUSTER / 'slurm.conf'} squeue shows them"
             notes.append(machine.Finding("Slurm", fine=True, message=look))

@@ -10,11 +10,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from beamhub import sandbox
+from beamhub import checkup, sandbox
 
 from beamhub_hub import proxy
+from beamhub_hub.site import Site
 
 FREE = 2 << 30  # bytes of disk that a start asks for
+FULL = 0.05  # the part of the data's disk that had better be free
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,24 @@ class Finding:
     needed: bool = False
 
 
-def findings(state: Path, number: int) -> list[Finding]:
+def findings(site: Site, number: int) -> list[Finding]:
     """Everything that is looked at, the needed things first."""
     return [
         python(),
-        folder(state),
+        folder(site.state),
         port(number),
         _proxy(),
-        _sandbox(),
-        _dials(),
+        *_database(site),
+        _data(site.data),
+        *notes(),
+        *_slurm(site),
         _program("chromium", "only tests use it", "the acceptance tests can't run: apt-get install chromium"),
     ]
+
+
+def notes() -> list[Finding]:
+    """What a demo does without where it is missing."""
+    return [_sandbox(), _dials()]
 
 
 def obstacle(*found: Finding) -> str:
@@ -88,6 +97,34 @@ def port(number: int) -> Finding:
             )
             return Finding("port", fine=False, message=message, needed=True)
     return Finding("port", fine=True, message=f"{number} is free", needed=True)
+
+
+def _database(site: Site) -> list[Finding]:
+    now = checkup.database(site.database)
+    found = [Finding("database", fine=now.fine, message=now.message, needed=True)]
+    if (site.state / "service").exists():  # there is something to be saved
+        saved = checkup.backup(site.state, site.state / "service")
+        found.append(Finding("backup", fine=saved.fine, message=saved.message))
+    return found
+
+
+def _data(data: Path) -> Finding:
+    """Whether there is room for what will be measured."""
+    there = next(above for above in (data.absolute(), *data.absolute().parents) if above.exists())
+    disk = shutil.disk_usage(there)
+    room = f"{disk.free / 1e9:.0f} GB ({100 * disk.free / disk.total:.0f} %) free in {there}"
+    if disk.free < FULL * disk.total:
+        message = f"only {room}: uploads fail when it is full; finalise experiments and move them elsewhere"
+        return Finding("data", fine=False, message=message)
+    return Finding("data", fine=True, message=room)
+
+
+def _slurm(site: Site) -> list[Finding]:
+    conf = checkup.slurm_conf(site.slurm)
+    if conf is None:
+        return []
+    looked = {"MUNGE": checkup.munge(conf), "Slurm": checkup.slurm(conf)}
+    return [Finding(name, fine=found.fine, message=found.message) for name, found in looked.items()]
 
 
 def _proxy() -> Finding:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from beamhub import cluster
+from beamhub import checkup, cluster
 from beamhub.app import BeamhubApp
 from beamhub.cluster import Cluster
 from beamhub.credits import correct
@@ -687,3 +687,10 @@ def test_options_of_a_profile_are_words_of_slurm() -> None:
     for wrong in ("a b", "--wrap=id", "x;id", "$(id)", "x\ny", "a/b"):
         with pytest.raises(ValueError):
             SlurmOptions(partition=wrong)
+
+
+def test_the_doctor_asks_munge_and_the_controller(own_slurm: Cluster) -> None:
+    assert checkup.munge(own_slurm.conf).fine
+    assert checkup.slurm(own_slurm.conf).fine
+    own_slurm.stop()
+    assert not checkup.munge(own_slurm.conf).fine

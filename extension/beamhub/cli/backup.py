@@ -50,17 +50,21 @@ def _of_a_database(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @_of_a_database
-def backup(url: str, state: Path, file: Path) -> None:  # noqa: ARG001 (both commands take the same)
+def backup(url: str, state: Path, file: Path) -> None:
     """Save the service's database to a new FILE, as it is at one moment; the service may run meanwhile.
 
     Experiments' data and the other files in the service's folders are not in it.
     """
+    from beamhub.checkup import note_backup
     from beamhub.store import Store
 
     _require(url)
     store = Store(url)
     try:
-        _tell(store.save(file))
+        manifest = store.save(file)
+        if state.is_dir():
+            note_backup(state, file, manifest.created)
+        _tell(manifest)
     finally:
         store.close()
 

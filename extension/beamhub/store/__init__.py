@@ -131,13 +131,27 @@ class Store:
 
     def migrated(self) -> bool:
         """Whether the database's tables are those of this version of beamhub."""
+        found, newest = self.revisions()
+        return found == newest
+
+    def revisions(self) -> tuple[str | None, str]:
+        """That of the database's tables, None if it has none, and that of this version of beamhub."""
         versions = files("beamhub.store.migrations") / "versions"
         newest = max(file.name[:4] for file in versions.iterdir() if file.name.endswith(".py"))
         with self._read_engine.begin() as connection:
             if not inspect(connection).has_table("alembic_version"):
-                return False
+                return None, newest
             found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-            return found == newest
+            return found, newest
+
+    def damage(self) -> str:
+        """What SQLite finds wrong with its file, "" if nothing; it reads all of it. PostgreSQL looks after
+        its own."""
+        if self._read_engine.dialect.name != "sqlite":
+            return ""
+        with self._read_engine.begin() as connection:
+            found: str = connection.scalars(text("PRAGMA quick_check(1)")).one()
+        return "" if found == "ok" else found
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Has `callback` called after each committed write, on any thread; with a bus, after those of other
