@@ -12,6 +12,7 @@ from beamhub.schemas import (
     InstrumentChange,
     Job,
     JobState,
+    SponsorshipRule,
     TriggerCondition,
     TriggerCreate,
     TriggerEvent,
@@ -46,6 +47,7 @@ def experiment(facility: RunningDemo) -> Iterator[str]:
     for name in (NAME, "other"):
         facility.acquire(f"--prefix={name}", "--frames=4", "--rate=4").wait()
     yield experiment
+    sam.set_terms("lab-sim-mx", [])
     for rule in sam.triggers(INSTRUMENT):
         if rule.id not in known:
             sam.delete_trigger(rule.id)
@@ -169,7 +171,18 @@ def test_the_pi_has_a_rule_different_in_her_experiment(
     [rule] = [r for r in facility.client("ada").experiment_triggers(experiment) if r.title == FEEDBACK]
     assert (rule.changed, rule.sponsor, rule.enabled) == ([], "lab-sim-mx", True)
 
-    ada.locator(".bh-rule-new").click()
+    facility.client("sam").set_terms("lab-sim-mx", [SponsorshipRule(templates=["dials"])])
+    ada.reload()
+    ada.locator(".bh-rule-new").click(timeout=LONG)
+    form.locator("[name=template]").select_option("fast_feedback", timeout=LONG)
+    refused = form.locator(".bh-sponsor-refused[data-licence=lab-sim-mx]")
+    expect(refused).to_have_text(
+        "The licence lab-sim-mx pays on sim-mx only for the template dials.", timeout=LONG
+    )
+    refused.scroll_into_view_if_needed()
+    people.picture(ada, "rule-sponsor-refused")
+    form.locator("[name=template]").select_option("dials")
+    expect(refused).to_have_count(0, timeout=LONG)
     expect(form.locator(".bh-trial")).not_to_have_count(0, timeout=LONG)
     form.locator("[name=title]").fill("Ours")
     form.locator("[name=pattern]").fill("nothing*")
@@ -177,6 +190,7 @@ def test_the_pi_has_a_rule_different_in_her_experiment(
     expect(form).to_be_hidden(timeout=LONG)
     own = rule_row(ada, "Ours")
     expect(own.locator(".bh-rule-differs")).to_have_text("Only in this experiment")
+    facility.client("sam").set_terms("lab-sim-mx", [])
     own.locator(".bh-rule-delete").click()
     ada.locator(".bh-question-yes").click()
     expect(own).to_have_count(0, timeout=LONG)
@@ -210,6 +224,55 @@ def test_a_job_becomes_a_rule(facility: RunningDemo, people: People, experiment:
     row.locator(".bh-rule-delete").click()
     sam.locator(".bh-question-yes").click()
     expect(row).to_have_count(0, timeout=LONG)
+
+
+def test_a_job_takes_the_place_of_a_rule_and_sam_goes_back(
+    facility: RunningDemo, people: People, experiment: str
+) -> None:
+    client = facility.client("sam")
+    before = client.create_trigger(
+        INSTRUMENT,
+        TriggerCreate(
+            title="DIALS on nothing",
+            event=TriggerEvent.DATASET_COMPLETE,
+            pattern="nothing*",
+            template="dials",
+            parameters={"resolution_limit": 2.5},
+            profile="cpu-2",
+            sponsor="lab-sim-mx",
+            priority=3,
+        ),
+    )
+    job = next(job for job in client.jobs(experiment) if job.template == "fast_feedback")
+    sam = people.page("sam")
+    sam.goto(f"{facility.url}{RULES}?job={job.id}")
+    form = sam.locator(".bh-rule-dialog")
+    form.locator("[name=replaces]").select_option(f"{before.id}", timeout=LONG)
+    form.locator("[name=title]").fill("Feedback on nothing")
+    form.locator("[name=pattern]").fill("nothing*")
+    people.picture(sam, "rule-replaced")
+    form.locator(".bh-rule-save").click()
+    expect(form).to_be_hidden(timeout=LONG)
+    row = sam.locator(f".bh-rule[data-rule='{before.id}']")
+    expect(row.locator(".bh-rule-title")).to_have_text("Feedback on nothing", timeout=LONG)
+    replaced = next(rule for rule in client.triggers(INSTRUMENT) if rule.id == before.id)
+    assert (replaced.template, replaced.parameters) == (job.template, job.parameters)
+
+    row.locator(".bh-rule-history").click()
+    history = sam.locator(".bh-rule-past")
+    now = history.locator(f".bh-version[data-version='{replaced.version}']")
+    expect(now).to_contain_text("DIALS on nothing → Feedback on nothing")
+    expect(now.locator(".bh-version-restore")).to_have_count(0)
+    people.picture(sam, "rule-go-back")
+    history.locator(f".bh-version[data-version='{before.version}'] .bh-version-restore").click()
+    expect(form.locator("[name=title]")).to_have_value("DIALS on nothing", timeout=LONG)
+    expect(form.locator("[name='p.resolution_limit']")).to_have_value("2.5")
+    form.locator(".bh-rule-save").click()
+    expect(form).to_be_hidden(timeout=LONG)
+    expect(row.locator(".bh-rule-title")).to_have_text(before.title, timeout=LONG)
+    back = next(rule for rule in client.triggers(INSTRUMENT) if rule.id == before.id)
+    assert back.version == replaced.version + 1
+    assert back.model_copy(update={"version": before.version}) == before
 
 
 def test_what_was_missed_is_made_up_for(facility: RunningDemo, people: People, experiment: str) -> None:
