@@ -14,7 +14,7 @@ from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
 from beamhub_cockpit.parts import acquisition_facts, ago, arrived, bar, card, state
-from beamhub_cockpit.series import Follower, names
+from beamhub_cockpit.series import Follower, begun
 
 THUMBNAIL: Final = 300  # pixels, at most
 THUMBNAIL_EVERY: Final = 3.0  # seconds
@@ -61,11 +61,11 @@ class Acquisition:
 
     def _plot(self, dataset: Dataset, job: Job, client: Client, live: Live, links: Links) -> None:
         if self.follower is None or self.follower.job != job.id:
-            begun = names(client.job_files(job.id))
-            if not begun:  # the series appears with its first row
+            series = begun(client.job_files(job.id))
+            if not series:  # it appears with its first row
                 return
             frames = (1, max(2, dataset.frames_announced))
-            self.follower = Follower(job.id, begun[0], 64, frames, links.frames(job))
+            self.follower = Follower(job.id, series[0], 64, frames, links.frames(job))
         self.follower.refresh(client, live)
 
 

@@ -30,7 +30,7 @@ from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
 from beamhub_cockpit.parts import ago, bar, cost, facts, file_link, runtime, starter, state, template_of
 from beamhub_cockpit.question import Question
-from beamhub_cockpit.series import Follower, names
+from beamhub_cockpit.series import Follower, undrawn
 
 LOG_SHOWN: Final = 200_000  # characters
 PLOT_LIMIT: Final = 8_000_000  # bytes of an image that a page shows
@@ -110,7 +110,7 @@ class Detail:
             self.log = (self.log + part)[-LOG_SHOWN:]
 
     def _series(self, client: Client, live: Live, link: str) -> None:
-        for name in names(self.files):
+        for name in undrawn(self.files):
             self.followers.setdefault(name, Follower(self.job, name, PLOT_HEIGHT, link=link))
         for follower in self.followers.values():
             follower.refresh(client, live)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from beamhub.client import Client
@@ -15,12 +15,15 @@ from beamhub_cockpit.plot import Plot
 _FILE = re.compile(r"series/([A-Za-z_][A-Za-z0-9_]{0,62})\.jsonl")
 
 
-def names(files: Iterable[File]) -> list[str]:
-    """The series that a job has begun, by what lies in its folder. One that the job has drawn itself, in a
-    picture of the same name, needs no plot of its own."""
+def begun(files: Iterable[File]) -> list[str]:
+    """The series that a job has begun, by what lies in its folder."""
+    return sorted(found[1] for file in files if (found := _FILE.fullmatch(file.path)))
+
+
+def undrawn(files: Sequence[File]) -> list[str]:
+    """Those that the job has not drawn itself, in a picture of the same name."""
     paths = {file.path for file in files}
-    begun = (found[1] for path in paths if (found := _FILE.fullmatch(path)))
-    return sorted(name for name in begun if f"{name}.png" not in paths)
+    return [name for name in begun(files) if f"{name}.png" not in paths]
 
 
 @dataclass

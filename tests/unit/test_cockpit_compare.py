@@ -9,7 +9,7 @@ from beamhub_cockpit.compare import overlaid
 from beamhub_cockpit.history import show
 from beamhub_cockpit.html import el, find, text
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.series import names
+from beamhub_cockpit.series import begun, undrawn
 
 from tests.unit.cockpit import job
 
@@ -68,4 +68,5 @@ def test_the_history_says_what_differs_who_did_what_and_how_often() -> None:
 def test_what_a_job_has_drawn_itself_is_not_drawn_again() -> None:
     paths = ["series/shells.jsonl", "shells.png", "series/per_frame.jsonl", "series/9.jsonl", "log.txt"]
     files = [File(path=path, size=1, modified=datetime.now(UTC)) for path in paths]
-    assert names(files) == ["per_frame"]
+    assert undrawn(files) == ["per_frame"]
+    assert begun(files) == ["per_frame", "shells"]  # for who follows it while it runs
