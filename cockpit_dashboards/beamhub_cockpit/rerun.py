@@ -371,7 +371,7 @@ def _licence(launch: Launch, paying: Sequence[Sponsor]) -> Element:
             name="sponsor",
             value=launch.sponsor,
         ),
-        el("p.bh-hint", refused) if (refused := sponsors.refusals(paying)) else None,
+        el("p.bh-hint", refused) if (refused := sponsors.refusals(paying, launch.sponsor)) else None,
     )
 
 

@@ -727,7 +727,7 @@ def _resources(draft: Draft, around: Around) -> Element:
     licences = [_option(draft, "sponsor", one.id, sponsors.label(one)) for one in paying]
     if draft.texts["sponsor"] not in [one.id for one in paying]:
         licences.append(_option(draft, "sponsor", draft.texts["sponsor"], draft.texts["sponsor"]))
-    said: list[Child] = [*sponsors.refusals(paying)]
+    said: list[Child] = [*sponsors.refusals(paying, draft.texts["sponsor"])]
     if around.experiment is None:
         chosen = [one for one in paying if one.id == draft.texts["sponsor"] and not one.refusal]
         said += [el("span.bh-sub", told) for one in chosen if (told := sponsors.conditions(one))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from beamhub.expressions import expression_of
 from beamhub.schemas import (
@@ -148,9 +148,10 @@ def differences(
         old, new = before.get(name), after.get(name)
         if old == new and (name in before) == (name in after):
             continue
-        template = templates.get(str(after.get("template") or before.get("template")))
         if name == "parameters" and isinstance(old, dict) and isinstance(new, dict):
-            found += _parameters(old, new, template)
+            first = templates.get(str(before.get("template") or after.get("template")))
+            then = templates.get(str(after.get("template") or before.get("template")))
+            found += _parameters((old, first), (new, then))
         else:
             sides = [
                 _said(name, side[name], templates) if name in side else ON_INSTRUMENT
@@ -160,18 +161,23 @@ def differences(
     return found
 
 
-def _parameters(
-    before: Mapping[str, JsonValue], after: Mapping[str, JsonValue], template: Template | None
-) -> list[Difference]:
-    names = titles(template)
+Given: TypeAlias = "tuple[Mapping[str, JsonValue], Template | None]"
+
+
+def _parameters(before: Given, after: Given) -> list[Difference]:
+    (old, first), (new, then) = before, after
+    names = titles(first) | titles(then)
     return [
-        Difference(
-            names.get(name, name),
-            *(value(side[name]) if name in side else "as the template has it" for side in (before, after)),
-        )
-        for name in {**before, **after}
-        if name not in before or name not in after or before[name] != after[name]
+        Difference(names.get(name, name), _one(name, *before), _one(name, *after))
+        for name in {**old, **new}
+        if name not in old or name not in new or old[name] != new[name]
     ]
+
+
+def _one(name: str, given: Mapping[str, JsonValue], template: Template | None) -> str:
+    if name in given:
+        return value(given[name])
+    return "as the template has it" if template is None or name in titles(template) else "not asked for"
 
 
 def _said(name: str, given: JsonValue, templates: Mapping[str, Template]) -> str:

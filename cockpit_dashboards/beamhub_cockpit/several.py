@@ -157,7 +157,9 @@ def _sponsor(several: Several, paying: Sequence[Sponsor]) -> Element:
     lost = sorted({job.sponsor for job in several.jobs} - usable)
     none = f"{' and '.join(lost)}, which paid for some, does not pay for yours: choose another."
     warning = el("span.bh-sub.bh-warn", none) if lost and not several.sponsor else None
-    return _choice("sponsor", "Paid by", several.sponsor, options, [warning, sponsors.refusals(paying)])
+    return _choice(
+        "sponsor", "Paid by", several.sponsor, options, [warning, sponsors.refusals(paying, several.sponsor)]
+    )
 
 
 def _choice(name: str, label: str, chosen: str, options: Sequence[Element], hint: Child = None) -> Element:

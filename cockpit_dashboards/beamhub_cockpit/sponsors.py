@@ -24,10 +24,15 @@ def label(sponsor: Sponsor) -> str:
     return f"{sponsor.title} · {left}"
 
 
-def refusals(sponsors: Sequence[Sponsor]) -> list[Element]:
+def refusals(sponsors: Sequence[Sponsor], chosen: str) -> list[Element]:
     """For below the list: why some do not pay."""
     return [
-        el("span.bh-sub.bh-sponsor-refused", one.refusal, key=one.id, data_licence=one.id)
+        el(
+            "span.bh-sub.bh-sponsor-refused" + (".bh-warn" if one.id == chosen else ""),
+            one.refusal,
+            key=one.id,
+            data_licence=one.id,
+        )
         for one in sponsors
         if one.refusal
     ]

@@ -26,6 +26,7 @@ from beamhub_cockpit.ruleform import CHOSEN, Around, Draft
 from beamhub_cockpit.ruletext import Difference
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from tests.unit.cockpit import EXPERIMENT, NOW, ONE, experiment, job, licence, template
 
@@ -306,6 +307,14 @@ def test_what_a_rule_was_is_said_in_words() -> None:
         Difference("word", "as the template has it", "x"),
     ]
     assert told[3][1] == []
+
+
+def test_parameters_of_another_template_have_its_names() -> None:
+    before: dict[str, JsonValue] = {"template": "dials", "parameters": {"last": 5}}
+    after: dict[str, JsonValue] = {"template": "merge", "parameters": {}}
+    there = Difference("Last frame", "5", "not asked for")
+    assert there in ruletext.differences(before, after, TEMPLATES)
+    assert replace(there, before=there.after, after="5") in ruletext.differences(after, before, TEMPLATES)
 
 
 def test_what_another_version_wrote_is_shown_as_it_is() -> None:
