@@ -229,6 +229,7 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
                 "Priority …",
                 type="button",
                 on={"click": ["job.priority", job.id]},
+                key="priority",  # none becomes another one while it is being clicked
             )
         )
     if around.may_cancel and not job.state.ended:
@@ -238,6 +239,7 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
                 "Cancel",
                 type="button",
                 on={"click": ["job.cancel", job.id]},
+                key="cancel",
             )
         )
     if around.may_run:
@@ -247,6 +249,7 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
                 "Rerun …",
                 type="button",
                 on={"click": ["job.rerun", job.id]},
+                key="rerun",
             )
         )
     return found

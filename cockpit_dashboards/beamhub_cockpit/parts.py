@@ -73,7 +73,13 @@ def ago(moment: datetime | None) -> Element | None:
 
 
 def button(
-    label: str, action: list[str | int], *, css: str = "", title: str = "", disabled: bool = False
+    label: str,
+    action: list[str | int],
+    *,
+    css: str = "",
+    title: str = "",
+    disabled: bool = False,
+    key: str | None = None,
 ) -> Element:
     return el(
         "button.bh-button",
@@ -83,6 +89,7 @@ def button(
         title=title or None,
         disabled=disabled or None,
         on={"click": action},
+        key=key,
     )
 
 

@@ -55,7 +55,8 @@ class Selection:
 
 
 def tools(chosen: Sequence[Job], unseen: int, links: Links, *, may_run: bool, may_cancel: bool) -> Element:
-    """What can be done with the jobs that are ticked."""
+    """What can be done with the jobs that are ticked. Each tool has a key: none turns into another one when
+    something is ticked while it is being clicked."""
     count = len(chosen)
     too_many = f"At most {AT_ONCE} at once" if count > AT_ONCE else ""
     return el(
@@ -67,15 +68,12 @@ def tools(chosen: Sequence[Job], unseen: int, links: Links, *, may_run: bool, ma
             type="button",
             title="While jobs are selected, the list stands still",
             on={"click": ["jobs.let-in"]},
+            key="let-in",
         )
         if unseen
         else None,
         _compare(chosen, links),
-        button(
-            "Rerun …", ["jobs.rerun"], css="bh-small bh-jobs-rerun", title=too_many, disabled=bool(too_many)
-        )
-        if may_run
-        else None,
+        _rerun(too_many) if may_run else None,
         _cancel(chosen, too_many) if may_cancel else None,
         el(
             "button.bh-icon-button.bh-untick",
@@ -84,6 +82,7 @@ def tools(chosen: Sequence[Job], unseen: int, links: Links, *, may_run: bool, ma
             title="Select none",
             aria_label="Select none",
             on={"click": ["jobs.untick"]},
+            key="untick",
         ),
         role="toolbar",
         aria_label="Selected jobs",
@@ -92,18 +91,27 @@ def tools(chosen: Sequence[Job], unseen: int, links: Links, *, may_run: bool, ma
 
 
 def _compare(chosen: Sequence[Job], links: Links) -> Element:
-    if 2 <= len(chosen) <= COMPARED:
-        href = links.compare(*sorted(job.id for job in chosen))
-        return el("a.bh-button.bh-small.bh-jobs-compare", "Compare", href=href, key="compare")
-    why = f"2 to {COMPARED} jobs can stand beside one another"
-    return button("Compare", [], css="bh-small bh-jobs-compare", title=why, disabled=True)
+    possible = 2 <= len(chosen) <= COMPARED
+    return el(
+        "a.bh-button.bh-small.bh-jobs-compare",
+        "Compare",
+        href=links.compare(*sorted(job.id for job in chosen)) if possible else None,
+        title=None if possible else f"2 to {COMPARED} jobs can stand beside one another",
+        aria_disabled=None if possible else "true",
+        key="compare",
+    )
+
+
+def _rerun(too_many: str) -> Element:
+    css = "bh-small bh-jobs-rerun"
+    return button("Rerun …", ["jobs.rerun"], css=css, title=too_many, disabled=bool(too_many), key="rerun")
 
 
 def _cancel(chosen: Sequence[Job], too_many: str) -> Element:
     ended = all(job.state.ended for job in chosen)
     why = too_many or ("They have all ended" if ended else "")
     css = "bh-small bh-button-danger bh-jobs-cancel"
-    return button("Cancel …", ["jobs.cancel"], css=css, title=why, disabled=bool(why))
+    return button("Cancel …", ["jobs.cancel"], css=css, title=why, disabled=bool(why), key="cancel")
 
 
 def box(job: Job, *, ticked: bool) -> Element:

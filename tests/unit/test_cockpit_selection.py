@@ -81,7 +81,9 @@ def test_the_head_of_the_list_has_the_tools_while_something_is_selected() -> Non
     assert not find(card, "bh-jobs-cancel")[0].attributes.get("disabled")
     selected.tick([2], jobs, on=False)
     card = panel(jobs, {}, around(may_run=False), selected)
-    assert find(card, "bh-jobs-compare")[0].attributes["disabled"]  # with what?
+    assert "href" not in find(card, "bh-jobs-compare")[0].attributes  # with what?
+    tools_of = find(card, "bh-selection")[0].children[1:]
+    assert all(isinstance(one, Element) and "key" in one.attributes for one in tools_of)
     assert find(card, "bh-jobs-cancel")[0].attributes["disabled"]  # it has ended
     assert not find(card, "bh-jobs-rerun")
     assert not find(panel(jobs, {}, around(may_cancel=False), selected), "bh-jobs-cancel")
