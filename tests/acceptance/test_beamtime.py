@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
+from urllib.parse import unquote
 
 import httpx
 import pytest
 from beamhub.client import ApiError
-from beamhub.schemas import Dataset, DatasetState, Job, JobState, Role
+from beamhub.schemas import Dataset, DatasetState, Job, JobState, LicenceCreate, Role
 from beamhub_hub.testing import RunningDemo
-from playwright.sync_api import Position, expect
+from playwright.sync_api import Locator, Position, expect
 
 from tests.acceptance.people import LONG, Listener, People
 
@@ -24,6 +29,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.dials, pytest.mark.timeout(600
 CELL = (79.1, 79.1, 37.9)  # Å, what the virtual crystal has
 NAME = "lyso_live"
 FRAMES = 60
+EMPTY = "lab-used-up"
 COCKPIT = "/services/cockpit/voila/render/cockpit.ipynb"
 
 
@@ -35,6 +41,16 @@ def the_dataset(facility: RunningDemo) -> Dataset:
 def the_job(facility: RunningDemo, template: str, launched_by: str = "trigger:") -> Job:
     jobs = facility.client("ada").jobs(experiment=facility.credentials.experiment)
     return next(j for j in jobs if j.template == template and j.launched_by.startswith(launched_by))
+
+
+@contextmanager
+def stopped(process: Popen[bytes]) -> Iterator[None]:
+    """It does nothing meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def number(text: str | None) -> float:
@@ -62,16 +78,19 @@ def test_ada_watches_the_acquisition(facility: RunningDemo, people: People) -> N
     expect(ada.locator(".bh-pi")).to_have_text("ada")
     expect(ada.locator(".bh-agent-state")).to_have_attribute("data-state", "connected")
 
-    facility.acquire(f"--prefix={NAME}", f"--frames={FRAMES}", "--rate=2", "--width=0.5")
+    detector = facility.acquire(f"--prefix={NAME}", f"--frames={FRAMES}", "--rate=2", "--width=0.5")
     expect(ada.locator(".bh-dataset-name")).to_contain_text(NAME, timeout=LONG)
     expect(ada.locator(".bh-upload-name").first).to_be_visible(timeout=LONG)
-    expect(ada.locator(".bh-live-plot canvas").first).to_be_visible(timeout=LONG)
-    # spots of the first frames are drawn while the detector still writes
+    some = re.compile(r"^[1-9]\d*$")
+    expect(ada.locator(".bh-acquisition .bh-frames")).to_have_attribute("data-frames", some, timeout=LONG)
+    # spots of the first frames are drawn while the detector still writes, however busy the machine is
     seen = ada.locator(".bh-acquisition .bh-live-plot")
-    expect(seen).to_have_attribute("data-rows", re.compile(r"^[1-9]\d*$"), timeout=LONG)
-    dataset = the_dataset(facility)
-    assert dataset.state is DatasetState.RECEIVING
-    people.picture(ada, "cockpit-live")
+    with stopped(detector):
+        expect(seen).to_have_attribute("data-rows", some, timeout=LONG)
+        expect(seen.locator("canvas").first).to_be_visible()
+        dataset = the_dataset(facility)
+        assert dataset.state is DatasetState.RECEIVING
+        people.picture(ada, "cockpit-live")
 
 
 def test_ben_is_invited_while_it_runs(facility: RunningDemo, people: People) -> None:
@@ -201,6 +220,114 @@ def test_ben_cancels_another_run(facility: RunningDemo, people: People) -> None:
     expect(row).to_have_attribute("data-state", "cancelled", timeout=LONG)
     expect(row.locator(".bh-job-reason")).to_have_text("Cancelled by ben.")
     assert facility.client("ada").job(again.id).state is JobState.CANCELLED
+
+
+@pytest.fixture(scope="module")
+def waiting(facility: RunningDemo) -> Iterator[list[Job]]:
+    """Three jobs of ben's, which wait as long as nobody tops up the licence that is to pay for them."""
+    with facility.operator() as operator:
+        operator.create_licence(LicenceCreate(id=EMPTY, title="Used up", kind="lab", instruments=["sim-mx"]))
+    ben = facility.client("ben")
+    parent = the_job(facility, "fast_feedback")
+    changed = [{**parent.parameters, "sigma_strong": strength} for strength in (4, 5, 6)]
+    yield [ben.rerun(parent.id, sponsor=EMPTY, parameters=one) for one in changed]
+    jobs = ben.jobs(facility.credentials.experiment)
+    ben.cancel_all([job.id for job in jobs if job.sponsor == EMPTY and not job.state.ended])
+
+
+def test_ben_selects_several_jobs(facility: RunningDemo, people: People, waiting: list[Job]) -> None:
+    """The list stands still while he does; what one job is refused, the others get."""
+    client = facility.client("ben")
+    gone, other, third = waiting
+    finished = the_job(facility, "dials")
+    ben = people.page("ben")
+
+    def row(job: Job) -> Locator:
+        return ben.locator(f".bh-job[data-job='{job.id}']")
+
+    def place(job: Job) -> float:
+        box = row(job).bounding_box()
+        assert box is not None
+        return box["y"] + float(ben.evaluate("scrollY"))
+
+    expect(row(third)).to_be_visible(timeout=LONG)
+    row(gone).scroll_into_view_if_needed()
+    before = place(other)
+    row(gone).locator(".bh-job-tick input").focus()
+    ben.keyboard.press("Space")
+    tools = ben.locator(".bh-selection")
+    expect(tools.locator(".bh-selected")).to_have_text("1 selected")
+    expect(tools.locator(".bh-jobs-compare")).to_have_attribute("aria-disabled", "true")
+    for job in (other, finished):
+        row(job).locator(".bh-job-tick input").check()
+    expect(tools.locator(".bh-selected")).to_have_text("3 selected")
+    later = client.rerun(third.id, parameters={**third.parameters, "sigma_strong": 7})
+    expect(tools.locator(".bh-let-in")).to_have_text("Show 1 new", timeout=LONG)
+    expect(row(later)).to_have_count(0)
+    assert place(other) == before
+    expect(row(gone).locator(".bh-job-tick input")).to_be_checked()
+    assert f"jobs={finished.id},{gone.id},{other.id}" in unquote(
+        tools.locator(".bh-jobs-compare").get_attribute("href") or ""
+    )
+    people.picture(ben, "jobs-selected")
+
+    tools.locator(".bh-jobs-cancel").click()
+    dialog = ben.locator(".bh-cancel-several")
+    expect(dialog).to_contain_text("1 other has ended already.")
+    client.cancel(gone.id)  # from another window, meanwhile
+    dialog.locator("[name=reason]").fill("Wrong strength")
+    dialog.locator(".bh-question-yes").click()
+    outcome = ben.locator(".bh-outcome")
+    expect(outcome.locator("h2")).to_have_text("1 of 2 jobs cancelled", timeout=LONG)
+    expect(outcome.locator(f".bh-refused[data-job='{gone.id}']")).to_contain_text("is cancelled already")
+    people.picture(ben, "jobs-refused")
+    ben.keyboard.press("Escape")
+    expect(row(other).locator(".bh-job-reason")).to_have_text("Cancelled by ben: Wrong strength.")
+    expect(tools.locator(".bh-selected")).to_have_text("1 selected")
+    expect(row(gone).locator(".bh-job-tick input")).to_be_checked()
+
+    row(other).locator(".bh-job-tick input").check()
+    tools.locator(".bh-jobs-rerun").click()
+    form = ben.locator(".bh-several")
+    expect(form.locator("[name='p.sigma_strong']")).to_have_attribute("placeholder", "as each was")
+    form.locator("[name='p.min_spot_size']").fill("0")
+    form.locator(".bh-several-start").click()
+    expect(form.locator(".bh-field-wrong")).to_have_attribute("data-parameter", "p.min_spot_size")
+    form.locator("[name='p.min_spot_size']").fill("4")
+    people.picture(ben, "jobs-rerun")
+    form.locator(".bh-several-start").click()
+    expect(form).to_be_hidden(timeout=LONG)
+    expect(tools).to_have_count(0)
+    for strength, parent in ((4, gone), (5, other)):
+        [again] = [job for job in client.jobs(facility.credentials.experiment) if job.parent == parent.id]
+        assert (again.parameters["sigma_strong"], again.parameters["min_spot_size"]) == (strength, 4)
+        expect(row(again)).to_have_attribute("data-state", "pending")
+
+
+def test_ben_lets_a_job_wait_and_sam_does_not(
+    facility: RunningDemo, people: People, waiting: list[Job]
+) -> None:
+    job = waiting[2]
+    ben, sam = people.page("ben"), people.page("sam")
+    row = ben.locator(f".bh-job[data-job='{job.id}']")
+    row.locator(".bh-job-row").click(timeout=LONG)
+    row.locator(".bh-job-rank").click()
+    dialog = ben.locator(".bh-priority")
+    dialog.locator("[name=priority]").fill("1")  # which is not for him to say
+    dialog.locator(".bh-question-yes").click()
+    expect(dialog).to_be_visible()
+    dialog.locator("[name=priority]").fill("-5")
+    people.picture(ben, "priority")
+    dialog.locator(".bh-question-yes").click()
+    expect(row.locator(".bh-job-priority")).to_have_text("priority −5", timeout=LONG)
+
+    sam.goto(f"{facility.url}/services/cockpit/voila/render/analysis.ipynb?job={job.id}")
+    sam.locator(".bh-job-rank").click(timeout=LONG)
+    sam.locator(".bh-priority [name=priority]").fill("7")
+    sam.keyboard.press("Enter")
+    expect(row.locator(".bh-job-priority")).to_have_text("priority 7", timeout=LONG)
+    assert facility.client("ada").job(job.id).priority == 7
+    row.locator(".bh-job-row").click()
 
 
 def test_ben_looks_at_frames(facility: RunningDemo, people: People) -> None:
