@@ -58,6 +58,7 @@ class Watch:
     instrument: str | None
     reader: Reader = field(default_factory=Reader)
     stopped: str = ""  # why the engine or the runner ended it
+    alive: bool = False  # this engine has seen it run
     unwritten: bool = False  # there is news that is not in the store
     written: float = 0.0  # when news was last written, monotonic
 
@@ -348,8 +349,9 @@ class Engine:
         if status.phase is Phase.GONE:
             await self._bring_to_end(job, self._end(runner, task, status, watch))
             return
-        if status.phase is Phase.RUNNING and status.reason:
-            watch.stopped = status.reason
+        if status.phase is Phase.RUNNING:
+            watch.alive = True
+            watch.stopped = status.reason or watch.stopped
         await self._tell(job, "" if status.phase is Phase.RUNNING else status.reason)
         elapsed, _ = lasted(job, status)
         if elapsed > job.profile.walltime and runner.cpus is not None:  # others keep the time themselves
@@ -413,7 +415,9 @@ class Engine:
             position = reader.position
             self._publish(job, watch, await asyncio.to_thread(folder.news, reader, thorough=True))
         result = await asyncio.to_thread(folder.result, reader.declared)
-        ended = await asyncio.to_thread(folder.ended) if status.ended is None else status.ended
+        # one whose end nobody saw has cost no more than it can have used
+        told = folder.ended if result or watch.alive else folder.last_sign
+        ended = await asyncio.to_thread(told) if status.ended is None else status.ended
         used = status.cpu_seconds
         elapsed, clock_was_set = lasted(job, status)
         if used is None and clock_was_set:
@@ -423,7 +427,7 @@ class Engine:
             attempts = await self._store.read(lambda tx: tx.attempts.count(job.id))
             if attempts < ATTEMPTS:
                 self._forget(job)
-                await self._store.write(lambda tx: _try_again(tx, job, status, used))
+                await self._store.write(lambda tx: _try_again(tx, job, status, ended, used))
                 return
             watch.stopped = f"{status.reason} It was started {attempts} times, and is not started again."
         await asyncio.to_thread(folder.seal)
@@ -576,19 +580,19 @@ def _news(tasks: Sequence[Task], watches: Sequence[Watch]) -> list[News | None]:
     ]
 
 
-def _try_again(tx: Transaction, job: Job, status: Status, used: int | None) -> None:
+def _try_again(tx: Transaction, job: Job, status: Status, ended: datetime, used: int | None) -> None:
     """Another attempt for a job that ended by no doing of its own. Each is paid for as it was used."""
-    ended = change(
+    over = change(
         tx,
         job,
         JobState.PENDING,
         actor=SYSTEM,
         reason=f"{status.reason} It is started again.",
-        at=status.ended,
+        at=ended,
         used=used,
         attempt={"exit_code": status.exit_code},
     )
-    if (again := _unless_cancelled(tx, ended)) is not None:
+    if (again := _unless_cancelled(tx, over)) is not None:
         admit(tx, again)
 
 

@@ -46,6 +46,7 @@ MAX_DIGESTED = 32 * 1024**3  # bytes of a job's artifacts; what is beyond is lis
 MAX_DEPTH = 64  # of folders that are sealed
 COARSE = 2.0  # seconds; a folder that changed more lately may change without its time telling
 ALL = PurePosixPath()
+SIGNS = ("notebook.ipynb", "log.txt", "report.jsonl", "series")  # of life
 STARTED = ".started"  # an empty file that a node makes before the job's first process
 
 
@@ -220,10 +221,21 @@ class JobFolder:
     def ended(self) -> datetime:
         """When the result was written, by the clock of this machine: a moment that the job cannot have set
         back. Now, if it never was."""
+        return self._written("result.json")
+
+    def last_sign(self) -> datetime:
+        """When the job has written last what jobs write as they run, as `ended` tells it."""
+        return self._written(*SIGNS)
+
+    def _written(self, *names: str) -> datetime:
+        """When the last of these was; now, if none ever was."""
         since = 0.0
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path)  # asks the clock that dates files, which may be a file server's
-            since = self.path.lstat().st_ctime - (self.path / "result.json").lstat().st_ctime
+            now = self.path.lstat().st_ctime
+            since = now - max(
+                (there.st_ctime for name in names if (there := _status(self.path / name))), default=now
+            )
         return datetime.now(UTC) - timedelta(seconds=max(since, 0.0))
 
     def seal(self) -> None:

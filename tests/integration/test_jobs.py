@@ -1214,3 +1214,31 @@ async def test_time_that_the_service_was_away_is_not_charged(lab: Lab) -> None:
     assert abs(done.ended - wrote) < timedelta(seconds=0.1)
     assert done.cpu_seconds == math.ceil((done.ended - done.started).total_seconds())
     lab.assert_settled(job)
+
+
+async def test_an_end_that_nobody_saw_costs_what_there_is_a_sign_of(lab: Lab) -> None:
+    """Its processes were killed while the service was away."""
+    template(lab.templates, "count", COUNT)
+    runner = lab.runner()
+    job = await lab.submit("count")
+    await lab.engine(runner).schedule()
+    await lab.says(job, "begun")
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    await runner.cancel(task.runner_ref or {})
+    await gone(runner, task)
+    folder = lab.data_dir / lab.experiment / job.folder
+    wrote = max(
+        datetime.fromtimestamp((folder / name).stat().st_ctime, UTC) for name in ("log.txt", "notebook.ipynb")
+    )
+
+    async def back() -> bool:
+        return datetime.now(UTC) - wrote > timedelta(seconds=2)
+
+    await condition(back)
+    await lab.engine().collect()
+    [attempt, *_] = lab.store.read_sync(lambda tx: tx.attempts.of_job(job.id))
+    assert attempt.started
+    assert attempt.ended
+    assert abs(attempt.ended - wrote) < timedelta(seconds=0.1)
+    assert attempt.cpu_seconds == math.ceil((attempt.ended - attempt.started).total_seconds())
