@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition
-from beamhub.simulation.crystal import Crystal
+from beamhub.simulation.crystal import D_MIN, Crystal, Floats, Ints
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
 from beamhub.templates import Catalogue, shipped
 from beamhub_notebooks.dials import (
@@ -26,6 +27,7 @@ from beamhub_notebooks.dials import (
     image_number,
     import_arguments,
     indexed_fraction,
+    known_crystal,
     require_same_form,
 )
 from beamhub_notebooks.dials import Crystal as CrystalFound
@@ -144,6 +146,80 @@ def test_what_two_jobs_have_integrated_is_merged(lysozyme: VirtualDetector, tmp_
     # DIALS merges a few reflections more than it counts in the statistics' shells
     assert merged.nreflections == pytest.approx(found["reflections_unique"], rel=0.05)
     assert gemmi.read_mtz_file(str(folder / "scaled.mtz")).nreflections == found["reflections"]
+
+
+@dataclass(frozen=True)
+class FourFold(Crystal):
+    """The same lattice with a fourfold axis and nothing across it (4/m): hkl and -h,k,-l differ, and the cell
+    does not tell which is which."""
+
+    def intensities(self, hkl: Ints) -> Floats:
+        h, k, l = hkl.T  # noqa: E741 (Miller indices)
+        turned = (h * k < 0) | (h == 0)
+        one, other = np.where(turned, np.abs([k, h]), np.abs([h, k]))
+        n = math.ceil(self.a / D_MIN) + 1
+        draw = np.random.default_rng([self.seed, 1]).exponential(size=(n, n, n))[one, other, np.abs(l)]
+        falling: Floats = draw * np.exp(-0.5 * self.b_factor * self.q(hkl) ** 2)
+        return falling
+
+
+def test_datasets_are_brought_to_one_indexing_before_they_are_merged(tmp_path: Path) -> None:
+    """Two sweeps of a crystal of Laue group 4/m on a small detector, indexed in the two ways that the lattice
+    allows: as they are, they would not agree."""
+    crystal, inputs = FourFold(), []
+    scan = Acquisition(PILATUS["300K"], 20, width=1.0, distance=0.14, dtype="uint32", crystal=crystal)
+    for way, angle in enumerate((0.0, 45.0)):
+        number, scan = way + 1, replace(scan, start=angle)
+        detector = VirtualPilatus(tmp_path / f"raw{number}", "pilatus", scan, rate=1e3)
+        detector.run()
+        integrate(tmp_path / str(number), LiveDataset(detector.dataset), crystal, way)
+        inputs.append(SpecInput(kind="job", id=number, path=str(tmp_path / str(number))))
+
+    folder = tmp_path / "3"
+    result = start(folder, "merge", inputs, {"resolution_limit": 3.0})
+
+    assert result.outcome == "finished", result.reason
+    found = {name: quantity.value for name, quantity in result.metrics.items()}
+    assert (found["datasets"], found["reindexed"], found["laue_group"]) == (2, 1, "4/m")
+    assert _number(found["r_meas"]) < 0.08
+    assert _number(found["cc_half"]) > 0.98  # 0.82 as they are
+    merged = gemmi.read_mtz_file(str(folder / "merged.mtz"))
+    hkl, measured = merged.make_miller_array(), merged.column_with_label("IMEAN").array
+    agreement = [
+        np.corrcoef(crystal.intensities(indices.astype(np.int64)), measured)[0, 1]
+        for indices in (hkl, hkl * [-1, 1, -1])
+    ]
+    assert max(agreement) > 0.98  # with the truth, in one of the two ways
+    assert min(agreement) < 0.4
+
+
+def integrate(job: Path, dataset: LiveDataset, crystal: Crystal, way: int) -> None:
+    """What a DIALS job leaves before it scales, indexed as the crystal truly is (`way` 0), or as -h,k,-l."""
+    process = Processing(job / "dials")
+    process.run("import", *import_arguments(dataset), "output.log=None")
+    process.run("find_spots", "imported.expt", "nproc=1", "output.log=None")
+    known = known_crystal("P4", None)
+    process.run("index", "imported.expt", "strong.refl", *known, "output.log=None")
+    limit = "prediction.d_min=3"
+    process.run("integrate", "indexed.expt", "indexed.refl", "nproc=1", limit, "output.log=None")
+    operator = "a,b,c" if indexed_way(process.folder / "integrated.expt", crystal) == way else "-a,b,-c"
+    process.run(
+        "reindex",
+        "integrated.expt",
+        "integrated.refl",
+        f"change_of_basis_op={operator}",
+        "output.experiments=symmetrized.expt",
+        "output.reflections=symmetrized.refl",
+    )
+    assert indexed_way(process.folder / "symmetrized.expt", crystal) == way
+
+
+def indexed_way(experiments: Path, crystal: Crystal) -> int:
+    """0 where c points where it truly does, up to the mirror plane of 4/m that no rotation makes; 1 where it
+    points the other way, so that h,k,l is -h,k,-l."""
+    found = json.loads(experiments.read_bytes())["crystal"][0]["real_space_c"]
+    true = crystal.orientation[:, 2] * [-1, 1, -1]  # DIALS' frame is turned by 180° about y
+    return 0 if np.dot(found, true) > 0 else 1
 
 
 def test_only_one_crystal_form_is_merged(tmp_path: Path) -> None:

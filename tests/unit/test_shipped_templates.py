@@ -100,5 +100,22 @@ def test_it_says_which_cpus_do_not_help(name: str, cpus: int, said: str) -> None
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_a_members_copy_with_a_cell_changed_is_the_same_form(path: Path, tmp_path: Path) -> None:
+    """And another version."""
+    content = json.loads(path.read_bytes())
+    content["cells"][-1]["source"].append("\nprint('mine')")
+    mine = tmp_path / "shared" / "My own.ipynb"
+    mine.parent.mkdir()
+    mine.write_text(json.dumps(content))
+    catalogue = Catalogue([shipped()])
+    ours = catalogue.get(path.stem).template
+    theirs = catalogue.notebook(tmp_path, "shared/My own.ipynb").template
+    own = {"name", "notebook", "source", "version"}
+    assert theirs.model_dump(exclude=own) == ours.model_dump(exclude=own)
+    assert (theirs.notebook, theirs.source) == ("shared/My own.ipynb", "experiment")
+    assert theirs.version != ours.version
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_lines_fit_a_notebook(path: Path) -> None:
     assert max(map(len, source(path).splitlines())) <= 120
