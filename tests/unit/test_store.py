@@ -16,7 +16,7 @@ import alembic.config
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from beamhub.errors import BeamhubError, Invalid
+from beamhub.errors import BeamhubError, DiskFull, Invalid
 from beamhub.events import emit
 from beamhub.schemas import Experiment, Heartbeat, InstrumentCreate, Page, Role
 from beamhub.store import Store, Transaction
@@ -408,3 +408,29 @@ def test_postgresql_runs_as_somebody_else_than_root(postgresql_server: str) -> N
     folder = Path(postgresql_server.partition("host=")[2])
     assert (folder / "data").stat().st_uid != 0
     assert os.access(folder, os.W_OK)
+
+
+async def test_a_database_without_room_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'beamhub.db'}")
+    store.migrate()
+
+    def limit(pages: int) -> None:
+        with store._write_engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    def tell(tx: Transaction) -> None:
+        emit(tx, "much", actor="sam", data={"text": "x" * 1_000_000})
+
+    limit(1)  # which is to say: no more than there are
+    with pytest.raises(DBAPIError) as full:
+        await store.write(tell)
+    told = store.explained(full.value)
+    assert isinstance(told, DiskFull)
+    assert "no room" in str(told)
+    assert store.read_sync(lambda tx: tx.events.head()) == 0
+    limit(2**30)
+    await store.write(tell)
+    assert store.read_sync(lambda tx: tx.events.head()) == 1
+    other = ValueError("something else")
+    assert store.explained(other) is other
+    store.close()

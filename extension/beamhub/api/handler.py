@@ -483,7 +483,7 @@ class Handler(JupyterHandler):
             self.log.error("failed while answering %s", self.request.path, exc_info=error)
             self.request.connection.stream.close()  # type: ignore[union-attr]
             return
-        problem, headers = _problem(error)
+        problem, headers = _problem(self._service.store.explained(error))
         if problem.status >= 500 and not isinstance(error, BeamhubError):
             self.log.error("failed to answer %s %s", self.request.method, self.request.path, exc_info=error)
         if problem.status == 204:

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from sqlite3 import SQLITE_FULL
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from beamhub.bus import Bus
-from beamhub.errors import BeamhubError, Conflict
+from beamhub.errors import BeamhubError, Conflict, DiskFull
 from beamhub.schemas import BackupManifest
 from beamhub.store import backup
 from beamhub.store.attempts import Attempts
@@ -207,6 +208,19 @@ class Store:
                 future.set_result(result)
             else:
                 future.set_exception(problem)
+
+    def explained(self, error: BaseException | None) -> BaseException | None:
+        """What may be told of an error: DiskFull where the database has no room; else the error itself."""
+        cause = getattr(error, "orig", None)
+        if (
+            getattr(cause, "sqlite_errorcode", None) == SQLITE_FULL
+            or getattr(cause, "sqlstate", None) == "53100"
+        ):
+            return DiskFull(
+                "There is no room on the disk of the service's database.",
+                "Ask the operators for space, then try again: nothing has been changed.",
+            )
+        return error
 
     def _committed_here(self) -> None:
         self._tell()
