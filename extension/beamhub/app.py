@@ -36,9 +36,10 @@ from beamhub.experiments import Experiments
 from beamhub.finalisations import Finalisations
 from beamhub.forecasts import Forecasts
 from beamhub.frames.inspect import Inspector
-from beamhub.jobs import Jobs, profiles
+from beamhub.jobs import Jobs
 from beamhub.moves import Moves
 from beamhub.orders import Orders
+from beamhub.plans import profiles
 from beamhub.quarantine import Quarantine
 from beamhub.rules import Rules
 from beamhub.runners import Runner

@@ -301,7 +301,7 @@ class Engine:
             folder=str(folder.path),
         )
 
-        await asyncio.to_thread(lambda: folder.lay(spec, self._jobs.template(job)))
+        await asyncio.to_thread(lambda: folder.lay(spec, self._jobs.plans.template(job)))
         return await runner.prepare(spec, job.profile, experiment)
 
     async def collect(self, name: str = LOCAL) -> None:
@@ -379,7 +379,7 @@ class Engine:
         if job.id not in self._watches:
             experiment = await self._store.read(lambda tx: tx.experiments.get(job.experiment))
             instrument = experiment.instrument if experiment else None
-            declared = await asyncio.to_thread(self._jobs.declared, job)
+            declared = await asyncio.to_thread(self._jobs.plans.declared, job)
             self._watches[job.id] = Watch(self._jobs.folder(job), instrument, Reader(declared))
         return self._watches[job.id]
 

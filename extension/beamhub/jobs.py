@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import JsonValue
 
-from beamhub import access, notebooks, templates
+from beamhub import access
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
 from beamhub.credits import hold, hold_all, require_sponsor, require_terms, settle, shortage
@@ -29,6 +28,7 @@ from beamhub.fingerprints import fingerprint
 from beamhub.inputs import NEEDS, choose, inherit, kind
 from beamhub.jobfolder import JobFolder
 from beamhub.lineage import compare_notebooks, differences
+from beamhub.plans import Plan, Plans
 from beamhub.schemas import (
     Attempt,
     Comparison,
@@ -78,16 +78,6 @@ STEPS: Mapping[JobState, frozenset[JobState]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that a job is made from but its inputs, checked."""
-
-    entry: Entry
-    parameters: Mapping[str, JsonValue]
-    profile: Profile
-    sponsor: str
-
-
-@dataclass(frozen=True)
 class Wish:
     """A job that somebody asks for."""
 
@@ -96,21 +86,6 @@ class Wish:
     inputs: Sequence[int | str]
     parent: int | None
     force: bool  # even if an identical one has given a result
-
-
-def profiles(cpus: int) -> list[Profile]:
-    """What jobs may ask for on a machine with so many CPUs: 4 GiB of memory per CPU, for an hour."""
-    return [
-        Profile(
-            name=f"cpu-{count}",
-            title="1 CPU" if count == 1 else f"{count} CPUs",
-            cpus=count,
-            memory=count * 4 * 1024**3,
-            walltime=3600,
-        )
-        for count in (1, 2, 4, 8, 16, 32)
-        if count <= cpus
-    ]
 
 
 class Jobs:
@@ -126,9 +101,8 @@ class Jobs:
     ) -> None:
         self._store = store
         self._catalogue = catalogue
-        self.profiles = list(profiles)
         self._data_dir = data_dir.absolute()
-        self._versions = self._data_dir / ".templates"  # every template version that a job was made from
+        self.plans = Plans(catalogue, profiles, self._data_dir)
 
     async def submit(self, principal: Principal, experiment_id: str, request: JobCreate) -> Job:
         """Makes a job. It is queued at once if its sponsor can pay, and else pending. If an identical one has
@@ -219,7 +193,7 @@ class Jobs:
             ):
                 return []
             try:
-                return compare_notebooks(self.template(parent), self.template(job))
+                return compare_notebooks(self.plans.template(parent), self.plans.template(job))
             except NotFound:
                 return []
 
@@ -240,13 +214,13 @@ class Jobs:
     ) -> Plan:
         await self._store.read(lambda tx: access.require(tx, principal, experiment_id, Action.RUN_JOB))
         return await asyncio.to_thread(
-            self._plan,
+            self.plans.make,
+            experiment_id,
             request.template or "",
+            request.notebook,
             request.parameters,
             request.profile,
             request.sponsor,
-            self._data_dir / experiment_id,
-            request.notebook,
         )
 
     async def wish_again(self, principal: Principal, job_id: int, request: JobRerun) -> Wish:
@@ -256,13 +230,13 @@ class Jobs:
         notebook = request.notebook or (parent.notebook if request.template is None else None)
         same = notebook == parent.notebook and request.template in (None, parent.template)
         plan = await asyncio.to_thread(
-            self._plan,
+            self.plans.make,
+            parent.experiment,
             request.template or parent.template,
+            notebook,
             request.parameters if request.parameters is not None else (parent.parameters if same else {}),
             request.profile or parent.profile.name,
             request.sponsor or parent.sponsor,
-            self._data_dir / parent.experiment,
-            notebook,
         )
         wanted = request.inputs if request.inputs is not None else inherit(parent, plan.entry.template)
         return Wish(parent.experiment, plan, wanted, parent.id, request.force)
@@ -402,7 +376,9 @@ class Jobs:
     async def result(self, principal: Principal, job_id: int) -> JobResult:
         """What the job has written about its end. Raises NotFound where it has not."""
         job = await self.get(principal, job_id)
-        found = await asyncio.to_thread(lambda: self.folder(job).result(self.declared(job), digest=False))
+        found = await asyncio.to_thread(
+            lambda: self.folder(job).result(self.plans.declared(job), digest=False)
+        )
         if found is None:
             raise NotFound(f"Job {job.id} has no result.", "Wait for its end, or see its log.")
         # digests are taken once, when the job has ended
@@ -428,29 +404,12 @@ class Jobs:
                     return self.folder(job).open(name)
                 except NotFound:
                     continue
-            return io.BytesIO(self.template(job))
+            return io.BytesIO(self.plans.template(job))
 
         return await asyncio.to_thread(look)
 
     def folder(self, job: Job) -> JobFolder:
         return JobFolder(self._data_dir / job.experiment, job.id)
-
-    def declared(self, job: Job) -> Mapping[str, str]:
-        """The metrics that the job's template declares, with their units; none where it is not kept."""
-        try:
-            return notebooks.metrics(self.template(job))
-        except NotFound:
-            return {}
-
-    def template(self, job: Job) -> bytes:
-        """The notebook that the job was made from, in the version of that moment. Raises NotFound for a job
-        that was never made from any, because its rule could not be followed."""
-        try:
-            return self._version(job.template, job.template_version).read_bytes()
-        except FileNotFoundError as error:
-            raise NotFound(
-                f"The notebook that job {job.id} was to run is not kept here.", "Run its template again."
-            ) from error
 
     def follow(self, tx: Transaction, *wanted: tuple[JobRequest, Experiment]) -> Sequence[Job]:
         """The jobs that rules want, in this order. Where one can't be followed, a job that has failed and
@@ -488,7 +447,7 @@ class Jobs:
         that are known to go together."""
         if request.problem:
             raise Invalid(request.problem, "Correct the rule.")
-        plan = self._plan_of(entry(request.template), request.parameters, request.profile, request.sponsor)
+        plan = self.plans.of(entry(request.template), request.parameters, request.profile, request.sponsor)
         case = experiment.id, request.template, request.sponsor
         if case not in checked:
             require_terms(tx, experiment, request.template, request.sponsor)
@@ -521,7 +480,7 @@ class Jobs:
             title=request.template,
             parameters=request.parameters,
             inputs=_offered(tx, request),
-            profile=self._profile(None, request.profile),
+            profile=self.plans.profile(None, request.profile),
             sponsor=request.sponsor,
             launched_by=f"trigger:{request.rule}",
             parent=request.parent,
@@ -529,60 +488,6 @@ class Jobs:
             rule_version=request.version,
             priority=request.priority,
         )
-
-    def _plan(
-        self,
-        template: str,
-        parameters: Mapping[str, JsonValue],
-        profile: str | None,
-        sponsor: str,
-        experiment: Path | None,
-        notebook: str | None = None,
-    ) -> Plan:
-        """Raises NotFound or Invalid. With the folder of an experiment, its members' templates count too, and
-        `notebook` is the path of one there that is to be run instead of a template."""
-        if experiment is not None and notebook is not None:
-            entry = self._catalogue.notebook(experiment, notebook)
-        else:
-            entry = self._catalogue.get(template, experiment)
-        return self._plan_of(entry, parameters, profile, sponsor)
-
-    def _plan_of(
-        self, entry: Entry, parameters: Mapping[str, JsonValue], profile: str | None, sponsor: str
-    ) -> Plan:
-        """Raises NotFound or Invalid."""
-        if entry.template.missing:
-            raise Invalid(
-                f"{entry.template.title} cannot run here: {', '.join(entry.template.missing)} is missing.",
-                "Ask the facility to install it, or choose another template.",
-            )
-        values = templates.validate(entry.template, parameters)
-        plan = Plan(entry, values, self._profile(profile, entry.template.profile), sponsor)
-        self._keep(entry)
-        return plan
-
-    def _profile(self, name: str | None, default: str) -> Profile:
-        known = {profile.name: profile for profile in self.profiles}
-        if name is None:
-            return known.get(default, self.profiles[0])
-        if name not in known:
-            raise Invalid(f"There is no profile {name!r} here.", f"Choose one of: {', '.join(known)}.")
-        return known[name]
-
-    def _keep(self, entry: Entry) -> None:
-        """Keeps this version of the template: the job must run it, even if the file is changed meanwhile."""
-        path = self._version(entry.template.name, entry.template.version)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{id(entry):x}.part")
-            with temporary.open("wb") as file:
-                file.write(entry.content)
-                file.flush()
-                os.fsync(file.fileno())  # a half written one would be taken for it for ever
-            temporary.rename(path)
-
-    def _version(self, template: str, version: str) -> Path:
-        return self._versions / f"{template}-{version}.ipynb"
 
     async def _look(self, principal: Principal, job_id: int, look: Callable[[JobFolder], T]) -> T:
         job = await self.get(principal, job_id)

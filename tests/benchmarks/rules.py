@@ -11,7 +11,8 @@ from typing import Any
 
 from beamhub.engine import Engine
 from beamhub.events import Live, emit
-from beamhub.jobs import Jobs, profiles
+from beamhub.jobs import Jobs
+from beamhub.plans import profiles
 from beamhub.schemas import (
     DatasetKind,
     ExperimentState,

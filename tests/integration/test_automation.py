@@ -19,7 +19,8 @@ from beamhub.access import Principal
 from beamhub.automation import Automation, Moment
 from beamhub.errors import Forbidden, Invalid, NotFound
 from beamhub.events import emit
-from beamhub.jobs import Jobs, profiles
+from beamhub.jobs import Jobs
+from beamhub.plans import profiles
 from beamhub.rules import Rules
 from beamhub.schemas import (
     DatasetKind,
