@@ -252,11 +252,13 @@ class Engine:
         self._standings = standings
 
     async def _fail_stranded(self) -> None:
-        for job in await self._store.read(lambda tx: tx.jobs.stranded(list(self._runners), limit=BATCH)):
-            reason = f"There is no runner {job.profile.runner!r} here any more: choose another profile."
-            await self._store.write(
-                partial(change, job=job, state=JobState.FAILED, actor=SYSTEM, reason=reason)
-            )
+        """Of runners that are gone from the configuration. What runs there goes on, and is found again when
+        its runner is back; but whoever doesn't want it any more is heard."""
+        for task in await self._store.read(lambda tx: tx.jobs.stranded(list(self._runners), limit=BATCH)):
+            runner = task.job.profile.runner
+            stopped = f"There is no runner {runner!r} here any more: choose another profile."
+            actor, state, reason = outcome(task, stopped, None)
+            await self._store.write(partial(change, job=task.job, state=state, actor=actor, reason=reason))
 
     async def _start(self, runner: Runner, job: Job) -> bool:
         try:

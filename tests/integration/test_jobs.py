@@ -904,6 +904,40 @@ async def test_an_event_told_ten_times_at_once_starts_one_job(lab: Lab) -> None:
     assert lab.store.read_sync(lambda tx: tx.cursors.get("triggers")) == again.id
 
 
+@pytest.mark.parametrize(
+    ("event", "condition", "told", "many"),
+    [
+        ("dataset.started", {}, [0], 1),
+        ("dataset.frames", {"every": 40}, [10, 40, 60, 79, 80, 100], 2),
+        ("dataset.frames", {"at": [25, 50, 100]}, [10, 25, 40, 50, 75, 100], 3),
+        ("dataset.complete", {}, [100], 1),
+        ("dataset.incomplete", {}, [70], 1),
+    ],
+)
+async def test_what_happens_to_a_dataset_starts_jobs(
+    lab: Lab, event: str, condition: dict[str, Any], told: list[int], many: int
+) -> None:
+    template(lab.templates, "try_it", "1")
+    await rule(lab, "try_it", event=event, condition=condition)
+
+    def tell(tx: Transaction, frames: int) -> None:
+        tx.datasets.change(lab.dataset, frames_readable=frames)
+        emit(
+            tx,
+            event,
+            actor="sim-mx",
+            instrument="sim-mx",
+            experiment=lab.experiment,
+            subject=str(lab.dataset),
+            data={"frames_readable": frames},
+        )
+
+    for frames in (*told, told[-1]):  # the last one twice
+        lab.store.write_sync(lambda tx, frames=frames: tell(tx, frames))  # type: ignore[misc]
+    await lab.engine().dispatch()
+    assert [(job.template, job.launched_by) for job in made(lab)] == [("try_it", "trigger:1")] * many
+
+
 async def test_paused_automation_and_closed_experiments_start_nothing(lab: Lab) -> None:
     template(lab.templates, "try_it", "1")
     await rule(lab, "try_it")
@@ -1242,3 +1276,24 @@ async def test_an_end_that_nobody_saw_costs_what_there_is_a_sign_of(lab: Lab) ->
     assert attempt.ended
     assert abs(attempt.ended - wrote) < timedelta(seconds=0.1)
     assert attempt.cpu_seconds == math.ceil((attempt.ended - attempt.started).total_seconds())
+
+
+async def test_a_running_job_of_a_runner_that_is_gone_can_be_cancelled(lab: Lab) -> None:
+    template(lab.templates, "count", COUNT)
+    runner = lab.runner()
+    job = await lab.submit("count")
+    await lab.engine(runner).schedule()
+    await lab.says(job, "begun")
+    other = Engine(lab.store, lab.live, lab.jobs, {"slurm": runner}, lab.data_dir)
+    await other.schedule("slurm")
+    assert (await lab.jobs.get(ADA, job.id)).state is JobState.RUNNING  # it may come back
+    await lab.jobs.cancel(ADA, job.id, JobCancel(reason="never mind"))
+    later = Engine(lab.store, lab.live, lab.jobs, {"slurm": runner}, lab.data_dir)
+    await later.schedule("slurm")
+    now = await lab.jobs.get(ADA, job.id)
+    assert (now.state, now.reason) == (JobState.CANCELLED, "Cancelled by ada: never mind.")
+    lab.assert_settled(job)
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    await runner.cancel(task.runner_ref or {})
+    await gone(runner, task)

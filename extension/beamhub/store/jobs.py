@@ -154,10 +154,11 @@ class Jobs:
         query = query.order_by(jobs.c.priority.desc(), case((watched, 0), else_=1), jobs.c.id).limit(limit)
         return [_job(row) for row in self._connection.execute(query)]
 
-    def stranded(self, runners: Collection[str], *, limit: int) -> Sequence[Job]:
-        """Queued jobs of other runners than these."""
-        query = select(jobs).where(jobs.c.state == JobState.QUEUED, RUNNER.not_in(runners))
-        return [_job(row) for row in self._connection.execute(query.order_by(jobs.c.id).limit(limit))]
+    def stranded(self, runners: Collection[str], *, limit: int) -> Sequence[Task]:
+        """Jobs of other runners than these that are queued, or that run and are to be cancelled."""
+        unheard = and_(jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested.is_not(null()))
+        query = select(jobs).where(or_(jobs.c.state == JobState.QUEUED, unheard), RUNNER.not_in(runners))
+        return [_task(row) for row in self._connection.execute(query.order_by(jobs.c.id).limit(limit))]
 
     def pending(self) -> Mapping[str, int]:
         """The sponsors that jobs wait for, with the newest of these jobs."""
