@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -118,7 +119,6 @@ def trigger_create(
 
     if by and wait is None:
         raise click.UsageError("--by needs --wait: how many seconds nothing more has to come.")
-    computed = {key: {"expression": text} for key, text in map(pair, compute)}
     rule = TriggerCreate(
         title=title,
         event=TriggerEvent(event),
@@ -133,7 +133,7 @@ def trigger_create(
             name=name,
         ),
         template=template_name,
-        parameters={**values(settings), **computed},
+        parameters=_parameters(settings, compute),
         profile=profile,
         sponsor=sponsor,
         priority=priority,
@@ -168,15 +168,24 @@ def trigger_change(
     **given: Any,
 ) -> Any:
     """Change RULE, which makes it a new version."""
-    from beamhub.schemas import TriggerChange, TriggerOverride
-
     changes = {name: value for name, value in given.items() if value is not None}
     if settings or compute:
-        computed = {key: {"expression": text} for key, text in map(pair, compute)}
-        changes["parameters"] = {**values(settings), **computed}
+        changes["parameters"] = _parameters(settings, compute)
+    return _change(client, rule, experiment, **changes)
+
+
+def _change(client: Client, rule: int, experiment: str | None, **changes: Any) -> Any:
+    """Of a rule itself, or only of what it is in one experiment."""
+    from beamhub.schemas import TriggerChange, TriggerOverride
+
     if experiment is None:
         return client.change_trigger(rule, TriggerChange.model_validate(changes))
     return client.override_trigger(experiment, rule, TriggerOverride.model_validate(changes))
+
+
+def _parameters(settings: Sequence[str], compute: Sequence[str]) -> dict[str, Any]:
+    """Values as they are, and expressions that are computed each time."""
+    return {**values(settings), **{name: {"expression": text} for name, text in map(pair, compute)}}
 
 
 @trigger.command("reset")
@@ -274,7 +283,7 @@ def _trials(trials: list[TriggerTrial]) -> Table:
 @connected
 def trigger_enable(client: Client, rule: int, experiment: str | None) -> Any:
     """Let RULE start jobs."""
-    return _switch(client, rule, experiment, enabled=True)
+    return _change(client, rule, experiment, enabled=True)
 
 
 @trigger.command("disable")
@@ -283,15 +292,7 @@ def trigger_enable(client: Client, rule: int, experiment: str | None) -> Any:
 @connected
 def trigger_disable(client: Client, rule: int, experiment: str | None) -> Any:
     """Stop RULE from starting jobs."""
-    return _switch(client, rule, experiment, enabled=False)
-
-
-def _switch(client: Client, rule: int, experiment: str | None, *, enabled: bool) -> Any:
-    from beamhub.schemas import TriggerChange, TriggerOverride
-
-    if experiment is None:
-        return client.change_trigger(rule, TriggerChange(enabled=enabled))
-    return client.override_trigger(experiment, rule, TriggerOverride(enabled=enabled))
+    return _change(client, rule, experiment, enabled=False)
 
 
 @trigger.command("delete")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,12 @@ from beamhub.cli.output import Columns, Table, connected, size, why
 
 if TYPE_CHECKING:
     from beamhub.client import Client
+
+
+def _of_some_files(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For commands about files that an instrument's agent has not sent."""
+    function = click.option("--pattern", help="Files whose name fits this glob.")(function)
+    return click.argument("instrument")(click.argument("names", nargs=-1)(function))
 
 
 @click.group()
@@ -107,9 +113,7 @@ def upload_resume(client: Client, instrument: str) -> str:
 
 
 @upload.command("retry")
-@click.argument("instrument")
-@click.argument("names", nargs=-1)
-@click.option("--pattern", help="Files whose name fits this glob.")
+@_of_some_files
 @connected
 def upload_retry(client: Client, instrument: str, names: tuple[str, ...], pattern: str | None) -> Any:
     """Have the agent send again what has failed: NAMES (below raw/), those of a pattern, or all (staff)."""
@@ -117,9 +121,7 @@ def upload_retry(client: Client, instrument: str, names: tuple[str, ...], patter
 
 
 @upload.command("skip")
-@click.argument("instrument")
-@click.argument("names", nargs=-1)
-@click.option("--pattern", help="Files whose name fits this glob.")
+@_of_some_files
 @why
 @connected
 def upload_skip(
@@ -130,9 +132,7 @@ def upload_skip(
 
 
 @upload.command("unskip")
-@click.argument("instrument")
-@click.argument("names", nargs=-1)
-@click.option("--pattern", help="Files whose name fits this glob.")
+@_of_some_files
 @connected
 def upload_unskip(client: Client, instrument: str, names: tuple[str, ...], pattern: str | None) -> Any:
     """Have the agent send after all what was to be skipped: NAMES, those of a pattern, or all (staff)."""
