@@ -581,6 +581,7 @@ class Rules(Page):
 
     def _begin(self, draft: Draft) -> None:
         self.jobs = self.client.jobs(self.experiment.id if self.experiment else None, limit=JOBS)
+        self.sponsors = self._licences(draft.instrument)  # on terms that may have changed
         draft.try_out(self.client, self.templates)
         self.draft, self.history = draft, None
 

@@ -172,8 +172,7 @@ def test_the_pi_has_a_rule_different_in_her_experiment(
     assert (rule.changed, rule.sponsor, rule.enabled) == ([], "lab-sim-mx", True)
 
     facility.client("sam").set_terms("lab-sim-mx", [SponsorshipRule(templates=["dials"])])
-    ada.reload()
-    ada.locator(".bh-rule-new").click(timeout=LONG)
+    ada.locator(".bh-rule-new").click()
     form.locator("[name=template]").select_option("fast_feedback", timeout=LONG)
     refused = form.locator(".bh-sponsor-refused[data-licence=lab-sim-mx]")
     expect(refused).to_have_text(
@@ -220,6 +219,8 @@ def test_a_job_becomes_a_rule(facility: RunningDemo, people: People, experiment:
     row = rule_row(sam, "As that job")
     [started] = jobs_of(facility, experiment, rule_id(row))
     assert (started.parameters, started.inputs[0].name) == (job.parameters, "other")
+    ended = client.wait(started.id, timeout=120)
+    assert (ended.state, ended.reason) == (JobState.FINISHED, "")
 
     row.locator(".bh-rule-delete").click()
     sam.locator(".bh-question-yes").click()

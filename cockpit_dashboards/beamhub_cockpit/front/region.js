@@ -303,7 +303,10 @@ function watch(model) {
   let asking = false;
   const beat = async () => {
     sent = Date.now();
-    model.send({ action: "ping", args: [] });
+    try {
+      model.send({ action: "ping", args: [] });
+    } catch { // there is no connection at all: silence, as counted below
+    }
     const silent = Date.now() - heard;
     if (silent < LATE) return;
     banner.textContent = `No connection for ${Math.round(silent / 1000)} s. What you see may be out of date; it resumes by itself.`;
