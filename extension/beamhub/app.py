@@ -27,6 +27,7 @@ from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, def
 from beamhub import api, bus, duty
 from beamhub.api.handler import BLOCK, Handler
 from beamhub.automation import Automation
+from beamhub.batches import Batches
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
 from beamhub.engine import Engine
@@ -41,6 +42,7 @@ from beamhub.moves import Moves
 from beamhub.orders import Orders
 from beamhub.plans import profiles
 from beamhub.quarantine import Quarantine
+from beamhub.reception import AT_ONCE
 from beamhub.rules import Rules
 from beamhub.runners import Runner
 from beamhub.runners.local import LocalRunner
@@ -48,7 +50,7 @@ from beamhub.runners.slurm import SlurmRunner, SlurmSettings
 from beamhub.schemas import Profile
 from beamhub.store import Store
 from beamhub.templates import Catalogue, shipped
-from beamhub.uploads import AT_ONCE, Uploads
+from beamhub.uploads import Uploads
 
 MIGRATION = 60.0  # seconds that an ingest process waits for the service to prepare the database
 HOUSEKEEPING = 10.0  # seconds between looks for what has stopped or expired
@@ -227,13 +229,15 @@ class BeamhubApp(ExtensionApp):
         jobs = Jobs(store, catalogue, offered, data_dir)
         self._engine = Engine(store, live, jobs, runners, data_dir)
         in_place = {id_: [Path(folder) for folder in folders] for id_, folders in self.in_place.items()}
+        uploads = Uploads(store, live, data_dir, datasets.examine, in_place, self.uploads_at_once)
         return api.Service(
             store=store,
             feed=feed,
             live=live,
             duty=self._duty,
             experiments=Experiments(store, data_dir),
-            uploads=Uploads(store, live, data_dir, datasets.examine, in_place, self.uploads_at_once),
+            uploads=uploads,
+            batches=Batches(store, uploads),
             datasets=datasets,
             catalogue=catalogue,
             profiles=tuple(offered),
@@ -315,8 +319,8 @@ class BeamhubApp(ExtensionApp):
             await asyncio.sleep(HOUSEKEEPING)
 
     async def _clean(self, now: float) -> None:
-        await self.service.uploads.recover()
-        await self.service.uploads.expire(now)
+        await self.service.uploads.leftovers.recover()
+        await self.service.uploads.leftovers.expire(now)
         if self._duty.on:
             await self.service.datasets.expire(now)
             await self.service.licences.keep_up()

@@ -25,11 +25,11 @@ from beamhub.frames.format import Contents, DatasetInfo, MissingFrameError, Part
 from beamhub.frames.inspect import Inspector, Mask, Place
 from beamhub.frames.outside import FileProblem, HostileFile
 from beamhub.incoming import versions
+from beamhub.publications import Findings
 from beamhub.schemas import Dataset, DatasetState, Page, Upload
 from beamhub.silence import Silences
 from beamhub.store import Store, Transaction
 from beamhub.store.datasets import DatasetFile
-from beamhub.uploads import Findings
 
 if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
     from numpy.typing import NDArray

@@ -19,7 +19,7 @@ from beamhub.store import Store, Transaction
 
 
 class Quarantine:
-    """What the staff do with quarantined files. Uploads put them there (see beamhub.uploads)."""
+    """What the staff do with quarantined files. Uploads put them there (see beamhub.publications)."""
 
     def __init__(self, store: Store, data_dir: Path) -> None:
         self._store = store

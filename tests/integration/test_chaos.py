@@ -20,9 +20,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from beamhub.client import ApiError, Unreachable
+from beamhub.leftovers import EXPIRES
 from beamhub.schemas import Upload, UploadState
 from beamhub.testing import Ingest, RunningService, running_service
-from beamhub.uploads import EXPIRES
 
 from tests.integration.test_agent import RunningAgent
 

@@ -30,8 +30,8 @@ async def main(data, url):
     datasets = Datasets(store, data, inspector)
     uploads = Uploads(store, Live(), data, datasets.examine)
     while await asyncio.to_thread(sys.stdin.readline):
-        await uploads.recover()
-        await uploads.expire(time.monotonic())
+        await uploads.leftovers.recover()
+        await uploads.leftovers.expire(time.monotonic())
         await datasets.expire(time.monotonic())
         print(time.time(), flush=True)
     await uploads.close()

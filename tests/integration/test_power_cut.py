@@ -15,6 +15,7 @@ SENDER = """
 import asyncio, hashlib, os, sys
 from pathlib import Path
 from beamhub.access import Principal
+from beamhub.batches import Batches, Whole
 from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.events import Live
@@ -22,7 +23,7 @@ from beamhub.experiments import Experiments
 from beamhub.frames.inspect import Inspector
 from beamhub.schemas import ExperimentCreate, InstrumentChange, InstrumentCreate
 from beamhub.store import Store
-from beamhub.uploads import Uploads, Whole
+from beamhub.uploads import Uploads
 
 folder, batch = Path(sys.argv[1]), sys.argv[2] == "batch"
 agent = Principal("instrument:mx", "instrument", instrument="mx")
@@ -42,7 +43,8 @@ async def main():
     made = await experiments.create(operator, ExperimentCreate(instrument="mx", title="t", pi="ada"))
     await experiments.change_instrument(operator, "mx", InstrumentChange(active_experiment=made.id))
     if batch:
-        (done,) = await uploads.deliver(agent, [Whole("run/a.bin", memoryview(content), None, "key")])
+        files = [Whole("run/a.bin", memoryview(content), None, "key")]
+        (done,) = await Batches(store, uploads).deliver(agent, files)
     else:
         upload = await uploads.create(
             agent, "run/a.bin", len(content), f"sha256:{hashlib.sha256(content).hexdigest()}"

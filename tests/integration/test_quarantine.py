@@ -99,7 +99,7 @@ async def test_a_kill_at_any_step_leaves_a_hostile_file_in_quarantine_alone(tmp_
 
         store = Store(f"sqlite:///{root}/beamhub.db")
         uploads = Uploads(store, Live(), root / "data", Datasets(store, root / "data", inspector).examine)
-        await uploads.recover()
+        await uploads.leftovers.recover()
         await uploads.close()
         await Quarantine(store, root / "data").recover()
         there = {str(path.relative_to(root / "data")) for path in (root / "data").rglob(f"*{upload.id}*")}

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from beamhub.access import Principal
+from beamhub.batches import Batches, Whole
 from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.events import Live
 from beamhub.frames.inspect import Inspector
 from beamhub.schemas import Upload, UploadState
 from beamhub.store import Store
-from beamhub.uploads import Uploads, Whole
+from beamhub.uploads import Uploads
 
 AGENT = Principal("instrument:mx", "instrument", instrument="mx")
 CONTENT = bytes(range(256)) * 4096  # several writes
@@ -35,7 +36,8 @@ from beamhub.events import Live
 from beamhub.experiments import Experiments
 from beamhub.schemas import *
 from beamhub.store import Store
-from beamhub.uploads import Findings, Uploads
+from beamhub.publications import Findings
+from beamhub.uploads import Uploads
 
 folder, step, content = Path(sys.argv[1]), sys.argv[2], bytes(range(256)) * 4096
 agent = Principal("instrument:mx", "instrument", instrument="mx")
@@ -93,7 +95,9 @@ from beamhub.experiments import Experiments
 from beamhub.incoming import Incoming
 from beamhub.schemas import ExperimentCreate, InstrumentChange, InstrumentCreate
 from beamhub.store import Store
-from beamhub.uploads import Findings, Uploads, Whole
+from beamhub.batches import Batches, Whole
+from beamhub.publications import Findings
+from beamhub.uploads import Uploads
 
 folder, step = Path(sys.argv[1]), sys.argv[2]
 agent = Principal("instrument:mx", "instrument", instrument="mx")
@@ -140,7 +144,7 @@ async def main():
             kill()
     store.on_commit(committed)
     files = [Whole(f"run/{n}.txt", memoryview(b"%d" % n), None, f"key-{n}") for n in range(20)]
-    await uploads.deliver(agent, files)
+    await Batches(store, uploads).deliver(agent, files)
 
 asyncio.run(main())
 """
@@ -181,9 +185,9 @@ async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, step: str) 
     store, inspector = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Inspector()
     store.migrate()
     uploads = Uploads(store, Live(), tmp_path / "data", Datasets(store, tmp_path / "data", inspector).examine)
-    await uploads.recover()
-    await uploads.recover()  # and again, as after a kill while recovering
-    await asyncio.gather(*uploads._finishing)
+    await uploads.leftovers.recover()
+    await uploads.leftovers.recover()  # and again, as after a kill while recovering
+    await asyncio.gather(*uploads.publications.tasks)
     upload = await uploads.get(AGENT, upload_id)
     if upload.state is UploadState.RECEIVING:
         assert step in ("half-way", "before the last byte was acknowledged")
@@ -220,12 +224,12 @@ async def test_a_batch_that_a_kill_has_cut_is_published_once(
     store.migrate()
     uploads = Uploads(store, Live(), tmp_path / "data", Datasets(store, tmp_path / "data", inspector).examine)
     if recovered:
-        await uploads.recover()
-        await asyncio.gather(*uploads._finishing)
+        await uploads.leftovers.recover()
+        await asyncio.gather(*uploads.publications.tasks)
     files = [Whole(f"run/{n}.txt", memoryview(b"%d" % n), None, f"key-{n}") for n in range(20)]
-    answers = await uploads.deliver(AGENT, files)
-    await uploads.recover()
-    await asyncio.gather(*uploads._finishing)
+    answers = await Batches(store, uploads).deliver(AGENT, files)
+    await uploads.leftovers.recover()
+    await asyncio.gather(*uploads.publications.tasks)
 
     for number, answer in enumerate(answers):
         assert isinstance(answer, Upload)

@@ -15,10 +15,11 @@ import pytest
 from beamhub.datasets import Datasets
 from beamhub.events import Live
 from beamhub.frames.inspect import Inspector
+from beamhub.leftovers import EXPIRES
 from beamhub.schemas import Role, Upload, UploadState
 from beamhub.store import Store
 from beamhub.testing import Beamtime, RunningService
-from beamhub.uploads import EXPIRES, Uploads
+from beamhub.uploads import Uploads
 from beamhub_hub.proxy import NODE, NPM
 from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError
@@ -169,7 +170,7 @@ def expire(service: RunningService, beamtime: Beamtime) -> None:
         datasets = Datasets(store, service.data_dir, inspector)
         uploads = Uploads(store, Live(), service.data_dir, datasets.examine)
         for now in times:
-            await uploads.expire(now)
+            await uploads.leftovers.expire(now)
         await uploads.close()
         await inspector.close()
         store.close()

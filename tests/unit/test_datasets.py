@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from beamhub.access import Principal
+from beamhub.batches import Batches, Whole
 from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.errors import Conflict, Forbidden, Gone, Invalid, NotFound
@@ -38,7 +39,7 @@ from beamhub.simulation.detector import VirtualPilatus
 from beamhub.simulation.nexus import DataFile, write_master
 from beamhub.store import Store, Transaction
 from beamhub.store.datasets import DatasetFile
-from beamhub.uploads import Uploads, Whole
+from beamhub.uploads import Uploads
 
 OPERATOR = Principal("root", "user", operator=True)
 SAM, ADA, EVE = (Principal(name, "user") for name in ("sam", "ada", "eve"))
@@ -104,7 +105,11 @@ class Site:
         """All by one request."""
         content = await asyncio.to_thread(lambda: [memoryview(file.read_bytes()) for file in files])
         wholes = [Whole(file.name, one) for file, one in zip(files, content, strict=True)]
-        return [one for one in await self.uploads.deliver(AGENT, wholes) if isinstance(one, Upload)]
+        return [
+            one
+            for one in await Batches(self.store, self.uploads).deliver(AGENT, wholes)
+            if isinstance(one, Upload)
+        ]
 
     async def all(self) -> list[Dataset]:
         return (await self.datasets.list(ADA, self.experiment)).items

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import pytest
 from beamhub.access import Principal
+from beamhub.batches import Batches, Whole
 from beamhub.body import Chunks
 from beamhub.datasets import Datasets
 from beamhub.errors import Conflict, Forbidden, NotFound
@@ -22,7 +23,7 @@ from beamhub.incoming import Incoming
 from beamhub.quarantine import Quarantine
 from beamhub.schemas import ExperimentCreate, InstrumentChange, InstrumentCreate, Upload, UploadState
 from beamhub.store import Store
-from beamhub.uploads import Uploads, Whole
+from beamhub.uploads import Uploads
 
 OPERATOR = Principal("root", "user", operator=True)
 SAM, ADA, EVE = (Principal(name, "user") for name in ("sam", "ada", "eve"))
@@ -106,7 +107,7 @@ async def test_a_hostile_file_among_many_is_kept_alone(site: Site) -> None:
         Whole("evil_data_000001.h5", memoryview(EVIL)),
         Whole("after_data_000001.h5", memoryview(b"not HDF5 at all")),
     ]
-    before, evil, after = await site.uploads.deliver(AGENT, files)
+    before, evil, after = await Batches(site.store, site.uploads).deliver(AGENT, files)
     assert isinstance(before, Upload)
     assert isinstance(evil, Upload)
     assert isinstance(after, Upload)
@@ -119,7 +120,7 @@ async def test_a_hostile_file_among_many_is_kept_alone(site: Site) -> None:
     assert "not usable" in after.error
     names = {f".quarantine/E/{evil.id}", "E/raw/before.txt", "E/raw/after_data_000001.h5"}
     assert site.everywhere() == names
-    assert list(await site.uploads.deliver(AGENT, files[1:2])) == [evil]
+    assert list(await Batches(site.store, site.uploads).deliver(AGENT, files[1:2])) == [evil]
 
 
 async def test_the_same_again_is_no_work_and_a_harmless_one_takes_the_name(site: Site) -> None:

@@ -6,10 +6,10 @@ from pydantic import ValidationError
 
 from beamhub.api.handler import Refusal, described, invalid
 from beamhub.api.routes import Call, route
+from beamhub.batches import Whole
 from beamhub.body import Body, pieces
 from beamhub.errors import BeamhubError, Invalid, TooLarge
 from beamhub.schemas import BATCH, BATCH_BYTES, Batch, Deliveries, Delivery, Upload
-from beamhub.uploads import Whole
 
 MAX_HEAD = 2**20  # bytes
 
@@ -25,15 +25,14 @@ async def deliver_files(call: Call) -> Deliveries:
     """
     if call.headers.get("Content-Type") != BATCH:
         raise Refusal(415, f"The body's type is not {BATCH}.", "Send it with this type.")
-    uploads = call.service.uploads
-    with uploads.bringing(call.principal):
+    with call.service.uploads.reception.collecting(call.principal):
         batch, content = await _read(call.body)
         files, begin = [], 0
         for told in batch.files:
             end = begin + told.size
             files.append(Whole(told.filename, content[begin:end], told.digest, told.key))
             begin = end
-        answers = await uploads.deliver(call.principal, files, batch.experiment)
+        answers = await call.service.batches.deliver(call.principal, files, batch.experiment)
     first = answers[0]
     if isinstance(first, BeamhubError) and all(answer is first for answer in answers):
         raise first

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from beamhub.automation import Automation
+from beamhub.batches import Batches
 from beamhub.credits import Licences
 from beamhub.datasets import Datasets
 from beamhub.duty import Duty
@@ -32,6 +33,7 @@ class Service:
     duty: Duty
     experiments: Experiments
     uploads: Uploads
+    batches: Batches
     datasets: Datasets
     catalogue: Catalogue
     profiles: tuple[Profile, ...]

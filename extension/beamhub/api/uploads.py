@@ -12,12 +12,14 @@ from typing import Any
 
 from pydantic import Field
 
+from beamhub.announcements import MAX_SIZE
 from beamhub.api.handler import Refusal
 from beamhub.api.routes import Call, Paging, Reply, route
 from beamhub.digests import ALGORITHMS
 from beamhub.errors import Gone, Invalid
+from beamhub.leftovers import EXPIRES
+from beamhub.reception import CHECKSUMS
 from beamhub.schemas import Because, DigestAlgorithm, Page, Registration, Upload, UploadState
-from beamhub.uploads import CHECKSUMS, EXPIRES, MAX_SIZE
 
 DIGESTS = {name: len(hasher().digest()) for name, hasher in CHECKSUMS.items()}  # bytes of each
 TUS: dict[str, dict[str, Any]] = {"Tus-Resumable": {"const": "1.0.0"}}

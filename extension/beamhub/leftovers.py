@@ -1,0 +1,82 @@
+"""Leftovers: what killed processes have left behind, and uploads that nobody goes on with.
+
+Nothing is lost by a kill: a temporary file is gone on with, or brought to its end here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import timedelta
+
+from beamhub.access import SYSTEM
+from beamhub.announcements import is_whole
+from beamhub.errors import Conflict, Gone
+from beamhub.incoming import remove
+from beamhub.publications import Publications
+from beamhub.schemas import UploadState
+from beamhub.silence import Silences
+from beamhub.store import Store
+from beamhub.store.uploads import PARTIAL
+from beamhub.underway import Underway
+from beamhub.workers import Workers
+
+EXPIRES = timedelta(days=1)  # after its last byte, an unfinished upload is given up
+
+
+class Leftovers:
+    """To be looked after now and then, in every process."""
+
+    def __init__(
+        self, store: Store, workers: Workers, underway: Underway, publications: Publications
+    ) -> None:
+        self._store = store
+        self._workers = workers
+        self._incoming = workers.incoming
+        self._underway = underway
+        self._publications = publications
+        self._silences = Silences[str](EXPIRES)
+
+    async def recover(self) -> None:
+        """Cleans up what a killed process has left behind, and begins to finish what can be finished, in the
+        background. What a living process has in hand is left to it."""
+        found, had = await self._workers.run(self._incoming.found), self._underway.known()
+        waiting = await self._store.read(lambda tx: tx.uploads.receiving())
+        known = {upload.id for upload in waiting}
+        self._underway.forget(*(had - known))
+        for temporary in found:
+            if temporary.name not in known:
+                await self._workers.run(remove, temporary, lambda name=temporary.name: self._receiving(name))
+        for upload in waiting:
+            arrived = await self._workers.run(self._incoming.arrived, upload)
+            if arrived is not None and (not is_whole(upload, arrived) or upload.concat == PARTIAL):
+                continue  # more has to come
+            try:
+                file = await self._workers.held(self._incoming.hold, upload)
+            except Gone:
+                with contextlib.suppress(Conflict):  # it has come to its end meanwhile
+                    await self._publications.fail(upload, "its bytes are gone from the disk", SYSTEM.name)
+            except Conflict:
+                continue
+            else:
+                if is_whole(upload, file.size()):
+                    self._publications.begin_to_finish(upload, file, file)
+                else:
+                    file.close()
+
+    async def expire(self, now: float) -> None:
+        """Gives up uploads that have had no byte for long. `now`: seconds of the monotonic clock."""
+        receiving = {
+            upload.id: upload for upload in await self._store.read(lambda tx: tx.uploads.receiving())
+        }
+        touched = await self._workers.run(self._incoming.touched, receiving.values())
+        for id_ in self._silences.too_long(touched, now):
+            upload = receiving[id_]
+            try:
+                with await self._workers.held(self._incoming.hold, upload), await self._workers.claim(upload):
+                    await self._publications.fail(upload, f"not continued for {EXPIRES}", SYSTEM.name)
+            except (Conflict, Gone):
+                continue  # it goes on, or has come to its end meanwhile
+
+    def _receiving(self, id_: str) -> bool:
+        upload = self._store.read_sync(lambda tx: tx.uploads.get(id_))
+        return upload is not None and upload.state is UploadState.RECEIVING

@@ -1,0 +1,228 @@
+"""Publications: what has come is verified, flushed to the disk, given its name, and told of.
+
+Never is anything replaced, and every step may be done twice: a kill at any moment is gone on from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
+from beamhub.events import emit, emit_all
+from beamhub.incoming import AHEAD, Held, explained
+from beamhub.names import Arrival, Kin, choose, kin_of
+from beamhub.schemas import Upload, UploadState
+from beamhub.store import Store, Transaction
+from beamhub.store.uploads import PARTIAL
+from beamhub.underway import Underway
+from beamhub.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What published files turned out to be: why some are hostile, by their uploads' ids, and what is to be
+    recorded of all others, in the transaction that completes their uploads."""
+
+    hostile: Mapping[str, str]
+    record: Callable[[Transaction], None]
+
+
+# looks at files of one experiment that have just been published
+Examine = Callable[[Sequence[Upload]], Awaitable[Findings]]
+
+
+class Publications:
+    """All files on their way to their names. `examine` is asked about each when it is published (see
+    beamhub.datasets)."""
+
+    def __init__(self, store: Store, workers: Workers, underway: Underway, examine: Examine) -> None:
+        self._store = store
+        self._workers = workers
+        self._incoming = workers.incoming
+        self._underway = underway
+        self._examine = examine
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def go_on(self, task: asyncio.Task[Any]) -> None:
+        """Keeps a task whose sender may go away; the service waits for it when it ends."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def begin_to_finish(
+        self, upload: Upload, file: Held, held: Held | contextlib.ExitStack
+    ) -> asyncio.Task[Upload]:
+        """Begins to verify and publish `file`; `held` is let go afterwards."""
+
+        def ended(task: asyncio.Task[Upload]) -> None:
+            held.close()
+            self.tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error and not isinstance(error, BeamhubError):  # those are the sender's affair, and told
+                log.error("upload %s (%s) could not be published", upload.id, upload.path, exc_info=error)
+
+        task = asyncio.create_task(self._finish(upload, file))
+        self.tasks.add(task)
+        task.add_done_callback(ended)
+        return task
+
+    async def _finish(self, upload: Upload, file: Held) -> Upload:
+        """Verifies and publishes an upload whose bytes have all come. May be repeated, and then reads nothing
+        again."""
+        running = self._underway.of(upload, file)
+        much = upload.size - running.position > AHEAD  # to be read, while the disk writes
+        flushing = {asyncio.ensure_future(self._workers.run(file.flush))} if much else set()
+        try:
+            try:
+                digest = await self._workers.run(self._incoming.verify, upload, file, running)
+            finally:
+                for flushed in flushing:
+                    await flushed
+        except ChecksumMismatch as error:
+            with contextlib.suppress(Conflict):  # given up meanwhile
+                await self.fail(upload, error.detail, upload.created_by)
+            raise
+        except OSError as error:
+            raise explained(error, upload) from error
+        with await self._workers.claim(upload):
+            published = await self._publish(upload.model_copy(update={"digest": digest}), file)
+        self._underway.forget(upload.id)
+        return published
+
+    async def _publish(self, upload: Upload, file: Held) -> Upload:
+        def look(tx: Transaction) -> tuple[Upload | None, Kin]:
+            return tx.uploads.get(upload.id), kin_of(tx, upload.experiment, [upload.path])[upload.path]
+
+        current, kin = await self._store.read(look)
+        if current is None or current.state is not UploadState.RECEIVING:
+            return current or upload
+        found = await self._workers.run(choose, self._incoming, upload, kin)
+        if isinstance(found, Upload):
+            return await self._merge(upload, found)
+        (placed,) = await self.place([Arrival(upload, file, found)])
+        if isinstance(placed, Exception):
+            raise placed
+        return placed
+
+    async def place(self, arrivals: Sequence[Arrival]) -> Sequence[Upload | BeamhubError]:
+        """Publishes verified files of one sender in one experiment, whose names are claimed. For each, its
+        upload, or why it could not be published."""
+        first = arrivals[0].upload
+        files = [(arrival.upload, arrival.file, arrival.names) for arrival in arrivals]
+        results: dict[str, Upload | BeamhubError] = {}
+        placed: dict[str, Upload] = {}
+        try:
+            paths = await self._workers.run(self._incoming.publish, first.experiment, files)
+        except OSError as error:
+            raise explained(error, first) from error
+        for arrival, path in zip(arrivals, paths, strict=True):
+            upload = arrival.upload
+            match path:
+                case str():
+                    placed[upload.id] = arrival.as_published(path)
+                case Conflict():
+                    await self.fail(upload, path.detail, upload.created_by)
+                    results[upload.id] = path
+                case OSError():
+                    if not isinstance(problem := explained(path, upload), BeamhubError):
+                        raise path
+                    results[upload.id] = problem
+        findings = await self._examine(list(placed.values()))
+        for arrival in arrivals:
+            if reason := findings.hostile.get(arrival.upload.id):
+                upload = placed.pop(arrival.upload.id)
+                results[upload.id] = await self._quarantine(upload, arrival.file, reason)
+        earlier = {path for arrival in arrivals if arrival.upload.id in placed for path in arrival.earlier}
+
+        def complete(tx: Transaction) -> dict[str, Upload]:
+            tx.uploads.supersede(first.experiment, earlier)
+            tx.uploads.end_all(
+                {
+                    id_: {"path": upload.path, "version": upload.version, "digest": upload.digest}
+                    for id_, upload in placed.items()
+                },
+                UploadState.COMPLETE,
+            )
+            emit_all(
+                tx,
+                "file.complete",
+                actor=first.created_by,
+                instrument=first.instrument,
+                experiment=first.experiment,
+                data={id_: {"path": upload.path, "size": upload.size} for id_, upload in placed.items()},
+            )
+            findings.record(tx)
+            return tx.uploads.all(placed)
+
+        if placed:
+            results |= await self._store.write(complete)
+            await self._workers.run(self._incoming.discard, *placed.values())
+        return [results[arrival.upload.id] for arrival in arrivals]
+
+    async def _quarantine(self, upload: Upload, file: Held, reason: str) -> Upload:
+        """What is built to mislead its readers reaches none of them."""
+        await self._workers.run(self._incoming.isolate, upload, file, upload.path)
+
+        def work(tx: Transaction) -> Upload | None:
+            change = {"path": upload.path, "version": upload.version, "digest": upload.digest}
+            tx.uploads.end(upload.id, UploadState.QUARANTINED, error=reason, **change)
+            _emit(tx, upload, "file.quarantined", upload.created_by, reason=reason)
+            return tx.uploads.get(upload.id)
+
+        quarantined = await self._store.write(work)
+        await self._workers.run(self._incoming.discard, upload)
+        return quarantined or upload
+
+    async def _merge(self, upload: Upload, twin: Upload) -> Upload:
+        """The same file has come while this one was on its way: nothing new has arrived. Where that one is in
+        quarantine, it alone stays on record: it is there only once, for the staff to decide about."""
+
+        def work(tx: Transaction) -> Upload | None:
+            known = tx.uploads.get(twin.id) or twin
+            if known.state is UploadState.QUARANTINED:
+                tx.uploads.forget([upload.id])
+                return known
+            tx.uploads.end(
+                upload.id,
+                UploadState.SUPERSEDED,
+                path=known.path,
+                version=known.version,
+                digest=upload.digest,
+            )
+            return tx.uploads.get(upload.id)
+
+        merged = await self._store.write(work)
+        await self._workers.run(self._incoming.discard, upload)
+        return merged or twin
+
+    async def fail(self, upload: Upload, reason: str, actor: str) -> None:
+        def work(tx: Transaction) -> None:
+            current = tx.uploads.get(upload.id)
+            if current is None or current.state is not UploadState.RECEIVING:
+                raise Conflict(f"The upload of {upload.path} is over.", "Published files stay.")
+            if current.concat == PARTIAL:
+                tx.uploads.forget([upload.id])
+                return
+            tx.uploads.end(upload.id, UploadState.FAILED, error=reason)
+            _emit(tx, upload, "upload.failed", actor, reason=reason)
+
+        await self._store.write(work)
+        await self._workers.run(self._incoming.discard, upload)
+
+
+def _emit(tx: Transaction, upload: Upload, kind: str, actor: str, **data: str) -> None:
+    emit(
+        tx,
+        kind,
+        actor=actor,
+        instrument=upload.instrument,
+        experiment=upload.experiment,
+        subject=upload.id,
+        data={"path": upload.path, "size": upload.size, **data},
+    )

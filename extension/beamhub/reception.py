@@ -1,0 +1,159 @@
+"""Reception: bytes on their way from a sender into a temporary file and its digest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from beamhub.access import Principal
+from beamhub.announcements import MAX_SIZE, Quota
+from beamhub.body import Body, pieces
+from beamhub.digests import ALGORITHMS, Hasher
+from beamhub.errors import ChecksumMismatch, Conflict, Invalid, QuotaExceeded, TooLarge, TooMany
+from beamhub.events import Live
+from beamhub.incoming import Held, explained
+from beamhub.schemas import Upload
+from beamhub.store import Store
+from beamhub.store.uploads import PARTIAL
+from beamhub.underway import Underway
+from beamhub.workers import Workers
+
+AT_ONCE = 64  # requests; an agent has at most half as many files in flight
+PROGRESS = 0.25  # seconds between live messages about one upload
+# of single requests, on their way
+CHECKSUMS: Mapping[str, Callable[[], Hasher]] = {
+    "sha1": partial(hashlib.sha1, usedforsecurity=False),  # tus demands it
+    "md5": partial(hashlib.md5, usedforsecurity=False),
+    **{str(name): hasher for name, hasher in ALGORITHMS.items()},
+}
+
+
+class Reception:
+    """What takes in the bytes of all uploads."""
+
+    def __init__(
+        self, store: Store, live: Live, workers: Workers, underway: Underway, at_once: int = AT_ONCE
+    ) -> None:
+        """`at_once`: how many requests of one principal may bring bytes at a time."""
+        self._store = store
+        self._live = live
+        self._workers = workers
+        self._incoming = workers.incoming
+        self._underway = underway
+        self._at_once = at_once
+        self._sending: Counter[tuple[str, str]] = Counter()
+
+    @contextlib.contextmanager
+    def one_more(self, principal: Principal, weight: int = 1) -> Iterator[None]:
+        """Counts the requests of a principal that bring bytes; a client that holds many open keeps nobody
+        else from sending."""
+        who = (principal.kind, principal.name)
+        if self._sending[who] + weight > self._at_once:
+            raise TooMany(
+                f"{principal.name} is sending {self._at_once} files already.", "Wait until one has arrived."
+            )
+        self._sending[who] += weight
+        try:
+            yield
+        finally:
+            self._sending[who] -= weight
+            if not self._sending[who]:
+                del self._sending[who]
+
+    def collecting(self, principal: Principal) -> contextlib.AbstractContextManager[None]:
+        """As `one_more`, while many files are collected in memory: so they count as many requests."""
+        return self.one_more(principal, max(1, self._at_once // 4))
+
+    async def receive(
+        self, upload: Upload, file: Held, body: Body, checksum: tuple[str, bytes] | None
+    ) -> None:
+        """Adds a body to the file, and to the running digest if all before it is in there."""
+        if checksum is not None and checksum[0] not in CHECKSUMS:
+            raise Invalid(
+                f"The checksum {checksum[0]!r} is not known.", f"Use one of {', '.join(CHECKSUMS)}."
+            )
+        limit, too_much = await self._limit(upload)
+        hasher = CHECKSUMS[checksum[0]]() if checksum else None
+        takers: list[Callable[[memoryview], object]] = [hasher.update] if hasher else []
+        running = self._underway.of(upload, file)
+        before = running.copy() if checksum else running
+        if upload.concat != PARTIAL and running.position == upload.offset:
+            takers.append(running.add)
+        told = 0.0
+        try:
+            while await body.come():
+                if not await self._workers.receive(file.receive, body, limit, takers):
+                    raise too_much
+                if time.monotonic() - told >= PROGRESS:
+                    self._tell(upload, file.position)
+                    told = time.monotonic()
+            if checksum and hasher and not secrets.compare_digest(hasher.digest(), checksum[1]):
+                raise ChecksumMismatch(
+                    f"A part of {upload.path} was damaged on its way.", "Send it again from the same offset."
+                )
+        except BaseException as error:
+            # what no checksum vouches for, or a full disk has cut, has not arrived
+            await self._workers.run(file.cut, upload.offset if checksum else file.position)
+            self._underway.keep(upload, file, before)
+            if isinstance(error, OSError):
+                raise explained(error, upload) from error
+            raise
+        self._underway.keep(upload, file, running)
+        self._tell(upload, file.position)
+
+    async def replace(self, file: Held, begin: int, end: int, body: Body) -> None:
+        """Replaces the bytes from `begin` to before `end` of what has come of a held file."""
+        upload = file.upload
+        if end > file.size():
+            raise Conflict(
+                f"{file.size()} bytes of {upload.path} have come, so none before {end} can be replaced.",
+                "Ask for the offset.",
+            )
+        block = bytearray()
+        async for piece in pieces(body):
+            block += piece
+            if len(block) > end - begin:
+                break
+        if len(block) != end - begin:
+            raise Invalid(f"These are not the {end - begin} bytes that were announced.", "Send them again.")
+        try:
+            self._underway.forget(upload.id)
+            await self._workers.whole(file.write, begin, block)
+        except OSError as error:
+            raise explained(error, upload) from error
+
+    async def _limit(self, upload: Upload) -> tuple[int, Exception]:
+        """How many bytes an upload can have, and what to tell who sends more."""
+        if not upload.deferred:
+            return upload.size, TooLarge(
+                f"{upload.path} was announced with {upload.size} bytes, and more came.",
+                "Announce it again, with its real size.",
+            )
+        free = await self._workers.run(self._incoming.free, upload)
+        left = await self._store.read(lambda tx: Quota.of(tx, upload.experiment).left)
+        full = explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), upload)
+        quota = QuotaExceeded(
+            f"{upload.path} has grown beyond the quota of {upload.experiment}.",
+            "Ask the staff of its instrument to raise the quota; then send on: what has arrived is kept.",
+        )
+        too_long = TooLarge(f"{upload.path} has grown beyond {MAX_SIZE} bytes.", "Send it in several files.")
+        limits = ((MAX_SIZE, too_long), (upload.offset + free, full), (upload.offset + left, quota))
+        return min(limits, key=lambda limit: limit[0])
+
+    def _tell(self, upload: Upload, offset: int) -> None:
+        if upload.concat == PARTIAL:
+            return
+        self._live.publish(
+            "upload.progress",
+            experiment=upload.experiment,
+            instrument=upload.instrument,
+            subject=upload.id,
+            data={"path": upload.path, "size": max(upload.size, offset), "offset": offset},
+        )

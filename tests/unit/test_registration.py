@@ -1,0 +1,127 @@
+"""Registration in place: files that lie where the service sees them, of which no byte is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from beamhub.access import Principal
+from beamhub.errors import ChecksumMismatch, Forbidden, NotFound
+from beamhub.incoming import BLOCK, Incoming, Source, running_digest
+from beamhub.schemas import Upload, UploadState
+
+from tests.unit.uploading import ADA, AGENT, OTHER_AGENT, SAM, Site, parts, xxh128
+
+
+@pytest.fixture
+def storage(site: Site, tmp_path: Path) -> Path:
+    """What the detector of `mx` writes to, on the same file system."""
+    folder = tmp_path / "storage" / "mx"
+    (folder / "run").mkdir(parents=True)
+    site.uploads._in_place = {"mx": [folder]}
+    return folder
+
+
+async def register(site: Site, source: Path | str, content: bytes, who: Principal = AGENT) -> Upload:
+    digest = xxh128(content)
+    return await site.uploads.register(who, str(source), "run/a.bin", len(content), digest, key=digest)
+
+
+async def test_a_registered_file_is_published_where_it_lies(site: Site, storage: Path) -> None:
+    content = os.urandom(100_000)
+    source = storage / "run" / "a.bin"
+    source.write_bytes(content)
+    done, again = await asyncio.gather(register(site, source, content), register(site, source, content))
+    assert again.id == done.id
+    assert (done.state, done.path, done.source) == (UploadState.COMPLETE, "raw/run/a.bin", str(source))
+    published = site.folder / site.experiment / "raw/run/a.bin"
+    assert published.samefile(source)
+    assert site.content("raw/run/a.bin") == content
+    assert site.incoming() == []
+    assert [event.subject for event in site.events("file.complete")] == [done.id]
+    source.unlink()  # the detector's storage is cleaned up
+    assert site.content("raw/run/a.bin") == content
+    with pytest.raises(Forbidden):
+        await site.uploads.append(AGENT, done.id, 0, parts(b"other"))
+
+
+async def test_a_registered_file_of_another_file_system_is_copied(
+    site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = os.urandom(3 * BLOCK + 5)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        source = Path(name) / "a.bin"
+        source.write_bytes(content)
+        assert source.stat().st_dev != site.folder.stat().st_dev
+        site.uploads._in_place = {"mx": [Path(name)]}
+        done = await register(site, source, content)
+    assert done.state is UploadState.COMPLETE
+    assert site.content(done.path) == content
+    assert stat.S_IMODE((site.folder / site.experiment / done.path).stat().st_mode) == 0o440
+
+
+async def test_nothing_else_can_be_registered(site: Site, storage: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"12345")
+    (storage / "link").symlink_to(secret)
+    (storage / "folder").symlink_to(tmp_path)
+    os.mkfifo(storage / "fifo")
+    for source, error in (
+        (secret, Forbidden),
+        (f"{storage}/../../secret", Forbidden),
+        (f"{storage}-2/secret", Forbidden),
+        (f"{storage}/a\0", Forbidden),
+        ("run/a.bin", Forbidden),
+        ("", Forbidden),
+        (storage / "link", NotFound),
+        (storage / "folder" / "secret", NotFound),
+        (storage / "fifo", NotFound),
+        (storage / "run", NotFound),
+        (storage / "nothing", NotFound),
+    ):
+        with pytest.raises(error):
+            await register(site, source, b"12345")
+    (storage / "a").write_bytes(b"12345")
+    for who in (OTHER_AGENT, ADA, SAM):
+        with pytest.raises(Forbidden):
+            await register(site, storage / "a", b"12345", who)
+    assert site.published() == set()
+    assert site.incoming() == []
+    assert site.events("file.complete", "upload.failed") == []
+
+
+async def test_a_registered_file_has_to_be_as_announced(site: Site, storage: Path) -> None:
+    source = storage / "a"
+    source.write_bytes(b"12345")
+    for content in (b"1234", b"123456", b"54321"):
+        with pytest.raises(ChecksumMismatch):
+            await register(site, source, content)
+    assert site.published() == set()
+    assert site.incoming() == []
+    assert source.stat().st_mode & 0o200  # it is left to its owner
+
+
+@pytest.mark.parametrize("change", ["overwritten", "grown", "shrunk"])
+async def test_a_source_that_changes_while_it_is_verified_is_refused(
+    site: Site, storage: Path, change: str
+) -> None:
+    content = os.urandom(1000)
+    source = storage / "a"
+    source.write_bytes(content)
+    os.utime(source, (0, 0))
+    going = await site.announce("a.bin", content)
+    upload = going.model_copy(update={"source": str(source)})
+    incoming = Incoming(site.folder)
+    with incoming.hold(going) as empty, incoming.take(upload, storage, empty) as taken:
+        assert isinstance(taken, Source)
+        with source.open("ab" if change == "grown" else "r+b") as file:
+            if change == "shrunk":
+                file.truncate(999)
+            else:
+                file.write(content[:1])  # overwritten with what was there: the digest alone does not tell
+        with pytest.raises(ChecksumMismatch, match="changed" if change == "overwritten" else "another"):
+            incoming.verify(upload, taken, running_digest(upload))
