@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,7 @@ class BeamhubApp(ExtensionApp):
             self.log.debug("beamhub: no data directory is configured, so this server is not the service")
             return
         self._tasks: list[asyncio.Task[None]] = []
+        self._started = datetime.now(UTC), time.monotonic()
         data_dir, state_dir = Path(self.data_dir), Path(self.state_dir)
         for folder in (data_dir, state_dir):
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -312,20 +313,24 @@ class BeamhubApp(ExtensionApp):
 
     async def _keep_house(self) -> None:
         while True:
-            try:
-                await self._clean(time.monotonic())
-            except Exception:  # a full disk, a database that restarts: the next look may succeed
-                self.log.exception("beamhub: housekeeping stumbled and goes on")
+            for work in self._housework():
+                try:
+                    await work
+                except Exception:  # a full disk, a database that restarts: the next look may succeed
+                    self.log.exception("beamhub: housekeeping stumbled and goes on")
             await asyncio.sleep(HOUSEKEEPING)
 
-    async def _clean(self, now: float) -> None:
-        await self.service.uploads.leftovers.recover()
-        await self.service.uploads.leftovers.expire(now)
+    def _housework(self) -> Iterator[Awaitable[object]]:
+        """None keeps the next from being done."""
+        now, service = time.monotonic(), self.service
+        yield service.uploads.leftovers.recover()
+        yield service.uploads.leftovers.expire(now)
         if self._duty.on:
-            await self.service.datasets.expire(now)
-            await self.service.licences.keep_up()
-            old = datetime.now(UTC) - ANSWERS_KEPT
-            await self.service.store.write(lambda tx: tx.idempotency.expire(old))
+            # since the start no time passes that the clock on the wall has only been set by
+            wall = min(datetime.now(UTC), self._started[0] + timedelta(seconds=now - self._started[1]))
+            yield service.datasets.expire(now)
+            yield service.licences.keep_up()
+            yield service.store.write(lambda tx: tx.idempotency.expire(wall - ANSWERS_KEPT))
 
     # --- stop ----------------------------------------------------------------------------------------
 

@@ -70,8 +70,8 @@ class Batches:
         They share looks at the store, flushes of the disk and transactions. The answer has, in their order,
         each one's upload, or why it was refused: none keeps the others back.
         """
-        task = asyncio.create_task(self._deliver(principal, files, experiment))
-        self._publications.go_on(task)
+        work = self._deliver(principal, files, experiment)
+        task = self._publications.go_on(work, f"a batch of {len(files)} files")
         return await asyncio.shield(task)  # a sender that goes away does not stop what it has waited for
 
     async def _deliver(
@@ -123,9 +123,7 @@ class Batches:
         fresh = {number: file for number, file in told.items() if ids[number] not in known}
         if isinstance(where, BeamhubError):
             return _Batch({**answers, **dict.fromkeys(fresh, where)}, begun)
-        uploads = {
-            number: file.proposed(principal, ids[number], *where) for number, file in fresh.items()
-        }
+        uploads = {number: file.proposed(principal, ids[number], *where) for number, file in fresh.items()}
         with contextlib.ExitStack() as held:
             place, names = where[1], [upload.path for upload in uploads.values()]
             held.enter_context(self._incoming.claimed(place, *names))

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from beamhub import access, folders
 from beamhub.access import SYSTEM, Action, Principal
-from beamhub.errors import Conflict, NotFound
+from beamhub.errors import BeamhubError, Conflict, NotFound
 from beamhub.events import Live, emit
 from beamhub.experiments import end_beamtime
 from beamhub.incoming import versions
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST, ABOUT = "sha256sums", "sha256sums.json"
 PATIENCE = 60.0  # seconds for a connected agent to tell what it knows
+AGAIN = 10.0  # seconds after which one is tried again that the database, say, has failed
 LOOK = 0.2  # seconds between looks whether it has
 MOST = 1000  # differences that are listed
 BLOCK = 2**20  # bytes read at a time
@@ -129,6 +130,25 @@ class Finalisations:
         task.add_done_callback(ended)
 
     async def _run(self, id_: str) -> None:
+        """Until it has come to an end, or the service does: one that waits for ever could not be repeated."""
+        while True:
+            try:
+                return await self._come_to_an_end(id_)
+            except _StoppedError:
+                raise
+            except Exception:
+                log.exception("the finalisation of %s stumbled, and is tried again", id_)
+                await asyncio.sleep(AGAIN)
+
+    async def _come_to_an_end(self, id_: str) -> None:
+        try:
+            await self._go_on(id_)
+        except (OSError, BeamhubError) as error:
+            log.error("%s could not be signed off: %s", id_, error)
+            reason = f"It could not be signed off: {error}"
+            await self._store.write(lambda tx: _block(tx, id_, [reason]))
+
+    async def _go_on(self, id_: str) -> None:
         found = await self._store.read(lambda tx: _required(tx, id_))
         if found.state is FinalisationState.CHECKING and not await self._check(found):
             return
@@ -152,14 +172,12 @@ class Finalisations:
             state = FinalisationState.HASHING
             if differences and not found.forced:
                 state = FinalisationState.BLOCKED
-            ended = datetime.now(UTC) if state is FinalisationState.BLOCKED else None
-            tx.finalisations.change(id_, state=state, differences=differences, ended=ended)
             if command is not None:
                 tx.commands.forget_report(command)
             if state is FinalisationState.BLOCKED:
-                data = {"differences": differences[:20], "count": len(differences)}
-                _emit(tx, found.created_by, experiment, "experiment.not_finalised", data)
+                _block(tx, id_, differences)
                 return False
+            tx.finalisations.change(id_, state=state, differences=differences, ended=None)
             if experiment.state is ExperimentState.RUNNING:
                 end_beamtime(tx, Principal(found.created_by, "user"), experiment)
             return True
@@ -268,6 +286,14 @@ class Finalisations:
                 os.fsync(descriptor)
             os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)
+
+
+def _block(tx: Transaction, id_: str, differences: list[str]) -> None:
+    experiment = access.require(tx, SYSTEM, id_, Action.READ)
+    blocked, now = FinalisationState.BLOCKED, datetime.now(UTC)
+    tx.finalisations.change(id_, state=blocked, differences=differences, ended=now)
+    data = {"differences": differences[:20], "count": len(differences)}
+    _emit(tx, _required(tx, id_).created_by, experiment, "experiment.not_finalised", data)
 
 
 def _step_back() -> None:

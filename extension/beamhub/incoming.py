@@ -214,7 +214,7 @@ class Incoming:
     def arrived(self, upload: Upload) -> int | None:
         """How many bytes the temporary file has; None where there is none."""
         try:
-            return self.temporary(upload).stat().st_size
+            return self.temporary(upload).lstat().st_size
         except FileNotFoundError:
             return None
 
@@ -223,7 +223,7 @@ class Incoming:
         found = {}
         for upload in uploads:
             with contextlib.suppress(FileNotFoundError):
-                found[upload.id] = datetime.fromtimestamp(self.temporary(upload).stat().st_mtime, UTC)
+                found[upload.id] = datetime.fromtimestamp(self.temporary(upload).lstat().st_mtime, UTC)
         return found
 
     def verify(self, upload: Upload, file: Held, running: Running) -> str:
@@ -322,6 +322,19 @@ class Incoming:
         for upload in uploads:
             self.temporary(upload).unlink(missing_ok=True)
 
+    def withdraw(self, upload: Upload, others: Collection[str]) -> None:
+        """Takes back the names that its file got before a kill, when nobody was told of it any more.
+        `others`: names under which files have been published, this or another one."""
+        for file in (self.temporary(upload), Path(upload.source or os.devnull)):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._take_names(upload, file.lstat(), others)
+
+    def _take_names(self, upload: Upload, status: os.stat_result, others: Collection[str] = ()) -> None:
+        """Of the file with this status, which has another name elsewhere."""
+        for path in versions(upload.path) if status.st_nlink > 1 else ():
+            if path not in others and self._names(upload, path, status):
+                self._unlink(upload.experiment, PurePosixPath(path))
+
     # --- what nobody may get ---
 
     def quarantined(self, upload: Upload) -> Path:
@@ -349,10 +362,7 @@ class Incoming:
     def take_back(self, upload: Upload) -> None:
         """A quarantined file has no other name, whatever a kill has left."""
         file = self.quarantined(upload)
-        status = file.stat()
-        for path in versions(upload.path) if status.st_nlink > 1 else ():
-            if self._names(upload, path, status):
-                self._unlink(upload.experiment, PurePosixPath(path))
+        self._take_names(upload, file.stat())
         if upload.source is None:
             file.chmod(0o600)
 

@@ -6,6 +6,8 @@ Nothing is lost by a kill: a temporary file is gone on with, or brought to its e
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from datetime import timedelta
 
 from beamhub.access import SYSTEM
@@ -13,12 +15,14 @@ from beamhub.announcements import is_whole
 from beamhub.errors import Conflict, Gone
 from beamhub.incoming import remove
 from beamhub.publications import Publications
-from beamhub.schemas import UploadState
+from beamhub.schemas import Upload, UploadState
 from beamhub.silence import Silences
 from beamhub.store import Store
 from beamhub.store.uploads import PARTIAL
 from beamhub.underway import Underway
 from beamhub.workers import Workers
+
+log = logging.getLogger(__name__)
 
 EXPIRES = timedelta(days=1)  # after its last byte, an unfinished upload is given up
 
@@ -45,23 +49,30 @@ class Leftovers:
         self._underway.forget(*(had - known))
         for temporary in found:
             if temporary.name not in known:
-                await self._workers.run(remove, temporary, lambda name=temporary.name: self._receiving(name))
-        for upload in waiting:
-            arrived = await self._workers.run(self._incoming.arrived, upload)
-            if arrived is not None and (not is_whole(upload, arrived) or upload.concat == PARTIAL):
+                with _alone(f"the temporary file {temporary}"):
+                    await self._workers.run(
+                        remove, temporary, lambda name=temporary.name: self._receiving(name)
+                    )
+        arrived = await self._workers.run(lambda: [self._incoming.arrived(upload) for upload in waiting])
+        for upload, count in zip(waiting, arrived, strict=True):
+            if count is not None and (not is_whole(upload, count) or upload.concat == PARTIAL):
                 continue  # more has to come
-            try:
-                file = await self._workers.held(self._incoming.hold, upload)
-            except Gone:
-                with contextlib.suppress(Conflict):  # it has come to its end meanwhile
-                    await self._publications.fail(upload, "its bytes are gone from the disk", SYSTEM.name)
-            except Conflict:
-                continue
+            with _alone(f"upload {upload.id} ({upload.path})"):
+                await self._bring_to_its_end(upload)
+
+    async def _bring_to_its_end(self, upload: Upload) -> None:
+        try:
+            file = await self._workers.held(self._incoming.hold, upload)
+        except Conflict:
+            return  # somebody does
+        except Gone:
+            with await self._workers.claim(upload), contextlib.suppress(Conflict):  # it has meanwhile
+                await self._publications.fail(upload, "its bytes are gone from the disk", SYSTEM.name)
+        else:
+            if is_whole(upload, file.size()):
+                self._publications.begin_to_finish(upload, file, file)
             else:
-                if is_whole(upload, file.size()):
-                    self._publications.begin_to_finish(upload, file, file)
-                else:
-                    file.close()
+                file.close()
 
     async def expire(self, now: float) -> None:
         """Gives up uploads that have had no byte for long. `now`: seconds of the monotonic clock."""
@@ -71,12 +82,25 @@ class Leftovers:
         touched = await self._workers.run(self._incoming.touched, receiving.values())
         for id_ in self._silences.too_long(touched, now):
             upload = receiving[id_]
-            try:
-                with await self._workers.held(self._incoming.hold, upload), await self._workers.claim(upload):
-                    await self._publications.fail(upload, f"not continued for {EXPIRES}", SYSTEM.name)
-            except (Conflict, Gone):
-                continue  # it goes on, or has come to its end meanwhile
+            with _alone(f"upload {upload.id} ({upload.path})"):
+                try:
+                    with (
+                        await self._workers.held(self._incoming.hold, upload),
+                        await self._workers.claim(upload),
+                    ):
+                        await self._publications.fail(upload, f"not continued for {EXPIRES}", SYSTEM.name)
+                except (Conflict, Gone):
+                    continue  # it goes on, or has come to its end meanwhile
 
     def _receiving(self, id_: str) -> bool:
         upload = self._store.read_sync(lambda tx: tx.uploads.get(id_))
         return upload is not None and upload.state is UploadState.RECEIVING
+
+
+@contextlib.contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """A file that can't be looked after keeps no other one from being."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s can't be looked after: %s", what, error)

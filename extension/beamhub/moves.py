@@ -56,8 +56,8 @@ class Moves:
         for move in self._store.read_sync(lambda tx: tx.moves.all()):
             try:
                 self._carry_out(move)
-            except BeamhubError as error:
-                log.warning("dataset %s stays in %s: %s", move.dataset, move.source, error)
+            except (BeamhubError, OSError) as error:  # the others, and the service, go on all the same
+                log.error("dataset %s stays in %s for now: %s", move.dataset, move.source, error)
 
     def _begin(self, tx: Transaction, principal: Principal, id_: int, target_id: str, reason: str) -> Move:
         dataset = _found(tx, principal, id_)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
 from beamhub.events import emit, emit_all
-from beamhub.incoming import AHEAD, Held, explained
+from beamhub.incoming import AHEAD, Held, explained, versions
 from beamhub.names import Arrival, Kin, choose, kin_of
 from beamhub.schemas import Upload, UploadState
 from beamhub.store import Store, Transaction
@@ -23,6 +23,7 @@ from beamhub.underway import Underway
 from beamhub.workers import Workers
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,27 +51,32 @@ class Publications:
         self._examine = examine
         self.tasks: set[asyncio.Task[Any]] = set()
 
-    def go_on(self, task: asyncio.Task[Any]) -> None:
-        """Keeps a task whose sender may go away; the service waits for it when it ends."""
+    def go_on(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
+        """Does work whose sender may go away; the service waits for it when it ends."""
+
+        def ended(task: asyncio.Task[T]) -> None:
+            self.tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error and not isinstance(error, BeamhubError):  # those are the sender's affair, and told
+                log.error("%s could not be published", what, exc_info=error)
+
+        task = asyncio.create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(ended)
+        return task
 
     def begin_to_finish(
         self, upload: Upload, file: Held, held: Held | contextlib.ExitStack
     ) -> asyncio.Task[Upload]:
         """Begins to verify and publish `file`; `held` is let go afterwards."""
 
-        def ended(task: asyncio.Task[Upload]) -> None:
-            held.close()
-            self.tasks.discard(task)
-            error = None if task.cancelled() else task.exception()
-            if error and not isinstance(error, BeamhubError):  # those are the sender's affair, and told
-                log.error("upload %s (%s) could not be published", upload.id, upload.path, exc_info=error)
+        async def finish() -> Upload:
+            try:
+                return await self._finish(upload, file)
+            finally:
+                await self._workers.run(held.close)  # where it is given up, this frees its place on the disk
 
-        task = asyncio.create_task(self._finish(upload, file))
-        self.tasks.add(task)
-        task.add_done_callback(ended)
-        return task
+        return self.go_on(finish(), f"upload {upload.id} ({upload.path})")
 
     async def _finish(self, upload: Upload, file: Held) -> Upload:
         """Verifies and publishes an upload whose bytes have all come. May be repeated, and then reads nothing
@@ -85,7 +91,7 @@ class Publications:
                 for flushed in flushing:
                     await flushed
         except ChecksumMismatch as error:
-            with contextlib.suppress(Conflict):  # given up meanwhile
+            with await self._workers.claim(upload), contextlib.suppress(Conflict):  # given up meanwhile
                 await self.fail(upload, error.detail, upload.created_by)
             raise
         except OSError as error:
@@ -104,6 +110,7 @@ class Publications:
             return current or upload
         found = await self._workers.run(choose, self._incoming, upload, kin)
         if isinstance(found, Upload):
+            await self._workers.run(self._incoming.withdraw, upload, kin.published.keys())
             return await self._merge(upload, found)
         (placed,) = await self.place([Arrival(upload, file, found)])
         if isinstance(placed, Exception):
@@ -202,16 +209,27 @@ class Publications:
         return merged or twin
 
     async def fail(self, upload: Upload, reason: str, actor: str) -> None:
-        def work(tx: Transaction) -> None:
+        """Gives up an upload whose name is claimed. Raises Conflict if it is over."""
+
+        def going(tx: Transaction) -> Upload:
             current = tx.uploads.get(upload.id)
             if current is None or current.state is not UploadState.RECEIVING:
                 raise Conflict(f"The upload of {upload.path} is over.", "Published files stay.")
-            if current.concat == PARTIAL:
+            return current
+
+        def published(tx: Transaction) -> Collection[str]:
+            going(tx)
+            return tx.uploads.published(upload.experiment, versions(upload.path)).keys()
+
+        def work(tx: Transaction) -> None:
+            if going(tx).concat == PARTIAL:
                 tx.uploads.forget([upload.id])
                 return
             tx.uploads.end(upload.id, UploadState.FAILED, error=reason)
             _emit(tx, upload, "upload.failed", actor, reason=reason)
 
+        others = await self._store.read(published)
+        await self._workers.run(self._incoming.withdraw, upload, others)
         await self._store.write(work)
         await self._workers.run(self._incoming.discard, upload)
 

@@ -66,6 +66,10 @@ class Quarantine:
     async def delete(self, principal: Principal, id_: str, reason: str) -> Upload:
         """Deletes the file; its upload stays on record as failed. Raises Conflict if it is not in
         quarantine."""
+        return await asyncio.to_thread(self._delete, principal, id_, reason)
+
+    def _delete(self, principal: Principal, id_: str, reason: str) -> Upload:
+        upload = self._store.read_sync(lambda tx: _quarantined(tx, principal, id_))
 
         def work(tx: Transaction) -> Upload:
             upload = _quarantined(tx, principal, id_)
@@ -74,8 +78,9 @@ class Quarantine:
             _emit(tx, principal, upload, "file.deleted", upload.path, reason)
             return tx.uploads.get(id_) or upload
 
-        deleted = await self._store.write(work)
-        await asyncio.to_thread(self._incoming.quarantined(deleted).unlink, missing_ok=True)
+        with self._incoming.claimed(upload.experiment, upload.path):  # somebody may be releasing it
+            deleted = self._store.write_sync(work)
+            self._incoming.quarantined(deleted).unlink(missing_ok=True)
         return deleted
 
     async def recover(self) -> None:

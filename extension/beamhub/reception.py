@@ -100,7 +100,7 @@ class Reception:
                 )
         except BaseException as error:
             # what no checksum vouches for, or a full disk has cut, has not arrived
-            await self._workers.run(file.cut, upload.offset if checksum else file.position)
+            await self._workers.whole(file.cut, upload.offset if checksum else file.position)
             self._underway.keep(upload, file, before)
             if isinstance(error, OSError):
                 raise explained(error, upload) from error

@@ -48,6 +48,7 @@ from beamhub.store.uploads import PARTIAL
 from beamhub.underway import Underway
 from beamhub.workers import CLAIM, Workers
 
+MAX_PARTS = 500  # of one file: all are open while it is put together
 REWRITE = 2**20  # bytes replaced at a time, at most
 LONGEST_PAUSE = 0.5  # seconds between looks at what another request with the same key is doing
 
@@ -77,7 +78,8 @@ class Uploads:
 
     async def close(self) -> None:
         """Waits for the files that are being published."""
-        await asyncio.gather(*self.publications.tasks, return_exceptions=True)
+        while self.publications.tasks:
+            await asyncio.gather(*self.publications.tasks, return_exceptions=True)
         self.workers.close()
 
     # --- the tus verbs ---
@@ -123,6 +125,10 @@ class Uploads:
         """Makes one file of these partial uploads, in this order; it is then verified and published like any
         other, and the parts are gone. `concat` is how tus names them. Raises as `create`, and Conflict if a
         part is not complete."""
+        if len(parts) > MAX_PARTS:
+            raise Invalid(
+                f"A file has at most {MAX_PARTS} parts, not {len(parts)}.", "Send fewer and larger ones."
+            )
         id_ = id_of(principal, key) if key else None
         begun = await self._store.read(lambda tx: tx.uploads.get(id_) if id_ else None)
         if begun:
@@ -329,7 +335,11 @@ class Uploads:
             return upload
         try:
             file = await self.workers.held(self._incoming.hold, upload)
-        except Gone:  # it has come to its end since it was read
+        except Gone:
+            now = await self._store.read(lambda tx: readable(tx, principal, id_))
+            if now.state is UploadState.RECEIVING:  # its bytes are gone from the disk
+                raise
+            # it has come to its end since it was read
             return await self.append(principal, id_, offset, body, checksum, size=size, digest=digest)
         with contextlib.ExitStack() as until_then:
             until_then.enter_context(file)

@@ -240,3 +240,21 @@ def test_kills_while_it_is_signed_off(own_service: RunningService, tmp_path: Pat
     assert [path.name for path in raw.parent.glob(".sha256sums*")] == []
     kinds = [event.kind for event in sam.past_events(beamtime.experiment)]
     assert kinds.count("experiment.finalised") == 1
+
+
+def test_what_can_not_be_signed_off_says_why_and_may_be_tried_again(
+    service: RunningService, tmp_path: Path
+) -> None:
+    beamtime, sam = service.beamtime(), service.client("sam")
+    (tmp_path / "scan").write_text("scan")
+    service.agent(beamtime).upload(tmp_path / "scan")
+    obstacle = service.data_dir / beamtime.experiment / "sha256sums"
+    obstacle.mkdir()
+    sam.finalise(beamtime.experiment)
+    blocked = ended(sam, beamtime.experiment)
+    assert blocked.state is State.BLOCKED
+    assert blocked.differences[0].startswith("It could not be signed off: [Errno")
+    obstacle.rmdir()
+    sam.finalise(beamtime.experiment)
+    assert ended(sam, beamtime.experiment).state is State.DONE
+    assert checked(obstacle.parent) == "raw/scan: OK\n"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import Sequence
 
+import pytest
 from beamhub.batches import BATCH_FILE, Whole
 from beamhub.errors import ChecksumMismatch, Conflict, Invalid, NotFound, QuotaExceeded, TooLarge, Unavailable
 from beamhub.orders import Orders
+from beamhub.publications import Findings
 from beamhub.schemas import ExperimentChange, Upload, UploadState
 from beamhub.uploads import Uploads
 
@@ -172,3 +175,24 @@ async def test_a_sender_who_leaves_does_not_stop_its_batch(site: Site) -> None:
     await site.uploads.close()
     assert len(site.published()) == 10
     assert site.incoming() == []
+
+
+async def test_a_batch_that_fails_when_its_sender_has_left_is_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def examine(_: Sequence[Upload]) -> Findings:
+        started.set()
+        await go.wait()
+        raise RuntimeError("no process could be started")
+
+    uploads = Uploads(site.store, site.live, site.folder, examine)
+    sending = asyncio.create_task(deliver(uploads, AGENT, [whole("a.txt", b"a")]))
+    await started.wait()
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    go.set()
+    await uploads.close()
+    assert "a batch of 1 files could not be published" in caplog.text
+    assert "no process could be started" in caplog.text

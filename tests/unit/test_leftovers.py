@@ -66,3 +66,66 @@ async def test_parts_given_up_or_not_continued_leave_nothing(site: Site) -> None
         with pytest.raises(NotFound):
             await site.uploads.get(AGENT, part.id)
     assert site.incoming() == []
+
+
+async def test_a_file_that_can_not_be_looked_after_keeps_no_other_from_it(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    incoming = site.folder / site.experiment / ".incoming"
+    size = incoming.stat().st_size
+    odd = await site.announce("odd.bin", bytes(size))
+    whole = await site.announce("a.bin", b"12345")
+    (incoming / odd.id).unlink()
+    for name in ("lost+found", odd.id):
+        (incoming / name).mkdir()
+    assert (incoming / odd.id).stat().st_size == size, "it looks complete"
+    (incoming / whole.id).write_bytes(b"12345")
+    await site.uploads.leftovers.recover()
+    await asyncio.gather(*site.uploads.publications.tasks)
+    assert site.published() == {"raw/a.bin"}
+    for seconds in (0.0, 2 * EXPIRES.total_seconds()):
+        await site.uploads.leftovers.expire(seconds)
+    for name in ("lost+found", "odd.bin"):
+        assert f"{name} can't be looked after" in caplog.text.replace(")", "")
+
+
+@pytest.mark.parametrize("end", ["terminated", "expired", "damaged", "gone"])
+async def test_what_is_given_up_after_a_kill_keeps_no_name(site: Site, end: str) -> None:
+    """The kill came between a file's publication and its commit."""
+    upload = await site.announce("a.bin", b"12345")
+    temporary = site.folder / site.experiment / ".incoming" / upload.id
+    temporary.write_bytes(b"12345" if end != "damaged" else b"54321")
+    published = site.folder / site.experiment / "raw" / "a.bin"
+    if end != "gone":
+        os.link(temporary, published)
+    match end:
+        case "terminated":
+            await site.uploads.terminate(AGENT, upload.id)
+        case "expired":
+            for seconds in (0.0, EXPIRES.total_seconds() + 60):
+                await site.uploads.leftovers.expire(seconds)
+        case "damaged":
+            await site.uploads.leftovers.recover()
+            await asyncio.gather(*site.uploads.publications.tasks, return_exceptions=True)
+        case "gone":
+            temporary.unlink()
+            published.write_bytes(b"not its own")
+            await site.uploads.leftovers.recover()
+    assert (await site.uploads.get(AGENT, upload.id)).state is UploadState.FAILED
+    assert site.incoming() == []
+    assert site.published() == ({"raw/a.bin"} if end == "gone" else set())
+
+
+async def test_what_has_come_otherwise_since_a_kill_is_there_once(site: Site) -> None:
+    killed = await site.announce("a.bin", b"12345")
+    temporary = site.folder / site.experiment / ".incoming" / killed.id
+    temporary.write_bytes(b"12345")
+    second = site.folder / site.experiment / "raw" / "version-2" / "a.bin"
+    second.parent.mkdir()
+    os.link(temporary, second)
+    other = await site.uploads.create(AGENT, "a.bin", 5)
+    await site.uploads.append(AGENT, other.id, 0, parts(b"12345"))
+    await site.uploads.leftovers.recover()
+    await asyncio.gather(*site.uploads.publications.tasks)
+    assert (await site.uploads.get(AGENT, killed.id)).state is UploadState.SUPERSEDED
+    assert site.published() == {"raw/a.bin"}

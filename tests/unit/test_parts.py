@@ -8,6 +8,7 @@ import pytest
 from beamhub.errors import ChecksumMismatch, Conflict, Forbidden, Invalid, NotFound
 from beamhub.incoming import BLOCK
 from beamhub.schemas import Upload, UploadState
+from beamhub.uploads import MAX_PARTS
 
 from tests.unit.uploading import ADA, AGENT, Site, begin_part, parts, sha256, xxh128
 
@@ -64,3 +65,9 @@ async def test_parts_that_do_not_make_the_file_change_nothing(site: Site) -> Non
         await concatenate(site, [first, begun], sha256(b"other"))
     assert site.published() == set()
     assert set(site.incoming()) == {whole.id, bens.id}
+
+
+async def test_a_file_has_not_so_many_parts_that_no_other_file_can_be_opened(site: Site) -> None:
+    part = await begin_part(site, b"1")
+    with pytest.raises(Invalid, match="at most"):
+        await concatenate(site, [part] * (MAX_PARTS + 1))

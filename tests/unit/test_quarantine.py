@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,3 +217,15 @@ async def test_what_a_kill_left_half_done_is_ended(site: Site) -> None:
         await asyncio.gather(site.quarantine.recover(), site.quarantine.recover())
         assert site.everywhere() == {f".quarantine/E/{kept.id}", "E/raw/b_data_000001.h5"}
     assert files.quarantined(kept).stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_is_being_released_is_not_deleted_beside_it(site: Site) -> None:
+    upload = await site.send("evil_data_000001.h5", EVIL)
+    releasing = Incoming(site.folder).claim(site.experiment, [upload.path])  # as a release does
+    assert releasing is not None
+    deleting = asyncio.create_task(site.quarantine.delete(SAM, upload.id, "hostile"))
+    await asyncio.wait({deleting}, timeout=0.5)
+    assert not deleting.done()
+    os.close(releasing)
+    assert (await deleting).state is UploadState.FAILED
+    assert site.everywhere() == set()

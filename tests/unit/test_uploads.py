@@ -520,3 +520,13 @@ async def test_links_in_shared_are_not_followed(site: Site, tmp_path: Path) -> N
         await site.send("dangling", b"y", ADA)
     assert list(outside.iterdir()) == []
     assert site.incoming() == []
+
+
+# --- what is gone ---
+
+
+async def test_an_upload_whose_bytes_are_gone_from_the_disk_says_so(site: Site) -> None:
+    upload = await site.announce("a.bin", b"12345")
+    (site.folder / site.experiment / ".incoming" / upload.id).unlink()
+    with pytest.raises(Gone):
+        await site.uploads.append(AGENT, upload.id, 0, parts(b"12345"))
