@@ -13,6 +13,7 @@ import errno
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import platform
@@ -186,6 +187,9 @@ def _execute(given: Mapping[str, Any], name: str, kernel: Kernel, log: TextIOWra
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    # It reads parameters cells with a regular expression, to which "x: float | None = None" sets nothing, and
+    # then calls x unknown; what the cell sets has been read already (beamhub.notebooks).
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         # relative names, because papermill takes {} in paths for its own
         papermill.execute_notebook(

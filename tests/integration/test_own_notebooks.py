@@ -507,3 +507,16 @@ async def test_a_member_keeps_templates_where_they_count_for_the_experiment_only
     with pytest.raises(NotFound):
         lab.catalogue.get("mine", lab.data_dir / lab.other)
     assert Catalogue([lab.templates]).version("mine", lab.data_dir / lab.other) is None
+
+
+async def test_a_typed_parameter_that_is_empty_by_default_takes_its_value(lab: Lab) -> None:
+    notebook(
+        lab.data_dir / lab.experiment / "shared" / "typed.ipynb",
+        "data: str = ''\ncpus: int = 1\nlimit: float | None = None  # Å; None: automatic",
+        "from beamhub import report\nreport.metric('limit', limit, 'Å')",
+    )
+    async with lab.running():
+        job = await lab.until(await submit(lab, "shared/typed.ipynb", [lab.dataset], limit=2.5))
+    assert (job.reason, job.metrics["limit"].value) == ("", 2.5)
+    for path in (lab.data_dir / lab.experiment / job.folder).glob("*.txt"):
+        assert "unknown parameter" not in path.read_text()
