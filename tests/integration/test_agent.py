@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import httpx
 import pytest
+from beamhub.agent.journal import Journal
 from beamhub.schemas import AgentStatus, DatasetState, File, Upload, UploadState
 from beamhub.testing import Beamtime, RunningService, free_port, write_dataset
 
@@ -1062,6 +1063,24 @@ def test_check(agent: RunningAgent) -> None:
     result = agent.run("--check")
     assert result.returncode == 1
     assert "is not accepted" in result.stdout
+
+
+def test_check_finds_what_is_wrong_with_the_journal_and_the_names(agent: RunningAgent) -> None:
+    (agent.folder / "other").mkdir()
+    agent.tables = '[[watch]]\npath = "other"\n'
+    Journal(agent.folder / "journal.sqlite", "another-one").close()
+    result = agent.run("--check")
+    assert result.returncode == 1
+    assert "belongs to instrument another-one" in result.stdout
+    assert "become versions of each other: give one of them a prefix" in result.stdout
+
+    (agent.folder / "journal.sqlite").write_bytes(b"damaged" * 1000)
+    (agent.data / "a").touch()
+    for option in ("--check", "--dry-run", "--once"):
+        result = agent.run(option)
+        assert result.returncode == 1
+        assert "move it away" in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_check_without_a_service(agent: RunningAgent) -> None:

@@ -249,7 +249,7 @@ def test_devices_are_reported_and_not_opened() -> None:
 
 async def test_polling_finds_new_files_and_forgets_old_oddities(root: Path) -> None:
     (root / "link").symlink_to("nowhere")
-    async with following(root, polling=True, rescan=1) as watcher:
+    async with following(root, polling=True, rescan=0.1) as watcher:
         assert f"{root}/link" in watcher.tree.odd
         (root / "link").unlink()
         (root / "a.h5").write_bytes(b"1")
@@ -266,7 +266,7 @@ async def test_a_large_directory_is_glanced_at_between_looks(
     (root / "run" / "deep").mkdir(parents=True)
     (root / "run" / "old.cbf").touch()
     monkeypatch.setattr("beamhub.agent.watch.SHARE", 1e-9)  # as if the first look had taken very long
-    async with following(root, polling=True, rescan=1) as watcher:
+    async with following(root, polling=True, rescan=0.1) as watcher:
         (root / "run" / "deep" / "a.cbf").touch()
         await watcher.sees("run/deep/a.cbf")
         (root / "run" / "new" / "newer").mkdir(parents=True)

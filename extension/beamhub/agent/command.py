@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -108,6 +110,12 @@ async def _check(config: Config) -> bool:
         good = good and fine
         click.echo(f"{'✓' if fine else '✗'} {text}")
 
+    for one, other in itertools.combinations(config.watch, 2):
+        if one.prefix == other.prefix and one.include == other.include:
+            click.echo(
+                f"! files of the same name in {one.path} and {other.path} become versions of each other: "
+                "give one of them a prefix"
+            )
     for watch in config.watch:
         how = f"looked at every {watch.pause:g} s" if watch.polls else "watched"
         say(True, f"{watch.path} is {how}; a file is ready {watch.settle:g} s after its last change")
@@ -121,6 +129,11 @@ async def _check(config: Config) -> bool:
     state = config.journal.path
     folder = next(parent for parent in state.parents if parent.exists())
     say(os.access(folder, os.W_OK | os.X_OK), f"the journal {state} can be written")
+    try:
+        with contextlib.closing(Snapshot(state)) as journal:
+            await asyncio.to_thread(journal.check, config.instrument.id)
+    except JournalError as error:
+        say(False, str(error))
     if config.service.exposed:
         say(False, f"{config.service.url} is not https: the token and the data travel unencrypted")
     if not config.service.verify:

@@ -163,7 +163,7 @@ class Watch(_Table):
     grow: list[str] = Field([], description="patterns of files that are sent while they grow")
     in_place: bool = False  # the service sees the directory too, under the same path: nothing is sent
     polling: bool | None = None  # None: on network file systems, which tell nothing of other machines' writes
-    rescan: float | None = Field(None, ge=1, description="seconds between looks at the whole directory")
+    rescan: float | None = Field(None, ge=0.1, description="seconds between looks at the whole directory")
 
     @property
     def polls(self) -> bool:

@@ -82,6 +82,24 @@ class Snapshot:
             return False
         return entry.stamp == stamp or entry.state is State.SKIPPED
 
+    def check(self, instrument: str) -> None:
+        """Reads all of it.
+
+        Raises:
+            JournalError: it is damaged, or of another instrument.
+        """
+        if (damage := self._execute("PRAGMA quick_check(1)")[0][0]) != "ok":
+            raise JournalError(f"the journal {self.path} is damaged ({damage}): {_MOVE_AWAY}")
+        if self._execute("SELECT 1 FROM sqlite_schema WHERE name = 'about'"):  # else nothing is in it
+            self._owned_by(instrument)
+
+    def _owned_by(self, instrument: str) -> None:
+        for (owner,) in self._execute("SELECT instrument FROM about WHERE instrument != ?", (instrument,)):
+            raise JournalError(
+                f"the journal {self.path} belongs to instrument {owner}: "
+                f"give instrument {instrument} its own with `path` under [journal]"
+            )
+
     def close(self) -> None:
         self._connection.close()
 
@@ -125,12 +143,7 @@ class Journal(Snapshot):
         execute("CREATE INDEX IF NOT EXISTS files_state ON files (state) WHERE state != 'arrived'")
         execute(f"PRAGMA user_version = {VERSION}")
         execute("INSERT INTO about SELECT ? WHERE NOT EXISTS (SELECT 1 FROM about)", (instrument,))
-        owner = execute("SELECT instrument FROM about")[0][0]
-        if owner != instrument:
-            raise JournalError(
-                f"the journal {self.path} belongs to instrument {owner}: "
-                f"give instrument {instrument} its own with `path` under [journal]"
-            )
+        self._owned_by(instrument)
 
     def unfinished(self) -> Iterator[Entry]:
         """What had been ready, has not arrived and is still wanted."""
@@ -301,11 +314,14 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(path, Stamp(inode, size, mtime_ns), State(state), *rest)
 
 
+_MOVE_AWAY = "move it away, and what has arrived already is only compared, not sent again"
+
+
 def _remedy(error: sqlite3.Error) -> str:
     """What a person can do about it."""
     match getattr(error, "sqlite_errorcode", None) or 0:
         case code if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return "move it away, and what has arrived already is only compared, not sent again"
+            return _MOVE_AWAY
         case code if code & 0xFF == sqlite3.SQLITE_FULL:
             return "free space on its disk; nothing is lost meanwhile"
         case _:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import inotify
 from .config import Watch
-from .disk import Disk
+from .disk import PARTING, Disk
 from .file import Stamp, encodable, look, oddity, printable
 
 log = logging.getLogger("beamhub.agent")
@@ -96,7 +96,8 @@ class Tree:
             raise LostError(*lost.exceptions[0].args) from None
         finally:
             self._stop.set()
-            self._disk.begin(self._stop_listening)  # which may have to wait for whoever looks
+            # which may have to wait for whoever looks, and hangs
+            await asyncio.wait({self._disk.begin(self._stop_listening)}, timeout=PARTING)
 
     def look_again(self) -> None:
         """At everything, soon."""
