@@ -26,7 +26,7 @@ slurm-demo: $(VENV)/.runtime
 
 test: $(VENV)/.development
 	@bash tests/system-packages.sh
-	$(BIN)/python -m pytest $(or $(TESTS),$(SUITES))
+	$(BIN)/python -m pytest --durations=20 $(or $(TESTS),$(SUITES))
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check

@@ -2,23 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from beamhub.runners.local import WARM
 from beamhub_hub.testing import RunningDemo
 
 StartDemo = Callable[..., RunningDemo]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder for all that is temporary, which ends with the tests: processes that were killed could not
+    tidy. None of those that knew it may live on."""
+    tmp_path_factory.getbasetemp()  # what tests write for themselves stays where pytest looks for it
+    with tempfile.TemporaryDirectory(prefix="beamhub-tests-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # PostgreSQL runs as a user of its own
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", name)
+            patch.setattr(tempfile, "tempdir", name)
+            yield folder
+        end = time.monotonic() + 60
+        while left := living(f"TMPDIR={name}".encode()):
+            assert time.monotonic() < end, f"these processes are left: {left}"
+            time.sleep(0.05)
+
+
+def living(variable: bytes) -> list[str]:
+    """The command lines of all processes that were started with this variable in their environment, but for
+    Python's own helper, which ends with who started it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return [command for command in found if "multiprocessing.resource_tracker" not in command]
+
+
 @pytest.fixture(scope="session")
-def start_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartDemo]:
+def compiled() -> Path:
+    """What each new facility would otherwise spend twenty seconds of CPU on; kept for the next run."""
+    folder = Path(__file__).parents[1] / ".test" / "warm"
+    caches = {"NUMBA_CACHE_DIR": str(folder / "numba"), "MPLCONFIGDIR": str(folder / "matplotlib")}
+    subprocess.run([sys.executable, "-m", WARM], env=os.environ | caches, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start_demo(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Iterator[StartDemo]:
     """Start `beamhub demo` with these options, in a new folder or the given one; ready when it returns."""
     demos: list[RunningDemo] = []
 
     def start(*options: str, state: Path | None = None) -> RunningDemo:
-        demo = RunningDemo(state or tmp_path_factory.mktemp("demo") / "state", *options)
+        folder = state or tmp_path_factory.mktemp("demo") / "state"
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+            shutil.copytree(compiled, folder / "service" / "warm")
+        demo = RunningDemo(folder, *options)
         demos.append(demo)
         return demo.ready()
 
@@ -53,6 +103,7 @@ class AtOnce:
 
 @pytest.hookimpl(trylast=True)  # when there is a terminal
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what tests have started is ended
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:  # there is none in a worker of pytest-xdist
         config.pluginmanager.register(AtOnce(terminal))
