@@ -122,7 +122,7 @@ async def _check(config: Config) -> bool:
         if not watch.polls:
             click.echo("  or as soon as it is renamed to its final name")
     if config.done:
-        who = "the agent's user and group" if config.done.socket else "who has its token"
+        who = "somebody of the agent's group" if config.done.socket else "somebody with its token"
         say(True, f"a file is ready at once when {who} says so at {config.done.listen}")
     if config.upload.limit:
         say(True, f"at most {config.upload.limit / 1e6:g} MB/s are sent")
