@@ -38,6 +38,7 @@ FAILED = [{"name": "<u>odd.h5", "state": "failed", "reason": HOSTILE, "size": 7}
     {"name": f"run_{n:04}.cbf", "state": "failed", "reason": "can't be read (EIO)", "size": 1000}
     for n in range(400)
 ]
+SKIPPED = {"name": "test.cbf", "state": "skipped", "reason": "skipped by sam: a test shot", "size": 9}
 UNKNOWN = "0b0f7b0e-4c39-4a53-9a1c-0f0c8d6f2a11"
 
 pytestmark = pytest.mark.timeout(600)
@@ -85,6 +86,7 @@ def beamtime(service: RunningService) -> Beamtime:
             current=[FileProgress(name="<i>file.h5", size=4_000_000, sent=1_000_000)],
             errors=[HOSTILE],
             failed=len(FAILED),
+            skipped=1,
         ),
     )
     httpx.put(
@@ -94,7 +96,7 @@ def beamtime(service: RunningService) -> Beamtime:
     ).raise_for_status()
     httpx.put(
         f"{service.api}instruments/{found.instrument}/agent/files",
-        json={"items": FAILED[250:], "part": 2},
+        json={"items": [*FAILED[250:], SKIPPED], "part": 2},
         headers={"Authorization": f"Bearer {found.agent_token}"},
     ).raise_for_status()
     return found
@@ -341,12 +343,14 @@ def test_hundreds_of_files_that_failed(
     hostile = page.locator(".bh-unsent-group", has_text="onerror")
     expect(hostile.locator(".bh-unsent-reason")).to_have_text(HOSTILE)
     expect(hostile.locator(".bh-unsent-name")).to_have_text("<u>odd.h5")
+    many.locator("summary").click()  # of three groups none is open at first
     many.locator(".bh-unsent-retry").click()
     expect(page.locator(".bh-unsent-order")).to_have_count(3, timeout=WAIT)
     told = sam.agent_commands(beamtime.instrument)
     assert {path for order in told for path in order.paths} == {str(file["name"]) for file in FAILED[1:]}
     assert {order.kind for order in told} == {CommandKind.RETRY}
 
+    hostile.locator("summary").click()
     hostile.locator(".bh-unsent-skip").click()
     page.locator(".bh-question [name=reason]").fill("no sample")
     page.locator(".bh-question-yes").click()
@@ -354,6 +358,15 @@ def test_hundreds_of_files_that_failed(
     last = sam.agent_commands(beamtime.instrument)[-1]
     assert (last.kind, last.paths, last.reason) == (CommandKind.SKIP, ["<u>odd.h5"], "no sample")
     assert "taken" not in page.title()
+
+    left_out = page.locator(".bh-unsent-group[data-state=skipped]")
+    expect(left_out.locator(".bh-unsent-reason")).to_have_text("skipped by sam: a test shot")
+    left_out.locator("summary").click()
+    expect(left_out.locator(".bh-unsent-name")).to_have_text("test.cbf")
+    left_out.locator(".bh-unsent-unskip").click()
+    expect(page.locator(".bh-unsent")).to_contain_text("and 3 more orders", timeout=WAIT)
+    last = sam.agent_commands(beamtime.instrument)[-1]
+    assert (last.kind, last.paths) == (CommandKind.UNSKIP, ["test.cbf"])
 
 
 def test_frames_down_to_single_pixels(
