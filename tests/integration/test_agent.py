@@ -910,6 +910,8 @@ def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
     number = int(server.read_text())
     try:
         os.kill(number, signal.SIGSTOP)  # all slots of one directory are taken
+        with h5py.File(near / "scan.h5", "w") as scan:  # a child has to be started to look into it
+            scan["counts"] = 1
         write_large(near / "near.cbf", 1)
         (near / "settles.txt").write_text("settles")
         with (near / "motors.log").open("wb") as log:
@@ -936,7 +938,7 @@ def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
         agent.until(lambda: agent.status is not None and agent.status.skipped == 2)
 
         os.kill(number, signal.SIGCONT)
-        agent.until_arrived("far-1.bin", "done.cbf")
+        agent.until_arrived("far-1.bin", "done.cbf", "scan.h5")
         agent.until(lambda: agent.status is not None and not agent.status.errors)
         assert not {"far-2.bin", "far-3.bin"} & set(agent.files())
         os.kill(number, signal.SIGSTOP)

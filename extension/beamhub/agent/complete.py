@@ -203,7 +203,9 @@ class Reader:
                 limit=1 << 24,
                 # nothing of the agent's environment; no filter plugins; no threads' arenas
                 env={"OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::", "LC_ALL": "C.UTF-8"},
-                start_new_session=True,
+                # or all of the agent waits until the child has closed what it inherited, which a file system
+                # that hangs keeps it from (nor may it be the child's session); all closes by itself anyway
+                close_fds=False,
             )
         child = self._child
         assert child.stdin  # noqa: S101 (a pipe)

@@ -55,6 +55,7 @@ def judge(path: Path, root: Path) -> Verdict:
 
 def _serve(memory: int, seconds: int) -> None:
     """One question a line on stdin, one answer a line on stdout, until stdin ends."""
+    os.setsid()  # Ctrl-C is the agent's
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
