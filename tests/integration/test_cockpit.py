@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from beamhub.schemas import (
     CommandKind,
@@ -28,7 +29,7 @@ from beamhub.schemas import (
     TriggerEvent,
 )
 from beamhub.testing import TEMPLATE, Beamtime, RunningService, free_port
-from playwright.sync_api import Browser, Page, Position, Request, expect
+from playwright.sync_api import Browser, Page, Position, Request, Route, expect
 
 from tests.chromium import chromium
 
@@ -189,6 +190,30 @@ def test_names_stay_text(page: Page, cockpits: dict[str, RunningCockpit], beamti
     expect(page.locator(".bh-agent-error")).to_have_text(HOSTILE)
     assert page.locator(".bh-page img[src=x], .bh-page script, .bh-page i").count() == 0
     assert "taken" not in page.title()
+
+
+def test_a_page_is_opened_again_when_its_kernel_dies_meanwhile(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime
+) -> None:
+    killed: list[int] = []
+
+    def kill(route: Route) -> None:
+        if not killed:
+            config = page.evaluate("document.getElementById('jupyter-config-data').textContent")
+            kernel = f"kernel-{json.loads(config)['kernelId']}.json"
+            [process] = [
+                child
+                for child in psutil.Process(cockpits["ada"].process.pid).children(recursive=True)
+                if any(argument.endswith(kernel) for argument in child.cmdline())
+            ]
+            process.kill()
+            killed.append(process.pid)
+        route.continue_()
+
+    page.route("**/voila.js", kill)
+    open_cockpit(page, cockpits, beamtime)
+    expect(page.locator("#loading")).to_have_count(0)
+    assert len(killed) == 1
 
 
 def test_a_beamtime_shows_by_itself(
