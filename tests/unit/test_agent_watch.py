@@ -175,17 +175,17 @@ async def test_what_is_not_wanted_is_not_seen(root: Path) -> None:
 
 async def test_a_path_that_is_too_long_does_not_keep_others(root: Path) -> None:
     long = "n" * 250
-    async with following(root) as watcher:
-        folder = os.open(root, os.O_RDONLY)
-        whole, left = divmod(4000 - len(str(root)), 251)
-        for name in [long] * whole + ["n" * max(1, left - 1)]:
-            os.mkdir(name, dir_fd=folder)
-            below = os.open(name, os.O_RDONLY, dir_fd=folder)
-            os.close(folder)
-            folder = below
-        for name in (long, "short"):
-            os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    folder = os.open(root, os.O_RDONLY)
+    whole, left = divmod(4000 - len(str(root)), 251)
+    for name in [long] * whole + ["n" * max(1, left - 1)]:
+        os.mkdir(name, dir_fd=folder)
+        below = os.open(name, os.O_RDONLY, dir_fd=folder)
         os.close(folder)
+        folder = below
+    for name in (long, "short"):
+        os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    async with following(root) as watcher:  # which has looked at everything
         await watcher.until(lambda: any(name.endswith("/short") for name in watcher.names))
         assert "File name too long" in " ".join(watcher.tree.odd.values())
 
