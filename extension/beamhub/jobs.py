@@ -8,8 +8,8 @@ event and what it costs.
 from __future__ import annotations
 
 import asyncio
-import io
 import math
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -404,7 +404,10 @@ class Jobs:
                     return self.folder(job).open(name)
                 except NotFound:
                     continue
-            return io.BytesIO(self.plans.template(job))
+            file = os.fdopen(os.memfd_create("template.ipynb"), "w+b")  # which a process can be given, too
+            file.write(self.plans.template(job))
+            file.seek(0)
+            return file
 
         return await asyncio.to_thread(look)
 
