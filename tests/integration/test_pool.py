@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from beamhub.run import READY
 from beamhub.runners import pool
 from beamhub.runners.local import LocalRunner
 from beamhub.schemas import Job, JobState
@@ -111,6 +112,36 @@ async def test_an_interpreter_serves_one_job_and_is_replaced(lab: Lab) -> None:
         assert other.process.pid != slot.process.pid
     assert waiting(lab) == set()
     await nobody(str(lab.data_dir))
+
+
+async def test_who_still_starts_is_not_moved(tmp_path: Path) -> None:
+    """Its sandbox may not be made yet, of a folder that would be gone then."""
+
+    def spawn(folder: Path, _: Path) -> subprocess.Popen[bytes]:
+        starts = ["sh", "-c", f'read line; touch "$0/{READY}"; read line', str(folder)]
+        return subprocess.Popen(starts, stdin=subprocess.PIPE, start_new_session=True)
+
+    experiment, job = tmp_path / "experiment", tmp_path / "job"
+    job.mkdir()
+    (job / "job.json").touch()
+    slots = pool.Pool(1, 1, spawn)
+    slots.expect([experiment])
+    assert slots.take(job, experiment) is None
+    assert [path.name for path in job.iterdir()] == ["job.json"]
+
+    [slot] = slots._slots
+    assert slot.process.stdin is not None
+    slot.process.stdin.write(b"\n")
+    slot.process.stdin.flush()
+
+    async def ready() -> bool:
+        return slots.ready(experiment) == 1
+
+    await condition(ready)
+    assert slots.take(job, experiment) is slot.process
+    assert [path.name for path in job.iterdir()] == ["job.json"]
+    assert not slot.folder.exists()
+    slot.end()
 
 
 async def test_no_more_wait_than_jobs_can_start(lab: Lab) -> None:

@@ -91,11 +91,10 @@ class Pool:
                 self._add(wanted)
 
     def take(self, folder: Path, experiment: Path) -> subprocess.Popen[bytes] | None:
-        """An interpreter for the job that has been laid into `folder`; None if none waits."""
+        """An interpreter for the job that has been laid into `folder`; None if none is ready. (Until it is,
+        its sandbox may still have to be made, of a folder that has to be where it was.)"""
         with self._lock:
-            mine = [slot for slot in self._slots if slot.experiment == experiment]
-            mine.sort(key=lambda slot: not slot.ready)
-            for slot in mine:
+            for slot in [slot for slot in self._slots if slot.experiment == experiment and slot.ready]:
                 self._slots.remove(slot)
                 if slot.process.poll() is None:
                     self._move(folder, slot)
