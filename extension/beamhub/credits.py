@@ -189,7 +189,7 @@ def shortage(licence: Licence, profile: Profile) -> str:
     if licence.available >= cost(profile):
         return ""
     return (
-        f"Waits for credit: {profile.title} may use {hours(cost(profile))} CPU-hours, "
+        f"Waits for credit: {profile.title} may use {hours(cost(profile))} CPU-h, "
         f"and the licence {licence.id} has {hours(licence.available)} left."
     )
 

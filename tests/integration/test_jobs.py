@@ -730,7 +730,7 @@ async def test_a_job_without_credit_waits_and_a_grant_lets_it_go_on(lab: Lab) ->
     job = await lab.jobs.submit(ADA, lab.experiment, request)
     assert job.state is JobState.PENDING
     assert job.reason == (
-        "Waits for credit: 1 CPU may use 0.17 CPU-hours, and the licence poor has 0.1 left."
+        "Waits for credit: 1 CPU may use 0.17 CPU-h, and the licence poor has 0.1 left."
     )
     engine = lab.engine()
     await engine.schedule()
