@@ -307,7 +307,7 @@ def test_what_was_missed_is_made_up_for(facility: RunningDemo, people: People, e
     late = next(d for d in client.datasets(experiment) if d.name == "late")
     assert client.jobs(dataset=late.id)
 
-    waiting = sam.locator(".bh-gathering", has_text=gathering.title)
+    waiting = sam.locator(".bh-gathering", has_text=gathering.title).filter(has_text=experiment)
     expect(waiting).to_be_visible(timeout=LONG)
     expect(waiting).to_contain_text(re.compile(r"gives up in 2[34]\s.*, unless 2 are together by then"))
     people.picture(sam, "rules-gathering")
