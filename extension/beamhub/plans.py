@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ class Plans:
         path = self._version(entry.template.name, entry.template.version)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{id(entry):x}.part")
+            temporary = path.with_suffix(f".{secrets.token_hex(8)}.part")  # others may keep it, too
             with temporary.open("wb") as file:
                 file.write(entry.content)
                 file.flush()

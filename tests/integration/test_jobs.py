@@ -729,9 +729,7 @@ async def test_a_job_without_credit_waits_and_a_grant_lets_it_go_on(lab: Lab) ->
     request = JobCreate(template="try_it", inputs=[lab.dataset], profile="cpu-1", sponsor="poor")
     job = await lab.jobs.submit(ADA, lab.experiment, request)
     assert job.state is JobState.PENDING
-    assert job.reason == (
-        "Waits for credit: 1 CPU may use 0.17 CPU-h, and the licence poor has 0.1 left."
-    )
+    assert job.reason == ("Waits for credit: 1 CPU may use 0.17 CPU-h, and the licence poor has 0.1 left.")
     engine = lab.engine()
     await engine.schedule()
     assert lab.kinds(job) == ["job.created", "job.pending"]
@@ -1122,6 +1120,14 @@ async def test_templates_are_on_disk_before_a_job_is_made_from_them(
     await lab.submit("try_it")
     [kept] = (lab.data_dir / ".templates").iterdir()
     assert kept.stat().st_ino in flushed
+
+
+async def test_many_jobs_at_once_keep_one_template(lab: Lab) -> None:
+    for version in range(5):
+        template(lab.templates, "try_it", str(version))
+        await asyncio.gather(*(lab.submit("try_it") for _ in range(20)))
+    kept = sorted(path.suffix for path in (lab.data_dir / ".templates").iterdir())
+    assert kept == [".ipynb"] * 5
 
 
 async def test_a_log_that_no_rule_waits_for_is_read_once(lab: Lab) -> None:
