@@ -404,8 +404,9 @@ class Jobs:
                     return self.folder(job).open(name)
                 except NotFound:
                     continue
+            content = self.plans.template(job)
             file = os.fdopen(os.memfd_create("template.ipynb"), "w+b")  # which a process can be given, too
-            file.write(self.plans.template(job))
+            file.write(content)
             file.seek(0)
             return file
 
