@@ -1037,6 +1037,19 @@ async def test_how_a_process_ended_is_told_until_it_is_settled(lab: Lab) -> None
     assert (status.exit_code, status.again) == (1, False)
 
 
+async def counting(lab: Lab) -> tuple[LocalRunner, Engine, Job, Task]:
+    """A job that has begun to count, and an engine which doesn't look at it by itself."""
+    template(lab.templates, "count", COUNT)
+    runner = lab.runner()
+    engine = lab.engine(runner)
+    job = await lab.submit("count")
+    await engine.schedule()
+    await lab.says(job, "begun")
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    return runner, engine, job, task
+
+
 async def gone(runner: LocalRunner, task: Task) -> None:
     async def is_gone() -> bool:
         return (await runner.poll([task.runner_ref or {}]))[0].phase is Phase.GONE
@@ -1046,14 +1059,7 @@ async def gone(runner: LocalRunner, task: Task) -> None:
 
 async def test_a_job_that_removes_its_folder_is_settled_all_the_same(lab: Lab) -> None:
     """As it can where no sandbox confines it."""
-    template(lab.templates, "count", COUNT)
-    runner = lab.runner()
-    engine = lab.engine(runner)
-    job = await lab.submit("count")
-    await engine.schedule()
-    await lab.says(job, "begun")
-    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
-    assert task
+    runner, engine, job, task = await counting(lab)
     await runner.cancel(task.runner_ref or {})
     await gone(runner, task)
     shutil.rmtree(lab.data_dir / lab.experiment / job.folder)
@@ -1068,14 +1074,7 @@ async def test_a_job_that_removes_its_folder_is_settled_all_the_same(lab: Lab) -
 
 
 async def test_a_cancellation_that_comes_as_the_processes_die_is_no_new_attempt(lab: Lab) -> None:
-    template(lab.templates, "count", COUNT)
-    runner = lab.runner()
-    engine = lab.engine(runner)
-    job = await lab.submit("count")
-    await engine.schedule()
-    await lab.says(job, "begun")
-    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
-    assert task
+    runner, engine, job, task = await counting(lab)
     assert task.runner_ref
     os.killpg(int(str(task.runner_ref["pid"])), signal.SIGKILL)
     await gone(runner, task)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -617,9 +616,8 @@ def test_the_demo_has_a_slurm_of_its_own_that_ends_with_it(start_demo: StartDemo
     assert (profiles["cpu-1"], profiles["here-1"]) == ("slurm", "local")
     demo.acquire("--prefix=cluster", "--frames=4", "--rate=4").wait()
     ada, experiment = demo.client("ada"), demo.credentials.experiment
-    while not (jobs := list(ada.jobs(experiment))):
-        time.sleep(0.1)  # its rule has not been followed yet
-    done = ada.wait(jobs[-1].id)
+    next(event for event in ada.events(experiment, last_id=0) if event.kind == "job.created")
+    done = ada.wait(list(ada.jobs(experiment))[-1].id)
     assert (done.template, done.state, done.reason) == ("fast_feedback", JobState.FINISHED, "")
     [attempt] = ada.attempts(done.id)
     assert (attempt.runner, attempt.ref.split()[0]) == ("slurm", "slurm")
