@@ -258,6 +258,11 @@ class Uploads:
             empty = await self.workers.held(hold, upload)
         except Conflict:
             return None
+        except Gone:  # since the look above, unless its bytes are lost
+            now = await self._store.read(lambda tx: tx.uploads.get(id_))
+            if now and now.state is UploadState.RECEIVING:
+                raise
+            return None
         with contextlib.ExitStack() as until_then:
             until_then.enter_context(empty)
             if fill and not begun and await self._store.read(lambda tx: tx.uploads.get(id_) is not None):

@@ -202,7 +202,7 @@ def test_a_shortage_says_how_much_is_missing(store: Store, dataset: int) -> None
         return shortage(found, Profile(name="p", title="2 CPUs", cpus=2, memory=1, walltime=3600))
 
     reason = store.write_sync(work)
-    assert "2 CPU-hours" in reason
+    assert "2 CPU-h" in reason
     assert "0.25 left" in reason
 
 

@@ -177,7 +177,7 @@ WATCHING = [False]
 
 
 def watch(event: str, _: tuple[object, ...]) -> None:
-    if WATCHING[0]:
+    if WATCHING and WATCHING[0]:  # a module that has been cleared at exit is still asked
         SEEN.append(event)
 
 

@@ -6,12 +6,14 @@ import asyncio
 import os
 import stat
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 from beamhub.access import Principal
+from beamhub.digests import Running
 from beamhub.errors import ChecksumMismatch, Forbidden, NotFound
-from beamhub.incoming import BLOCK, Incoming, Source, running_digest
+from beamhub.incoming import BLOCK, Held, Incoming, Source, running_digest
 from beamhub.schemas import Upload, UploadState
 
 from tests.unit.uploading import ADA, AGENT, OTHER_AGENT, SAM, Site, parts, xxh128
@@ -47,6 +49,37 @@ async def test_a_registered_file_is_published_where_it_lies(site: Site, storage:
     assert site.content("raw/run/a.bin") == content
     with pytest.raises(Forbidden):
         await site.uploads.append(AGENT, done.id, 0, parts(b"other"))
+
+
+async def test_who_registers_a_file_while_another_ends_it_gets_it_too(
+    site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has read that it is not over, and the first ends it before the second holds it."""
+    content = os.urandom(1000)
+    source = storage / "run" / "a.bin"
+    source.write_bytes(content)
+    verify, hold = Incoming.verify, Incoming.hold
+    verifies, may_end, over = asyncio.Event(), threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def verify_later(self: Incoming, upload: Upload, file: Held, running: Running) -> str:
+        loop.call_soon_threadsafe(verifies.set)
+        assert may_end.wait(60)
+        return verify(self, upload, file, running)
+
+    def hold_later(self: Incoming, upload: Upload) -> Held:
+        may_end.set()
+        assert over.wait(60)
+        return hold(self, upload)
+
+    monkeypatch.setattr(Incoming, "verify", verify_later)
+    first = asyncio.create_task(register(site, source, content))
+    first.add_done_callback(lambda _: over.set())
+    await verifies.wait()
+    monkeypatch.setattr(Incoming, "hold", hold_later)
+    second = await register(site, source, content)
+    assert second == await first
+    assert second.state is UploadState.COMPLETE
 
 
 async def test_a_registered_file_of_another_file_system_is_copied(
