@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from beamhub.client import Client, Message, _messages
+from beamhub.client import Client, Message
+from beamhub.client.events import messages
 
 
 def test_messages_of_a_stream() -> None:
@@ -14,7 +15,7 @@ def test_messages_of_a_stream() -> None:
         *("event: job.finished", "id: 8", 'data: {"subject": "3", "actor": "ada",', 'data: "data": {}}', ""),
         *("event: cut off", "id: 9"),
     ]
-    resume, progress, finished = _messages(iter(lines))
+    resume, progress, finished = messages(iter(lines))
     assert resume == Message(id=7, kind="")
     assert (progress.id, progress.kind, progress.data) == (None, "job.progress", {"fraction": 0.5})
     assert (finished.id, finished.kind, finished.actor) == (8, "job.finished", "ada")
