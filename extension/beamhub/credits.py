@@ -51,10 +51,10 @@ def cost(profile: Profile) -> int:
 
 def hold(tx: Transaction, job: Job, *, actor: str) -> bool:
     """Puts what the job may use on hold, which begins an attempt; False, and nothing changed, if its sponsor
-    cannot pay that now."""
+    cannot pay that, or does not pay for it now."""
     amount = cost(job.profile)
     keep_up(tx, job.sponsor)
-    if not tx.licences.hold(job.sponsor, amount):
+    if refusal(tx, job) or not tx.licences.hold(job.sponsor, amount):
         return False
     tx.jobs.hold(job.id, amount)
     number = tx.attempts.begin(job.id, job.profile.runner)
@@ -63,8 +63,8 @@ def hold(tx: Transaction, job: Job, *, actor: str) -> bool:
 
 
 def hold_all(tx: Transaction, jobs: Sequence[Job]) -> bool:
-    """As `hold`, and queues them, for new jobs of one sponsor: for all of them, or if it cannot pay for all,
-    for none."""
+    """As `hold`, and queues them, for new jobs of one sponsor, which has just agreed to pay for them: for all
+    of them, or if it cannot pay for all, for none."""
     sponsor = jobs[0].sponsor
     amounts = {job.id: cost(job.profile) for job in jobs}
     keep_up(tx, sponsor)
@@ -179,6 +179,18 @@ def _watch(tx: Transaction, licence: str) -> None:
     """Tells once when little is left."""
     if tx.licences.note_low(licence, SHARE):
         _tell(tx, "licence.low", _get(tx, licence), SYSTEM)
+
+
+def refusal(tx: Transaction, job: Job) -> str:
+    """Why the job's sponsor does not pay for it as things are now, in one sentence; "" if it does, as far as
+    it has credit. A job may have waited, or be tried again, since its sponsor agreed: each hold asks anew."""
+    licence, experiment = tx.licences.get(job.sponsor), tx.experiments.get(job.experiment)
+    if licence is None or experiment is None:
+        return f"There is no licence {job.sponsor}."
+    role = access.role_in(tx, Principal(job.launched_by, "user"), experiment.id)
+    case = Case.of(experiment.model_copy(update={"role": role}), job.notebook or job.template)
+    why = terms.refusal(licence, case, datetime.now(UTC))
+    return f"{why.removesuffix('.')}: rerun the job with another sponsor." if why else ""
 
 
 def shortage(licence: Licence, profile: Profile) -> str:

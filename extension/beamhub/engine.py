@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from beamhub.automation import Automation
-from beamhub.credits import correct, cost
+from beamhub.credits import correct, cost, shortage
 from beamhub.errors import NotFound
 from beamhub.events import Live
 from beamhub.failures import last_words
 from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
-from beamhub.jobs import SYSTEM, Jobs, admit, change, remember, why_pending
+from beamhub.jobs import SYSTEM, Jobs, admit, barred, change, remember
 from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
 from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, RunnerState
 from beamhub.store import Store, Transaction
@@ -247,8 +247,8 @@ class Engine:
     async def _admit(self) -> None:
         """Queues the pending jobs that can be paid for now, and tells others what has changed for them."""
         pending, standings = await self._store.read(lambda tx: _pending(tx, self._standings))
-        if pending:
-            await self._store.write(lambda tx: _admit_all(tx, pending))
+        for n in range(0, len(pending), BATCH):  # others have to write, too
+            await self._store.write(partial(_admit_all, pending=pending[n : n + BATCH]))
         self._standings = standings
 
     async def _fail_stranded(self) -> None:
@@ -537,8 +537,9 @@ class Standing:
     """How things were with a licence when the jobs that wait for it were looked at."""
 
     allowance: tuple[object, ...]  # if this changes, they are told anew what is missing
-    newest: int  # of these jobs
-    least: int  # CPU-seconds that the cheapest of them needs
+    waiting: Mapping[str, tuple[str, int]]  # experiment -> its state, and the newest of these jobs there
+    least: float  # CPU-seconds that the cheapest of them needs; infinite if none lacks just that
+    looked: float  # when that was, monotonic
 
 
 def _pending(tx: Transaction, before: Mapping[str, Standing]) -> tuple[list[Job], dict[str, Standing]]:
@@ -546,23 +547,27 @@ def _pending(tx: Transaction, before: Mapping[str, Standing]) -> tuple[list[Job]
     looked at if their licence could pay for one of them, or its allowance has changed."""
     found: list[Job] = []
     standings: dict[str, Standing] = {}
-    active = tx.instruments.active_experiments()
-    for sponsor, newest in tx.jobs.pending().items():
+    active, now = tx.instruments.active_experiments(), time.monotonic()
+    for sponsor, waiting in tx.jobs.pending().items():
         licence = tx.licences.get(sponsor)
         expired = licence and licence.valid_until and licence.valid_until <= datetime.now(UTC)
-        allowance = (licence.granted, licence.valid_until, bool(expired)) if licence else ()
+        allowance = (licence.granted, licence.valid_until, bool(expired), licence.terms) if licence else ()
         was = before.get(sponsor)
-        news = was is None or (was.allowance, was.newest) != (allowance, newest)
+        news = was is None or (was.allowance, was.waiting) != (allowance, waiting)
+        if licence and licence.terms and was and now - was.looked >= VALIDITY:
+            news = True  # terms are also about moments and people
         if was is not None and not news and (licence is None or licence.available < was.least):
             standings[sponsor] = was
             continue
-        jobs = tx.jobs.in_turn(JobState.PENDING, active, sponsor=sponsor)
-        for job in jobs:
-            why = why_pending(tx, job)
+        least = math.inf
+        for job in tx.jobs.in_turn(JobState.PENDING, active, sponsor=sponsor):
+            why = barred(tx, job)
+            if not why and licence is not None:
+                least = min(least, cost(job.profile))
+                why = shortage(licence, job.profile)
             if not why or (news and why != job.reason):
                 found.append(job)
-        least = min((cost(job.profile) for job in jobs), default=0)
-        standings[sponsor] = Standing(allowance, newest, least)
+        standings[sponsor] = Standing(allowance, waiting, least, now)
     return found, standings
 
 

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 from beamhub import access
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
-from beamhub.credits import hold, hold_all, require_sponsor, require_terms, settle, shortage
+from beamhub.credits import hold, hold_all, refusal, require_sponsor, require_terms, settle, shortage
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.fingerprints import fingerprint
 from beamhub.inputs import NEEDS, choose, inherit, kind
@@ -35,6 +35,7 @@ from beamhub.schemas import (
     DatasetState,
     Event,
     Experiment,
+    ExperimentState,
     File,
     Job,
     JobCancel,
@@ -640,8 +641,8 @@ def _native(ref: Mapping[str, JsonValue]) -> str:
 
 
 def admit(tx: Transaction, job: Job) -> Job:
-    """Queues a pending job if its sponsor can pay; otherwise its reason says what is missing."""
-    if hold(tx, job, actor=job.launched_by):
+    """Queues a pending job if its sponsor pays; otherwise its reason says what is missing."""
+    if not shut(tx, job) and hold(tx, job, actor=job.launched_by):
         return _sure(change(tx, job, JobState.QUEUED, actor=job.launched_by))
     reason = why_pending(tx, job)
     if reason == job.reason:
@@ -666,7 +667,20 @@ def admit_all(tx: Transaction, jobs: Sequence[Job]) -> list[Job]:
 def why_pending(tx: Transaction, job: Job) -> str:
     """What a pending job waits for; "" if it can be queued."""
     licence = tx.licences.get(job.sponsor)
-    return shortage(licence, job.profile) if licence else f"There is no licence {job.sponsor}."
+    return barred(tx, job) or (shortage(licence, job.profile) if licence else "")
+
+
+def barred(tx: Transaction, job: Job) -> str:
+    """Why no credit would let a pending job start; "" if that is all that it lacks."""
+    return shut(tx, job) or refusal(tx, job)
+
+
+def shut(tx: Transaction, job: Job) -> str:
+    """Why nothing new starts in the job's experiment; "" if it does."""
+    experiment = tx.experiments.get(job.experiment)
+    if experiment is None or experiment.state is not ExperimentState.CLOSED:
+        return ""
+    return f"{experiment.id} is closed: the job can start when it is open again."
 
 
 def require_job(tx: Transaction, principal: Principal, job_id: int, action: Action) -> Job:

@@ -23,7 +23,7 @@ from beamhub.credits import Licences, grant
 from beamhub.engine import CURSOR, FAR, Engine
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
-from beamhub.jobs import Jobs, remember
+from beamhub.jobs import Jobs, admit, change, remember
 from beamhub.rules import Rules
 from beamhub.runners import Phase, Runner, Status
 from beamhub.runners.local import LocalRunner
@@ -42,9 +42,11 @@ from beamhub.schemas import (
     JobRerun,
     JobSpec,
     JobState,
+    LabTerms,
     LicenceCreate,
     Profile,
     Role,
+    SponsorshipRule,
     TriggerChange,
     TriggerCondition,
     TriggerCreate,
@@ -743,6 +745,95 @@ async def test_a_job_without_credit_waits_and_a_grant_lets_it_go_on(lab: Lab) ->
     licence = await lab.licences.get(ADA, "poor")
     assert licence.held == 0
     assert licence.charged == done.cpu_seconds
+
+
+async def test_a_lab_that_pays_during_the_beamtime_pays_for_nothing_that_still_waits_after_it(
+    lab: Lab,
+) -> None:
+    template(lab.templates, "try_it", "1")
+    beamtime = [SponsorshipRule(states=[ExperimentState.RUNNING])]
+    await lab.licences.create(
+        OPERATOR,
+        LicenceCreate(id="poor", title="Poor", kind="lab", instruments=["sim-mx"], terms=beamtime),
+    )
+    request = JobCreate(template="try_it", inputs=[lab.dataset], profile="cpu-1", sponsor="poor")
+    jobs = [await lab.jobs.submit(ADA, lab.experiment, request) for _ in range(2)]
+    assert {job.state for job in jobs} == {JobState.PENDING}
+
+    def becomes(state: ExperimentState) -> None:
+        lab.store.write_sync(lambda tx: tx.experiments.change(lab.experiment, state=state))
+
+    async def now() -> list[Job]:
+        await engine._admit()
+        return [await lab.jobs.get(ADA, job.id) for job in jobs]
+
+    engine = lab.engine()
+    becomes(ExperimentState.PROCESSING)
+    await lab.licences.grant(OPERATOR, "poor", Grant(cpu_hours=0.2))
+    waiting = await now()
+    assert {job.state for job in waiting} == {JobState.PENDING}
+    why = "The licence poor pays on sim-mx only while the experiment is running"
+    assert {job.reason for job in waiting} == {f"{why}: rerun the job with another sponsor."}
+    assert (await lab.licences.get(SAM, "poor")).held == 0
+
+    statements: list[str] = []
+    listen(lab.store._read_engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+    await engine._admit()  # it costs nothing to wait for what will perhaps never be
+    assert not any("jobs.parameters" in one for one in statements), statements
+
+    becomes(ExperimentState.RUNNING)  # the instrument's staff have decided so
+    assert [job.state for job in await now()] == [JobState.QUEUED, JobState.PENDING]
+    becomes(ExperimentState.CLOSED)
+    await lab.licences.set_terms(SAM, "poor", LabTerms(rules=[]))
+    await lab.licences.grant(OPERATOR, "poor", Grant(cpu_hours=1))
+    shut = (await now())[1]
+    assert shut.state is JobState.PENDING
+    assert shut.reason == f"{lab.experiment} is closed: the job can start when it is open again."
+    becomes(ExperimentState.PROCESSING)
+    assert [job.state for job in await now()] == [JobState.QUEUED, JobState.QUEUED]
+
+
+async def test_each_attempt_has_to_be_paid_by_who_pays_then(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    job = await lab.submit("try_it")
+    until = datetime.now(UTC) + timedelta(milliseconds=50)
+    await lab.licences.set_terms(SAM, "lab", LabTerms(rules=[SponsorshipRule(valid_until=until)]))
+
+    async def over() -> bool:
+        return datetime.now(UTC) >= until
+
+    await condition(over)
+
+    def again(tx: Transaction) -> Job:
+        queued = tx.jobs.get(job.id)
+        assert queued is not None
+        assert queued.state is JobState.QUEUED
+        pending = change(tx, queued, JobState.PENDING, actor="beamhub", reason="Its node failed.")
+        assert pending is not None
+        return admit(tx, pending)
+
+    waits = lab.store.write_sync(again)
+    assert waits.state is JobState.PENDING
+    assert "The licence lab pays on sim-mx only until " in waits.reason
+    assert (await lab.licences.get(SAM, "lab")).held == 0
+
+
+async def test_who_is_no_collaborator_any_more_has_nothing_paid_as_one(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    job = await lab.submit("try_it")
+
+    def again(tx: Transaction) -> Job:
+        queued = tx.jobs.get(job.id)
+        assert queued is not None
+        pending = change(tx, queued, JobState.PENDING, actor="beamhub", reason="Its node failed.")
+        assert pending is not None
+        return admit(tx, pending)
+
+    await lab.licences.set_terms(SAM, "lab", LabTerms(rules=[SponsorshipRule(roles=[Role.PI])]))
+    lab.store.write_sync(lambda tx: tx.members.change(lab.experiment, "ada", Role.COLLABORATOR))
+    waits = lab.store.write_sync(again)
+    assert waits.state is JobState.PENDING
+    assert "only for the PI" in waits.reason
 
 
 async def test_what_waits_costs_an_idle_engine_nothing(lab: Lab) -> None:

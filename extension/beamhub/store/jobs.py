@@ -27,7 +27,7 @@ from sqlalchemy import (
 from beamhub.estimates import Run
 from beamhub.schemas import Artifact, Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
 from beamhub.store.pages import among, each, paginate, unindexed
-from beamhub.store.tables import datasets, job_datasets, jobs
+from beamhub.store.tables import datasets, experiments, job_datasets, jobs
 
 RUNNER = jobs.c.profile["runner"].as_string()
 
@@ -160,11 +160,17 @@ class Jobs:
         query = select(jobs).where(or_(jobs.c.state == JobState.QUEUED, unheard), RUNNER.not_in(runners))
         return [_task(row) for row in self._connection.execute(query.order_by(jobs.c.id).limit(limit))]
 
-    def pending(self) -> Mapping[str, int]:
-        """The sponsors that jobs wait for, with the newest of these jobs."""
-        query = select(jobs.c.sponsor, func.max(jobs.c.id)).where(jobs.c.state == JobState.PENDING)
-        rows = self._connection.execute(query.group_by(jobs.c.sponsor))
-        return {row.sponsor: row[1] for row in rows}
+    def pending(self) -> Mapping[str, Mapping[str, tuple[str, int]]]:
+        """The sponsors that jobs wait for, with the experiments of these jobs: the experiment's state, and
+        the newest of these jobs."""
+        query = select(jobs.c.sponsor, jobs.c.experiment, experiments.c.state, func.max(jobs.c.id))
+        query = query.join(experiments, experiments.c.id == jobs.c.experiment)
+        query = query.where(jobs.c.state == JobState.PENDING)
+        found: dict[str, dict[str, tuple[str, int]]] = {}
+        grouped = query.group_by(jobs.c.sponsor, jobs.c.experiment, experiments.c.state)
+        for sponsor, experiment, state, newest in self._connection.execute(grouped):
+            found.setdefault(sponsor, {})[experiment] = state, newest
+        return found
 
     def busy(self, runner: str, *, live: bool) -> int:
         """How many CPUs the running jobs of a runner have."""
