@@ -43,8 +43,9 @@ USUAL: DigestAlgorithm = "sha256"  # of what is sent without a digest
 
 @functools.lru_cache(maxsize=1024)
 def versions(path: str) -> tuple[str, ...]:
-    """The names that a file of this path and its later versions can have."""
-    return tuple(folders.versioned(path, number) for number in range(1, MAX_VERSIONS + 1))
+    """The names that all versions of a file can have, of which one has this path: the first version's first."""
+    first = folders.unversioned(path)
+    return tuple(folders.versioned(first, number) for number in range(1, MAX_VERSIONS + 1))
 
 
 class Incoming:

@@ -45,7 +45,7 @@ class Quarantine:
 
     def _release(self, principal: Principal, id_: str, reason: str) -> Upload:
         upload = self._store.read_sync(lambda tx: _quarantined(tx, principal, id_))
-        with self._incoming.claimed(upload.experiment, upload.path):
+        with self._claimed(upload):
             self._store.read_sync(lambda tx: _quarantined(tx, principal, id_))
             path = self._incoming.release(upload)
             paths = versions(upload.path)
@@ -78,7 +78,7 @@ class Quarantine:
             _emit(tx, principal, upload, "file.deleted", upload.path, reason)
             return tx.uploads.get(id_) or upload
 
-        with self._incoming.claimed(upload.experiment, upload.path):  # somebody may be releasing it
+        with self._claimed(upload):  # somebody may be releasing it
             deleted = self._store.write_sync(work)
             self._incoming.quarantined(deleted).unlink(missing_ok=True)
         return deleted
@@ -93,15 +93,16 @@ class Quarantine:
             upload = self._known(file.name)
             if upload is None or upload.state is UploadState.RECEIVING:  # just on its way there
                 continue
-            with (
-                self._incoming.claimed(upload.experiment, upload.path),
-                contextlib.suppress(FileNotFoundError),
-            ):
+            with self._claimed(upload), contextlib.suppress(FileNotFoundError):
                 current = self._known(file.name)
                 if current is not None and current.state is UploadState.QUARANTINED:
                     self._incoming.take_back(current)
                 else:
                     file.unlink()
+
+    def _claimed(self, upload: Upload) -> contextlib.AbstractContextManager[None]:
+        """While nobody publishes a version of the same file."""
+        return self._incoming.claimed(upload.experiment, versions(upload.path)[0])
 
     def _known(self, id_: str) -> Upload | None:
         return self._store.read_sync(lambda tx: tx.uploads.get(id_))

@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import h5py
 import pytest
@@ -178,6 +178,16 @@ async def test_the_staff_release_a_file_with_a_reason(site: Site) -> None:
     for again in (site.quarantine.release, site.quarantine.delete):
         with pytest.raises(Conflict):
             await again(SAM, upload.id, "again")
+
+
+async def test_a_later_version_is_released_as_that_version(site: Site) -> None:
+    name = "run/evil_data_000001.h5"
+    first, upload = await site.send(name, b"harmless"), await site.send(name, EVIL)
+    assert (upload.state, upload.version) == (UploadState.QUARANTINED, 2)
+    released = await site.quarantine.release(SAM, upload.id, "looked at it with h5dump")
+    assert (released.path, released.version) == (f"raw/run/version-2/{PurePosixPath(name).name}", 2)
+    assert (await site.uploads.get(SAM, first.id)).state is UploadState.SUPERSEDED
+    assert (await site.send(name, b"the next")).version == 3
 
 
 async def test_the_staff_delete_a_file_with_a_reason(site: Site) -> None:
