@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -153,8 +153,11 @@ class Finalisations:
         if found.state is FinalisationState.CHECKING and not await self._check(found):
             return
         loop = asyncio.get_running_loop()
-        manifest, size = await loop.run_in_executor(self._reader, self._hash, id_)
-        await asyncio.to_thread(self._sign_off, id_, manifest, size)
+        signed = False
+        while not signed:
+            found = await self._store.read(lambda tx: _required(tx, id_))
+            manifest, size = await loop.run_in_executor(self._reader, self._hash, id_)
+            signed = await asyncio.to_thread(self._sign_off, found, manifest, size)
 
     # --- checking ---
 
@@ -164,11 +167,14 @@ class Finalisations:
         command = await self._store.read(lambda tx: tx.finalisations.command(id_))
         if command is not None:
             await self._wait_for_report(command)
+        # what comes while the disk is looked at is no difference: its row is read before or after
+        uploads = await self._store.read(lambda tx: tx.uploads.of(id_))
         disk = await asyncio.to_thread(self._files, id_)
+        compared = await self._store.read(lambda tx: list(_differences(tx, id_, command, uploads, disk)))
 
         def work(tx: Transaction) -> bool:
             experiment = access.require(tx, SYSTEM, id_, Action.READ)
-            differences = _bounded(_differences(tx, experiment, command, disk))
+            differences = _bounded([*_on_their_way(tx, id_), *compared])
             state = FinalisationState.HASHING
             if differences and not found.forced:
                 state = FinalisationState.BLOCKED
@@ -246,8 +252,9 @@ class Finalisations:
                 data={"finalised": round(progress, 2)},
             )
 
-    def _sign_off(self, id_: str, manifest: dict[str, str], size: int) -> None:
-        found = self._store.read_sync(lambda tx: _required(tx, id_))
+    def _sign_off(self, found: Finalisation, manifest: dict[str, str], size: int) -> bool:
+        """False: something has come or changed since `found` was read, and may be missing in the manifest."""
+        id_ = found.experiment
         text = "".join(f"{sha256}  {path}\n" for path, sha256 in manifest.items())
         about = {
             "experiment": id_,
@@ -263,15 +270,19 @@ class Finalisations:
         self._write(id_, MANIFEST, text)
         self._write(id_, ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
-        def work(tx: Transaction) -> None:
+        def work(tx: Transaction) -> bool:
+            if _required(tx, id_).differences != found.differences:
+                return False
             experiment = access.require(tx, SYSTEM, id_, Action.READ)
             tx.finalisations.change(id_, state=FinalisationState.DONE, ended=datetime.now(UTC))
             tx.finalisations.forget_checksums(id_)
             data = {name: about[name] for name in ("files", "bytes", "sha256sums", "forced", "reason")}
             _emit(tx, found.created_by, experiment, "experiment.finalised", data)
+            return True
 
-        self._store.write_sync(work)
+        signed = self._store.write_sync(work)
         self._progress.pop(id_, None)
+        return signed
 
     def _write(self, id_: str, name: str, text: str) -> None:
         """The file as a whole or not at all, for everybody to read and nobody to change."""
@@ -307,17 +318,23 @@ def _sha256(upload: Upload, size: int) -> str | None:
     return value if algorithm == "sha256" and upload.size == size else None
 
 
+def _on_their_way(tx: Transaction, id_: str) -> Sequence[str]:
+    """What begins no more, but may still arrive."""
+    paths = tx.uploads.on_their_way(id_)
+    return [f"{path} is still on its way." for path in paths if path.startswith(f"{folders.RAW}/")]
+
+
 def _differences(
-    tx: Transaction, experiment: Experiment, command: int | None, disk: dict[str, int]
+    tx: Transaction, id_: str, command: int | None, all_uploads: Sequence[Upload], disk: dict[str, int]
 ) -> Iterator[str]:
-    """What does not fit together, one plain sentence each."""
-    uploads = [upload for upload in tx.uploads.of(experiment.id) if upload.path.startswith(f"{folders.RAW}/")]
+    """What does not fit together of all that has arrived, one plain sentence each. The uploads are those from
+    before the disk was looked at."""
+    experiment = access.require(tx, SYSTEM, id_, Action.READ)
+    uploads = [upload for upload in all_uploads if upload.path.startswith(f"{folders.RAW}/")]
     by_path: dict[str, list[Upload]] = defaultdict(list)
     for upload in uploads:
         by_path[upload.path].append(upload)
-        if upload.state is UploadState.RECEIVING:
-            yield f"{upload.path} is still on its way."
-        elif upload.state is UploadState.QUARANTINED:
+        if upload.state is UploadState.QUARANTINED:
             yield f"{upload.path} is in quarantine: {upload.error}."
     published = {u.path: u for u in uploads if u.state in (UploadState.COMPLETE, UploadState.SUPERSEDED)}
     for path, upload in sorted(published.items()):
@@ -325,7 +342,9 @@ def _differences(
             yield f"{path} has arrived, and is gone from the disk."
         elif disk[path] != upload.size:
             yield f"{path} has {disk[path]} bytes on the disk, not {upload.size}."
-    for path in sorted(disk.keys() - published.keys()):
+    strange = disk.keys() - published.keys()
+    coming = {name for path in tx.uploads.on_their_way(id_) for name in versions(path)}
+    for path in sorted(strange - coming - tx.uploads.published(id_, strange).keys()):
         yield f"{path} is on the disk, and no upload has brought it."
     if command is None:
         return

@@ -43,7 +43,7 @@ USUAL: DigestAlgorithm = "sha256"  # of what is sent without a digest
 
 @functools.lru_cache(maxsize=1024)
 def versions(path: str) -> tuple[str, ...]:
-    """The names that all versions of a file can have, of which one has this path: the first version's first."""
+    """The names that all versions of a file can have, if one of them has this path."""
     first = folders.unversioned(path)
     return tuple(folders.versioned(first, number) for number in range(1, MAX_VERSIONS + 1))
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from beamhub import folders
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
 from beamhub.events import emit, emit_all
 from beamhub.incoming import AHEAD, Held, explained, versions
@@ -165,6 +166,7 @@ class Publications:
                 data={id_: {"path": upload.path, "size": upload.size} for id_, upload in placed.items()},
             )
             findings.record(tx)
+            _outdate(tx, *placed.values())
             return tx.uploads.all(placed)
 
         if placed:
@@ -180,6 +182,7 @@ class Publications:
             change = {"path": upload.path, "version": upload.version, "digest": upload.digest}
             tx.uploads.end(upload.id, UploadState.QUARANTINED, error=reason, **change)
             _emit(tx, upload, "file.quarantined", upload.created_by, reason=reason)
+            _outdate(tx, upload)
             return tx.uploads.get(upload.id)
 
         quarantined = await self._store.write(work)
@@ -232,6 +235,13 @@ class Publications:
         await self._workers.run(self._incoming.withdraw, upload, others)
         await self._store.write(work)
         await self._workers.run(self._incoming.discard, upload)
+
+
+def _outdate(tx: Transaction, *arrived: Upload) -> None:
+    """What was signed off without these files of one experiment is no longer so."""
+    if late := [upload for upload in arrived if upload.path.startswith(f"{folders.RAW}/")]:
+        told = [f"{upload.path} has arrived after the check." for upload in late]
+        tx.finalisations.outdate(late[0].experiment, *told)
 
 
 def _emit(tx: Transaction, upload: Upload, kind: str, actor: str, **data: str) -> None:

@@ -58,12 +58,16 @@ class Finalisations:
             update(finalisations).where(finalisations.c.experiment == experiment).values(**values)
         )
 
-    def outdate(self, experiment: str, difference: str) -> None:
-        """What was signed off is no longer so."""
+    def outdate(self, experiment: str, *differences: str) -> None:
+        """What was signed off, or is being, is no longer so."""
         found = self.get(experiment)
-        if found and found.state in (FinalisationState.DONE, FinalisationState.OUTDATED):
-            differences = [*found.differences, difference]
-            self.change(experiment, state=FinalisationState.OUTDATED, differences=differences)
+        if found is None:
+            return
+        told = [*found.differences, *differences]
+        if found.state in (FinalisationState.DONE, FinalisationState.OUTDATED):
+            self.change(experiment, state=FinalisationState.OUTDATED, differences=told)
+        elif found.state is FinalisationState.HASHING:
+            self.change(experiment, differences=told)
 
     def checksums(self, experiment: str) -> dict[str, str]:
         """path → sha256 of what has been read so far."""

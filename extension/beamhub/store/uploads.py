@@ -62,6 +62,13 @@ class Uploads:
             _upload(row) for row in self._connection.execute(query.order_by(uploads.c.created, uploads.c.id))
         ]
 
+    def on_their_way(self, experiment: str) -> Sequence[str]:
+        """What those are called that are on their way to this experiment."""
+        query = select(uploads.c.path).where(
+            uploads.c.state == UploadState.RECEIVING, unindexed(uploads.c.experiment) == experiment
+        )
+        return self._connection.scalars(query.order_by(uploads.c.created, uploads.c.id)).all()
+
     def published(self, experiment: str, paths: Collection[str]) -> dict[str, Upload]:
         """What was published at these paths last."""
         query = select(uploads).where(
