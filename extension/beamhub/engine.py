@@ -25,7 +25,8 @@ from beamhub.events import Live
 from beamhub.failures import last_words
 from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
-from beamhub.jobs import SYSTEM, Jobs, admit, barred, change, remember
+from beamhub.jobs import Jobs
+from beamhub.jobstate import SYSTEM, admit, barred, change, remember
 from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
 from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, RunnerState
 from beamhub.store import Store, Transaction

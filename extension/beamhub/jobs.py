@@ -1,32 +1,24 @@
-"""Jobs: one run of one template version with one parameter set, from the wish for it to its result.
-
-pending (waits for credit) -> queued (credit is held) -> running -> finished, failed or cancelled. Every
-change of state is made by `change`, or for many new jobs at once by `admit_all`, in one transaction with its
-event and what it costs.
-"""
+"""Jobs: one run of one template version with one parameter set, from the wish for it to its result."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-
-from pydantic import JsonValue
+from typing import BinaryIO, TypeVar
 
 from beamhub import access
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
-from beamhub.credits import hold, hold_all, refusal, require_sponsor, require_terms, settle, shortage
+from beamhub.credits import require_sponsor
+from beamhub.drafts import draft_for_rule, draft_of, draft_of_broken_rule, enter, make
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
-from beamhub.fingerprints import fingerprint
 from beamhub.inputs import NEEDS, choose, inherit, kind
 from beamhub.jobfolder import JobFolder
+from beamhub.jobstate import admit_all, change, sure, tell
 from beamhub.lineage import compare_notebooks, differences
 from beamhub.plans import Plan, Plans
 from beamhub.schemas import (
@@ -35,13 +27,11 @@ from beamhub.schemas import (
     DatasetState,
     Event,
     Experiment,
-    ExperimentState,
     File,
     Job,
     JobCancel,
     JobChange,
     JobCreate,
-    JobInput,
     JobOutcome,
     JobRerun,
     JobResult,
@@ -59,23 +49,14 @@ from beamhub.schemas import (
 )
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Draft
-from beamhub.templates import Catalogue, Entry
+from beamhub.templates import Catalogue
 from beamhub.text import one_line
 from beamhub.triggers import JobRequest
 
 T = TypeVar("T")
 
-SYSTEM = access.SYSTEM.name
 MANY = 500  # datasets that a template is run on at once
 MAX_KIN = 500  # ancestors or children that are listed
-STEPS: Mapping[JobState, frozenset[JobState]] = {
-    JobState.PENDING: frozenset({JobState.PENDING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.QUEUED: frozenset({JobState.PENDING, JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
-    # back to the queue only if it is certain that nothing has run; else by way of pending: another attempt
-    JobState.RUNNING: frozenset(
-        {JobState.PENDING, JobState.QUEUED, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -141,10 +122,10 @@ class Jobs:
                 wanted = sorted(arrived)
             _require_sponsor(tx, principal, experiment, plan)
             drafts = [
-                _draft(tx, experiment, plan, choose(tx, experiment, template, [one]), principal.name)
+                draft_of(tx, experiment, plan, choose(tx, experiment, template, [one]), principal.name)
                 for one in dict.fromkeys(wanted)
             ]
-            return Page(items=_make(tx, drafts, force=request.force))
+            return Page(items=make(tx, drafts, force=request.force))
 
         plan = await self._planned(principal, experiment_id, request)
         return await self._store.write(work)
@@ -247,8 +228,8 @@ class Jobs:
             experiment = access.require(tx, principal, wish.experiment, Action.RUN_JOB)
             inputs = choose(tx, experiment, wish.plan.entry.template, wish.inputs)
             _require_sponsor(tx, principal, experiment, wish.plan)
-            draft = _draft(tx, experiment, wish.plan, inputs, principal.name, parent=wish.parent)
-            return _make(tx, [draft], force=wish.force)[0]
+            draft = draft_of(tx, experiment, wish.plan, inputs, principal.name, parent=wish.parent)
+            return make(tx, [draft], force=wish.force)[0]
 
         return await self._store.write(work)
 
@@ -263,10 +244,8 @@ class Jobs:
             reason = f"Cancelled by {principal.name}{': ' if note else ''}{note}."
             task = tx.jobs.task(job.id)
             if task is not None and task.runner_ref is not None:  # its runner has it
-                return _sure(
-                    tx.jobs.change(job.id, job.state, cancel_requested=f"{principal.name}\n{reason}")
-                )
-            return _sure(change(tx, job, JobState.CANCELLED, actor=principal.name, reason=reason))
+                return sure(tx.jobs.change(job.id, job.state, cancel_requested=f"{principal.name}\n{reason}"))
+            return sure(change(tx, job, JobState.CANCELLED, actor=principal.name, reason=reason))
 
         return await self._store.write(work)
 
@@ -283,8 +262,8 @@ class Jobs:
                 )
             if job.state not in (JobState.PENDING, JobState.QUEUED):
                 raise Conflict(f"Job {job.id} is {job.state}.", "Only jobs that wait have a priority.")
-            changed = _sure(tx.jobs.change(job.id, job.state, priority=request.priority))
-            _tell(tx, "job.priority", changed, principal.name)
+            changed = sure(tx.jobs.change(job.id, job.state, priority=request.priority))
+            tell(tx, "job.priority", changed, principal.name)
             return changed
 
         return await self._store.write(work)
@@ -425,262 +404,24 @@ class Jobs:
         problems: list[str] = []
         for request, experiment in wanted:
             try:
-                drafts.append(self._wanted(tx, request, experiment, entry, checked))
+                drafts.append(draft_for_rule(tx, request, experiment, self.plans, entry, checked))
                 problems.append("")
             except BeamhubError as error:
-                drafts.append(self._unwanted(tx, request, experiment))
+                drafts.append(draft_of_broken_rule(tx, request, experiment, self.plans))
                 reason = f"The rule that started this job cannot be followed: {error}"
                 problems.append(one_line(reason, 2000))
-        made = _create(tx, drafts)
+        made = enter(tx, drafts)
         admitted = admit_all(tx, [job for job, problem in zip(made, problems, strict=True) if not problem])
         now = {job.id: job for job in admitted}
         for job, problem in zip(made, problems, strict=True):
             if problem:
                 failed = change(tx, job, JobState.FAILED, actor=job.launched_by, reason=problem)
-                now[job.id] = _sure(failed)
+                now[job.id] = sure(failed)
         return [now[job.id] for job in made]
-
-    def _wanted(
-        self,
-        tx: Transaction,
-        request: JobRequest,
-        experiment: Experiment,
-        entry: Callable[[str], Entry],
-        checked: set[tuple[str, str, str]],
-    ) -> Draft:
-        """The job that a rule wants. Raises NotFound, Invalid. `checked` are experiment, template and sponsor
-        that are known to go together."""
-        if request.problem:
-            raise Invalid(request.problem, "Correct the rule.")
-        plan = self.plans.of(entry(request.template), request.parameters, request.profile, request.sponsor)
-        case = experiment.id, request.template, request.sponsor
-        if case not in checked:
-            require_terms(tx, experiment, request.template, request.sponsor)
-            checked.add(case)
-        template = plan.entry.template
-        offered: Mapping[str | None, Sequence[int | str]] = {
-            "dataset": request.datasets,
-            "job": request.jobs,
-            "file": request.files,
-        }
-        inputs = choose(tx, experiment, template, offered.get(kind(template), ()))
-        return _draft(
-            tx,
-            experiment,
-            plan,
-            inputs,
-            f"trigger:{request.rule}",
-            parent=request.parent,
-            trigger_key=request.key,
-            rule_version=request.version,
-            priority=request.priority,
-        )
-
-    def _unwanted(self, tx: Transaction, request: JobRequest, experiment: Experiment) -> Draft:
-        """As far as it is known what a rule wants that can't be followed."""
-        return Draft(
-            experiment=experiment.id,
-            template=request.template,
-            template_version="",
-            title=request.template,
-            parameters=request.parameters,
-            inputs=_offered(tx, request),
-            profile=self.plans.profile(None, request.profile),
-            sponsor=request.sponsor,
-            launched_by=f"trigger:{request.rule}",
-            parent=request.parent,
-            trigger_key=request.key,
-            rule_version=request.version,
-            priority=request.priority,
-        )
 
     async def _look(self, principal: Principal, job_id: int, look: Callable[[JobFolder], T]) -> T:
         job = await self.get(principal, job_id)
         return await asyncio.to_thread(look, self.folder(job))
-
-
-def _draft(
-    tx: Transaction,
-    experiment: Experiment,
-    plan: Plan,
-    inputs: Sequence[JobInput],
-    launched_by: str,
-    **more: Any,
-) -> Draft:
-    """A job to be made, and which identical one there is already. `more`: what else a `Draft` has."""
-    template = plan.entry.template
-    mark = fingerprint(tx, experiment, template, plan.parameters, inputs)
-    earlier = tx.jobs.identical(experiment.id, mark) if mark else None
-    return Draft(
-        experiment=experiment.id,
-        template=template.name,
-        template_version=template.version,
-        title=template.title,
-        parameters=plan.parameters,
-        inputs=inputs,
-        profile=plan.profile,
-        sponsor=plan.sponsor,
-        launched_by=launched_by,
-        live=template.live,
-        notebook=template.notebook,
-        fingerprint=mark,
-        repeats=earlier.id if earlier else None,
-        **more,
-    )
-
-
-def _create(tx: Transaction, drafts: Sequence[Draft]) -> Sequence[Job]:
-    """The new jobs, in this order; each that is identical to one before it is linked with that one."""
-    made = tx.jobs.create_all(drafts)
-    first: dict[tuple[str, str], int] = {}
-    repeats: dict[int, int] = {}
-    for job, draft in zip(made, drafts, strict=True):
-        if draft.fingerprint is not None and draft.repeats is None:
-            earlier = first.setdefault((draft.experiment, draft.fingerprint), job.id)
-            if earlier != job.id:
-                repeats[job.id] = earlier
-    tx.jobs.link(repeats)
-    made = [job.model_copy(update={"repeats": repeats.get(job.id, job.repeats)}) for job in made]
-    _tell_all(tx, "job.created", made)
-    return made
-
-
-def _make(tx: Transaction, drafts: Sequence[Draft], *, force: bool) -> list[Job]:
-    """The jobs that somebody asks for, queued if their sponsor can pay. An identical one that has a result,
-    or will have one, is the answer instead, unless another is forced."""
-    earlier = [None if force else draft.repeats for draft in drafts]
-    wanted = [draft for draft, known in zip(drafts, earlier, strict=True) if known is None]
-    made = iter(admit_all(tx, _create(tx, wanted)))
-    return [next(made) if known is None else _known(tx, known) for known in earlier]
-
-
-def _known(tx: Transaction, job_id: int) -> Job:
-    """A job that is the answer to whoever wants an identical one."""
-    return _sure(tx.jobs.get(job_id)).model_copy(update={"repeats": job_id})
-
-
-def change(
-    tx: Transaction,
-    job: Job,
-    state: JobState,
-    *,
-    actor: str,
-    reason: str = "",
-    at: datetime | None = None,
-    used: int | None = None,
-    attempt: Mapping[str, Any] | None = None,
-    **columns: Any,
-) -> Job | None:
-    """The place where a job's state changes: the state, the attempt, the charge and the event are one.
-
-    Returns the job as it is then, or None (and has changed nothing) if it is not in the state of `job` any
-    more.
-
-    Args:
-        at: when it happened; now by default.
-        used: CPU-seconds of the attempt that is over with this, where its runner has counted them; by default
-            its runtime x its CPUs.
-        attempt: what else is known of the attempt that is over with this: host, exit_code, cell.
-        columns: others that change with the state.
-    """
-    if state not in STEPS.get(job.state, frozenset()):
-        raise ValueError(f"job {job.id} cannot be {state}: it is {job.state}")
-    now = datetime.now(UTC)
-    moment = now if at is None else min(max(at, job.started or job.created), now)
-    if state is JobState.RUNNING:
-        columns |= {"started": moment}
-    elif state in (JobState.PENDING, JobState.QUEUED):
-        columns |= {"started": None, "runner_ref": None}
-    elif state.ended:
-        columns |= {"ended": moment}
-    changed = tx.jobs.change(job.id, job.state, state=state, reason=reason, **columns)
-    if changed is None:
-        return None
-    if state is JobState.RUNNING:
-        tx.attempts.note(job.id, started=moment)
-    elif state is JobState.QUEUED and job.state is JobState.RUNNING:
-        tx.attempts.note(job.id, started=None, ref="")
-    elif state.ended or state is JobState.PENDING:
-        if used is None:
-            runtime = (moment - job.started).total_seconds() if job.started else 0.0
-            used = math.ceil(runtime * job.profile.cpus)
-        charged = settle(tx, job.id, used, actor=actor)
-        tx.attempts.note(
-            job.id,
-            ended=moment,
-            outcome=state.value if state.ended else "interrupted",
-            reason=reason,
-            cpu_seconds=charged,
-            **(attempt or {}),
-        )
-        changed = changed.model_copy(update={"cpu_seconds": changed.cpu_seconds + charged})
-    _tell(tx, f"job.{state}", changed, actor)
-    return changed
-
-
-def remember(tx: Transaction, job: Job, ref: Mapping[str, JsonValue], *, begins: bool) -> Job | None:
-    """Notes how a runner finds a job that it has taken; None, and nothing noted, if the job is not queued any
-    more, or has been taken otherwise: by a service that was on duty before, or has taken over.
-
-    Args:
-        begins: whether it runs as soon as it is let go, or goes on waiting in the runner's own queue.
-    """
-    task = tx.jobs.task(job.id)
-    if task is not None and task.runner_ref is not None:
-        return task.job if task.runner_ref == ref else None
-    tx.attempts.note(job.id, ref=_native(ref))
-    if begins:
-        return change(tx, job, JobState.RUNNING, actor=SYSTEM, runner_ref=dict(ref))
-    return tx.jobs.change(job.id, JobState.QUEUED, runner_ref=dict(ref), reason="")
-
-
-def _native(ref: Mapping[str, JsonValue]) -> str:
-    """The runner's own name for a job: what comes first in its reference."""
-    name, value = next(iter(ref.items()), ("", ""))
-    return f"{name} {value}"[:200]
-
-
-def admit(tx: Transaction, job: Job) -> Job:
-    """Queues a pending job if its sponsor pays; otherwise its reason says what is missing."""
-    if not shut(tx, job) and hold(tx, job, actor=job.launched_by):
-        return _sure(change(tx, job, JobState.QUEUED, actor=job.launched_by))
-    reason = why_pending(tx, job)
-    if reason == job.reason:
-        return job
-    return _sure(change(tx, job, JobState.PENDING, actor=SYSTEM, reason=reason))
-
-
-def admit_all(tx: Transaction, jobs: Sequence[Job]) -> list[Job]:
-    """As `admit`, for many new jobs at once."""
-    admitted: list[Job] = []
-    for sponsor in dict.fromkeys(job.sponsor for job in jobs):
-        same = [job for job in jobs if job.sponsor == sponsor]
-        if hold_all(tx, same):
-            queued = [job.model_copy(update={"state": JobState.QUEUED}) for job in same]
-            _tell_all(tx, "job.queued", queued)
-            admitted += queued
-        else:  # as far as it goes
-            admitted += [admit(tx, job) for job in same]
-    return admitted
-
-
-def why_pending(tx: Transaction, job: Job) -> str:
-    """What a pending job waits for; "" if it can be queued."""
-    licence = tx.licences.get(job.sponsor)
-    return barred(tx, job) or (shortage(licence, job.profile) if licence else "")
-
-
-def barred(tx: Transaction, job: Job) -> str:
-    """Why no credit would let a pending job start; "" if that is all that it lacks."""
-    return shut(tx, job) or refusal(tx, job)
-
-
-def shut(tx: Transaction, job: Job) -> str:
-    """Why nothing new starts in the job's experiment; "" if it does."""
-    experiment = tx.experiments.get(job.experiment)
-    if experiment is None or experiment.state is not ExperimentState.CLOSED:
-        return ""
-    return f"{experiment.id} is closed: the job can start when it is open again."
 
 
 def require_job(tx: Transaction, principal: Principal, job_id: int, action: Action) -> Job:
@@ -691,50 +432,6 @@ def require_job(tx: Transaction, principal: Principal, job_id: int, action: Acti
         raise NotFound(f"There is no job {job_id} here.", "Look it up in the list of jobs.")
     access.require(tx, principal, job.experiment, action)
     return job
-
-
-def _tell(tx: Transaction, kind: str, job: Job, actor: str) -> None:
-    _tell_all(tx, kind, [job], actor)
-
-
-def _tell_all(tx: Transaction, kind: str, jobs: Sequence[Job], actor: str | None = None) -> None:
-    """What has happened to jobs; without an actor it was whoever launched each."""
-    experiment = cache(tx.experiments.get)
-    rows = []
-    for job in jobs:
-        of = experiment(job.experiment)
-        data = {
-            "template": job.template,
-            "title": job.title,
-            "state": job.state,
-            "reason": job.reason,
-            "dataset": _first(one.id for one in job.inputs if one.kind == "dataset"),
-            "dataset_name": _first(one.name for one in job.inputs),
-            "launched_by": job.launched_by,
-            "priority": job.priority,
-            "parent": job.parent,
-            "cpu_seconds": job.cpu_seconds,
-        }
-        rows.append(
-            {
-                "kind": kind,
-                "actor": actor or job.launched_by,
-                "instrument": of.instrument if of else None,
-                "experiment": job.experiment,
-                "subject": str(job.id),
-                "data": data,
-            }
-        )
-    tx.events.append_rows(rows)
-
-
-def _offered(tx: Transaction, request: JobRequest) -> list[JobInput]:
-    """What a job was to work on that has never been planned."""
-    datasets = [(id_, tx.datasets.get(id_)) for id_ in request.datasets]
-    return [
-        *(JobInput(id=id_, name=dataset.name if dataset else "") for id_, dataset in datasets),
-        *(JobInput(kind="file", id=None, name=path) for path in request.files),
-    ]
 
 
 def _step(event: Event) -> JobStep:
@@ -765,14 +462,3 @@ async def _each(ids: Sequence[int], do: Callable[[int], Awaitable[Job]]) -> Sequ
             )
             outcomes.append(JobOutcome(asked=id_, problem=problem))
     return outcomes
-
-
-def _first(values: Iterable[T]) -> T | None:
-    return next(iter(values), None)
-
-
-def _sure(job: Job | None) -> Job:
-    """A change of a job that was read in the same transaction cannot have missed it."""
-    if job is None:
-        raise RuntimeError("a job changed its state in the middle of a transaction")
-    return job

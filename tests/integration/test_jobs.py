@@ -23,7 +23,8 @@ from beamhub.credits import Licences, grant
 from beamhub.engine import CURSOR, FAR, Engine
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.events import Feed, Live, Message, emit
-from beamhub.jobs import Jobs, admit, change, remember
+from beamhub.jobs import Jobs
+from beamhub.jobstate import admit, change, remember
 from beamhub.rules import Rules
 from beamhub.runners import Phase, Runner, Status
 from beamhub.runners.local import LocalRunner

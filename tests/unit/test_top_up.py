@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from beamhub.credits import grant
-from beamhub.jobs import admit
+from beamhub.jobstate import admit
 from beamhub.schemas import JobState, LedgerKind
 from beamhub.store import Store, Transaction
 
