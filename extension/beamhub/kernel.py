@@ -6,6 +6,7 @@ fork of a process that has imported everything already, and both have met before
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import json
@@ -68,15 +69,16 @@ class Kernel:
         client = self.manager.client()
         client.start_channels()
         await client.wait_for_ready(START)
+        await self._do("None")  # the first that a kernel executes takes longer than all others
 
     def settle(self, environment: Mapping[str, str], limits: Mapping[int, int]) -> None:
         """Tells the kernel for whom it is: adds to its environment, and limits its resources (those of
         `resource`)."""
         for limit, value in limits.items():
             resource.prlimit(self.pid, limit, (value, value))
-        run_sync(self._settle)(f"__import__({__name__!r}, fromlist=['heed']).heed({dict(environment)!r})")
+        run_sync(self._do)(f"__import__({__name__!r}, fromlist=['heed']).heed({dict(environment)!r})")
 
-    async def _settle(self, code: str) -> None:
+    async def _do(self, code: str) -> None:
         client = self.manager.client()
         reply = await client.execute(code, silent=True, store_history=False, reply=True, timeout=START)
         if reply["content"]["status"] != "ok":
@@ -201,6 +203,7 @@ def _become(order: int, parent: int) -> int:
     if not told:
         return 1  # the parent has ended
     arguments, environment = json.loads(told)
+    atexit.register(_leave)  # called after all that the notebook registers
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
@@ -211,6 +214,14 @@ def _become(order: int, parent: int) -> int:
     sys.argv = [kernelapp.__file__, *arguments]
     kernelapp.launch_new_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={parent}"])
     return 0
+
+
+def _leave() -> None:
+    """Spares taking all modules apart, which would copy most of the memory that is shared with the parent."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    os._exit(0)
 
 
 def heed(environment: Mapping[str, str]) -> None:

@@ -48,6 +48,7 @@ LANGUAGE = "python"
 GO = b"go\n"  # the word
 RESERVE = Path(".reserve")
 ROOM = 64 * 1024  # bytes: more than a result without metrics has
+MINORS = (4, 5)  # of nbformat 4: without and with ids of cells
 READY = ".ready"  # a file that tells that only the word is missing
 ENGINE = ("papermill", "ipykernel.kernelapp", "ipykernel.zmqshell", "beamhub.kernel", "beamhub.report")
 PRELOADED = ("beamhub_notebooks.warm", "matplotlib_inline.backend_inline")  # as far as it is installed
@@ -149,6 +150,16 @@ def _get_ready(own: Path, *, warm: bool) -> None:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
     versions()
+    if warm:
+        _compile_schemas()
+
+
+def _compile_schemas() -> None:
+    """Has nbformat compile what it checks notebooks with, for the versions of the format that are in use."""
+    import nbformat
+
+    for minor in MINORS:
+        nbformat.validate(nbformat.v4.new_notebook(nbformat_minor=minor))
 
 
 def _environment(spec: JobSpec) -> dict[str, str]:
@@ -310,4 +321,7 @@ if __name__ == "__main__":
     parser.add_argument("--held", action="store_true", help="wait for the word on standard input")
     parser.add_argument("--warm", action="store_true", help="import beforehand what notebooks usually need")
     options = parser.parse_args()
-    sys.exit(main(options.folder, held=options.held, warm=options.warm))
+    code = main(options.folder, held=options.held, warm=options.warm)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking all the modules apart takes longer than what a short job does

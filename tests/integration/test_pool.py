@@ -114,6 +114,25 @@ async def test_an_interpreter_serves_one_job_and_is_replaced(lab: Lab) -> None:
     await nobody(str(lab.data_dir))
 
 
+LAST_WORDS = """
+import atexit, pathlib, threading
+atexit.register(pathlib.Path("at_exit.txt").write_text, "said")
+def outlive():
+    threading.main_thread().join()
+    pathlib.Path("thread.txt").write_text("said")
+threading.Thread(target=outlive).start()
+"""
+
+
+async def test_what_a_notebook_leaves_for_the_end_is_done(lab: Lab) -> None:
+    template(lab.templates, "leave", LAST_WORDS)
+    async with lab.running_ready():
+        done = await lab.until(await lab.submit("leave"))
+    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    folder = lab.data_dir / lab.experiment / done.folder
+    assert [(folder / f"{name}.txt").read_text() for name in ("at_exit", "thread")] == ["said", "said"]
+
+
 async def test_who_still_starts_is_not_moved(tmp_path: Path) -> None:
     """Its sandbox may not be made yet, of a folder that would be gone then."""
 
