@@ -17,7 +17,7 @@ from beamhub.schemas import Job, JobState
 
 from tests.benchmarks.jupyter_scheduler import Scheduler, scheduler
 from tests.benchmarks.result import Result
-from tests.integration.test_jobs import Lab, condition, template
+from tests.integration.laboratory import Lab, condition, template
 
 RUNS = 7
 CELL = "import time\nfrom pathlib import Path\n_ = Path('began.txt').write_text(repr(time.time()))"

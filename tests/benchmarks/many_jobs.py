@@ -18,7 +18,7 @@ from beamhub.store.tables import experiments, jobs
 from sqlalchemy import insert
 
 from tests.benchmarks.result import percentile
-from tests.integration.test_jobs import ADA, OPERATOR, PROFILES, Lab, template
+from tests.integration.laboratory import ADA, OPERATOR, PROFILES, Lab, template
 
 Row = tuple[str, float, str, float | None]  # what, how much, unit, target
 

@@ -17,7 +17,7 @@ from beamhub.runners.slurm import SCRIPT
 from beamhub.schemas import JobSpec, JobState, SpecInput
 from beamhub.testing_slurm import running_cluster
 
-from tests.integration.test_jobs import condition, template
+from tests.integration.laboratory import condition, template
 from tests.integration.test_slurm import PROFILES, SlurmLab
 
 RUNS = 5

@@ -27,7 +27,7 @@ from beamhub.store import Store
 from beamhub.testing_stores import running_postgresql
 from sqlalchemy.exc import OperationalError
 
-from tests.integration.test_jobs import ADA, COUNT, ENGINE, PROFILES, Lab, condition, processes, template
+from tests.integration.laboratory import ADA, COUNT, ENGINE, PROFILES, Lab, condition, processes, template
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ import asyncio, os, sys
 from pathlib import Path
 sys.path.insert(0, os.getcwd())
 from beamhub.schemas import JobState
-from tests.integration.test_jobs import Lab, template
+from tests.integration.laboratory import Lab, template
 
 FILL = """
 import os

@@ -30,9 +30,7 @@ from beamhub.schemas import (
 from beamhub.store import Transaction
 from beamhub.templates import Catalogue
 
-from tests.integration.test_jobs import ADA, BEN, EVE, Lab, condition, lab, template
-
-__all__ = ["lab"]  # a fixture
+from tests.integration.laboratory import ADA, BEN, EVE, Lab, condition, template
 
 
 def block(**changes: Any) -> dict[str, Any]:

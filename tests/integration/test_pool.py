@@ -16,7 +16,7 @@ from beamhub.runners import pool
 from beamhub.runners.local import LocalRunner
 from beamhub.schemas import Job, JobState
 
-from tests.integration.test_jobs import ADA, ENGINE, Lab, condition, processes, template
+from tests.integration.laboratory import ADA, ENGINE, Lab, condition, processes, template
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from beamhub_hub.processes import end_stale
 from traitlets import TraitError
 
 from tests.conftest import StartDemo
-from tests.integration.test_jobs import ADA, GIB, LABEL, SLEEP, Lab, condition, processes, template
+from tests.integration.laboratory import ADA, GIB, LABEL, SLEEP, Lab, condition, processes, template
 
 SLURM = {"memory": GIB, "walltime": 600, "runner": "slurm"}
 PROFILES = [
