@@ -159,7 +159,7 @@ def _compile_schemas() -> None:
     import nbformat
 
     for minor in MINORS:
-        nbformat.validate(nbformat.v4.new_notebook(nbformat_minor=minor))
+        nbformat.validate(nbformat.v4.new_notebook(nbformat_minor=minor))  # type: ignore[no-untyped-call]
 
 
 def _environment(spec: JobSpec) -> dict[str, str]:
