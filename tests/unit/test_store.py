@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,10 @@ from alembic.migration import MigrationContext
 from beamhub.errors import BeamhubError, DiskFull, Invalid
 from beamhub.events import emit
 from beamhub.schemas import Experiment, Heartbeat, InstrumentCreate, Page, Role
-from beamhub.store import Store, Transaction
+from beamhub.store import Store, Transaction, _json
 from beamhub.store.tables import metadata
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -392,6 +395,21 @@ def test_a_repeated_request_gets_the_first_answer(store: Store) -> None:
     assert store.write_sync(lambda tx: tx.idempotency.claim("ben", "key", "digest")) is None  # another's key
     store.write_sync(lambda tx: tx.idempotency.expire(datetime.now(UTC) + timedelta(seconds=1)))
     assert store.write_sync(claim) is None
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(), part, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None)
+@given(ANYTHING)
+@example("a name that is no Unicode: \udcff")
+@example([10**30, -(2**63), 5e-324, 1.7976931348623157e308, float("inf")])
+def test_what_is_stored_as_json_comes_back(value: Any) -> None:
+    assert repr(_json(json.dumps(value))) == repr(value)
 
 
 def test_times_are_utc_or_refused(store: Store) -> None:

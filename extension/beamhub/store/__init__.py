@@ -9,6 +9,7 @@ or nothing. Reads see one consistent snapshot and never wait for writers.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pathlib import Path
 from sqlite3 import SQLITE_FULL
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from beamhub.bus import Bus
@@ -88,9 +90,9 @@ class Store:
             self._read_engine = _sqlite(url, "BEGIN", "PRAGMA query_only = ON")
             self._write_engine = _sqlite(url, "BEGIN IMMEDIATE")
         elif url.startswith("postgresql+psycopg"):
-            self._read_engine = create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+            self._read_engine = _engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
             event.listen(self._read_engine, "begin", _read_only)
-            self._write_engine = create_engine(url, pool_pre_ping=True)
+            self._write_engine = _engine(url, pool_pre_ping=True)
             event.listen(self._write_engine, "begin", _one_writer)
         else:
             raise BeamhubError(
@@ -269,9 +271,21 @@ def _apart(connection: Connection, work: Callable[[Transaction], T]) -> tuple[T 
     return result, None
 
 
+def _engine(url: str, **options: Any) -> Engine:
+    return create_engine(url, json_deserializer=_json, **options)
+
+
+def _json(text: str) -> Any:
+    """Half of what a long list takes is reading JSON, which pydantic's reader does in a third of the time."""
+    try:
+        return from_json(text)
+    except ValueError:  # it takes no text that is not Unicode ("\ud800")
+        return json.loads(text)
+
+
 def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
     """synchronous=FULL: a commit is on disk when it returns, which WAL's usual NORMAL does not promise."""
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
+    engine = _engine(url, connect_args={"timeout": BUSY_TIMEOUT})
     setup = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON", *pragmas)
 
     def connect(connection: Any, _record: Any) -> None:
