@@ -21,7 +21,19 @@ from beamhub_cockpit import control
 from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.parts import ROLES, ago, bar, button, can, card, facts, more_button, person, state
+from beamhub_cockpit.parts import (
+    ROLES,
+    ago,
+    arrived,
+    bar,
+    button,
+    can,
+    card,
+    facts,
+    more_button,
+    person,
+    state,
+)
 from beamhub_cockpit.ruletext import when
 from beamhub_cockpit.scene import Transfer
 
@@ -61,7 +73,7 @@ def instrument(
             facts(
                 [
                     ("Host", agent.host),
-                    ("Version", agent.version),
+                    ("Agent", agent.version),
                     ("Last heartbeat", ago(agent.last_seen)),
                     ("Free disk", size(agent.free_disk) if agent.free_disk is not None else ""),
                 ]
@@ -146,8 +158,10 @@ def team(experiment: Experiment, members: list[Member], me: str, problem: str = 
                     button(
                         "×",
                         ["member.remove", m.user],
-                        css="bh-icon-button bh-member-remove",
+                        look="bh-icon-button",
+                        css="bh-member-remove",
                         title=f"Remove {m.user} from this experiment",
+                        said=f"Remove {m.user} from this experiment",
                     )
                     if may and m.user != me and m.role is not Role.PI
                     else None,
@@ -179,7 +193,7 @@ def team(experiment: Experiment, members: list[Member], me: str, problem: str = 
                 name="role",
                 value="collaborator",
             ),
-            el("button.bh-button", "Invite", type="submit"),
+            button("Invite", None),
             el("p.bh-error", problem, id="invite-error", role="alert") if problem else None,
             on={"submit": ["member.invite"]},
             key=f"invite-{len(members)}",  # a fresh form once somebody has joined
@@ -220,18 +234,13 @@ def datasets(
                     state(str(d.state)),
                     el(
                         "span.bh-dataset-line",
-                        f"{number(d.frames_readable)}/{number(d.frames_announced)} · {d.kind} · ",
+                        f"{arrived(d)} · {d.kind} · ",
                         ago(d.created),
                     ),
                     el(
                         "span.bh-dataset-tools",
                         el("a.bh-link", "View", href=links.frame(d.id)),
-                        el(
-                            "button.bh-text-button.bh-dataset-run",
-                            "Run …",
-                            type="button",
-                            on={"click": ["launch.new", d.id]},
-                        )
+                        button("Run …", ["launch.new", d.id], look="bh-text-button", css="bh-dataset-run")
                         if may_run
                         else None,
                         _operate(d) if may_operate else None,
@@ -253,20 +262,11 @@ def datasets(
 def _operate(dataset: Dataset) -> Element:
     """What staff do with a dataset: say that nothing more comes of it or, when it has ended, move it."""
     if dataset.state is DatasetState.RECEIVING:
-        return el(
-            "button.bh-text-button.bh-dataset-end",
-            "End …",
-            type="button",
-            title="Say that no more frames will come",
-            on={"click": ["dataset.end", dataset.id]},
-        )
-    return el(
-        "button.bh-text-button.bh-dataset-move",
-        "Move …",
-        type="button",
-        title="To another experiment of this instrument",
-        on={"click": ["dataset.move", dataset.id]},
-    )
+        label, what, title = "End …", "end", "Say that no more frames will come"
+    else:
+        label, what, title = "Move …", "move", "To another experiment of this instrument"
+    css = f"bh-dataset-{what}"
+    return button(label, [f"dataset.{what}", dataset.id], look="bh-text-button", css=css, title=title)
 
 
 def licences(found: Iterable[Licence], title: str = "Licences", topping_up: Container[str] = ()) -> Element:

@@ -23,7 +23,7 @@ from beamhub_cockpit.control import Unsent
 from beamhub_cockpit.format import plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.joblist import JobList
-from beamhub_cockpit.parts import ROLES, can, state
+from beamhub_cockpit.parts import ROLES, button, can, state
 from beamhub_cockpit.question import Question, ask_reason
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.rerun import Launch
@@ -252,21 +252,19 @@ class Cockpit(JobList):
             ),
             el(
                 "div.bh-experiment-tools",
-                el(
-                    "button.bh-button.bh-activate",
+                button(
                     "Make active …",
-                    type="button",
+                    ["experiment.activate"],
+                    css="bh-activate",
                     title="The instrument's files go here from now on",
-                    on={"click": ["experiment.activate"]},
                 )
                 if operate and not experiment.active
                 else None,
-                el(
-                    "button.bh-button.bh-finalise-open",
+                button(
                     "Finalise …",
-                    type="button",
+                    ["finalise.open"],
+                    css="bh-finalise-open",
                     title="Check that everything has arrived, and write the manifest",
-                    on={"click": ["finalise.open"]},
                 )
                 if can(experiment, "instrument.operate")
                 else None,
@@ -358,10 +356,10 @@ class Cockpit(JobList):
         if scene is not None and scene.experiment is not None:
             if self.unsent is not None:
                 agent = scene.instrument.agent if scene.instrument else None
-                found.append(control.dialog(self.unsent, agent, scene.quarantine))
+                found.append(control.show(self.unsent, agent, scene.quarantine))
             if self.finalising:
                 found.append(
-                    finalise.dialog(scene.experiment, scene.finalisation, self.finalise_problem, self.links)
+                    finalise.show(scene.experiment, scene.finalisation, self.finalise_problem, self.links)
                 )
         return (*found, *super().dialog())
 

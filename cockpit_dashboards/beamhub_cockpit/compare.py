@@ -14,7 +14,7 @@ from beamhub_cockpit.format import cpu_hours, duration, number, unit_name
 from beamhub_cockpit.history import value
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
-from beamhub_cockpit.parts import ago, card
+from beamhub_cockpit.parts import ago, by_rule, card
 from beamhub_cockpit.plot import label
 
 MOST: Final = 10  # jobs beside one another
@@ -104,7 +104,7 @@ class Compare(Page):
             el(
                 "th.bh-compare-job",
                 el("a.bh-link", f"#{job.id} {job.title}", href=self.links.job(job.id)),
-                el("span.bh-quiet", job.launched_by, " ", ago(job.created)),
+                el("span.bh-quiet", _starter(job.launched_by), " · ", ago(job.created)),
                 el(
                     "a.bh-link.bh-compare-less",
                     "Leave out",
@@ -135,6 +135,7 @@ class Compare(Page):
                 "div.bh-compare-wide",
                 el("table.bh-compare-table", el("thead", el("tr", el("td"), heads)), groups),
             ),
+            self._alone() if len(self.jobs) == 1 else None,
             self._more(),
             key="table",
         )
@@ -163,11 +164,20 @@ class Compare(Page):
     def _shown(self, row: ComparisonRow, one: Any) -> str:
         if row.group == "job" and isinstance(one, int | float):
             return cpu_hours(round(one)) if row.name == "cpu_seconds" else duration(one)
+        if row.name == "launched_by" and row.group == "job":
+            return _starter(str(one))
         if row.group == "metrics" and isinstance(one, int | float) and not isinstance(one, bool):
             template = self.templates.get(self.jobs[0].template)
             spec = template.metrics.get(row.name) if template else None
             return number(one, spec.format if spec else "")
         return value(one)
+
+    def _alone(self) -> Element:
+        """One job can't be compared: where others come from."""
+        there = (
+            "Choose below what to put beside it." if self.others else "No other job has finished here yet."
+        )
+        return el("p.bh-empty.bh-compare-alone", f"One job is nothing to compare. {there}")
 
     def _more(self) -> Element | None:
         if len(self.asked) >= MOST or not self.others:
@@ -181,7 +191,7 @@ class Compare(Page):
                     href=self.links.compare(*self.asked, one.id),
                 ),
                 " ",
-                el("span.bh-quiet", f"{one.launched_by}, {', '.join(i.name for i in one.inputs)}"),
+                el("span.bh-quiet", f"{_starter(one.launched_by)}, {', '.join(i.name for i in one.inputs)}"),
                 key=one.id,
             )
             for one in self.others
@@ -203,6 +213,11 @@ class Compare(Page):
             )
             for name in self.pictures
         ]
+
+
+def _starter(who: str) -> str:
+    rule = by_rule(who)
+    return f"by {who}" if rule is None else f"automatic (rule {rule})"
 
 
 def overlaid(pages: Sequence[SeriesPage | None], jobs: Sequence[int]) -> bytes | None:

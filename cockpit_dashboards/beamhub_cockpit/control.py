@@ -18,6 +18,7 @@ from beamhub.schemas import (
     UploadsPaused,
 )
 
+from beamhub_cockpit.dialog import dialog
 from beamhub_cockpit.format import number, plural, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.parts import ago, button, state
@@ -129,60 +130,34 @@ def pause(do: Callable[[Mapping[str, str]], None], seen: Instrument) -> Question
 # --- the list ---
 
 
-def dialog(unsent: Unsent, agent: AgentStatus | None, quarantined: Sequence[Upload]) -> Element:
+def show(unsent: Unsent, agent: AgentStatus | None, quarantined: Sequence[Upload]) -> Element:
     """The files that did not get through, by their reasons; those in quarantine first."""
     groups = list(unsent.groups())
     failed, skipped = (agent.failed, agent.skipped) if agent else (0, 0)
     beyond = failed + skipped - len(unsent.files)
-    return el(
-        "dialog.bh-dialog.bh-unsent",
-        el(
-            "div.bh-form",
-            el(
-                "header.bh-dialog-head",
-                el(
-                    "div",
-                    el("h2", "Files that did not get through"),
-                    el("p.bh-hint", "Nothing is ever deleted at the instrument."),
-                ),
-                el(
-                    "button.bh-icon-button",
-                    "×",
-                    type="button",
-                    aria_label="Close",
-                    on={"click": ["unsent.close"]},
-                ),
-            ),
-            el(
-                "div.bh-dialog-body",
-                [_order(order) for order in unsent.orders[:3]],
-                el("p.bh-hint", f"and {plural(len(unsent.orders) - 3, 'more order')}")
-                if len(unsent.orders) > 3
-                else None,
-                [_quarantined(upload) for upload in quarantined],
-                [_group(*group, opened=len(groups) <= 2) for group in groups],
-                el("p.bh-empty", "None: everything has arrived, or waits for its turn.")
-                if not groups and not quarantined
-                else None,
-                el("p.bh-hint", f"{plural(beyond, 'more file is', 'more files are')} not listed.")
-                if beyond > 0 and len(unsent.files) >= KNOWN
-                else None,
-            ),
-            el(
-                "footer.bh-dialog-foot",
-                el("p"),
-                button(f"Retry all {number(failed)} failed", ["unsent.all", "retry"], css="bh-retry-all")
-                if failed
-                else None,
-                button(f"Send all {number(skipped)} left out", ["unsent.all", "unskip"], css="bh-unskip-all")
-                if skipped
-                else None,
-                button("Close", ["unsent.close"]),
-            ),
-        ),
-        modal=True,
-        aria_label="Files that did not get through",
-        on={"cancel": ["unsent.close"]},
+    body: list[Child] = [
+        [_order(order) for order in unsent.orders[:3]],
+        el("p.bh-hint", f"and {plural(len(unsent.orders) - 3, 'more order')}")
+        if len(unsent.orders) > 3
+        else None,
+        [_quarantined(upload) for upload in quarantined],
+        [_group(*group, opened=len(groups) <= 2) for group in groups],
+        el("p.bh-empty", "None: everything has arrived, or waits for its turn.")
+        if not groups and not quarantined
+        else None,
+        el("p.bh-hint", f"{plural(beyond, 'more file is', 'more files are')} not listed.")
+        if beyond > 0 and len(unsent.files) >= KNOWN
+        else None,
+    ]
+    retry = button(f"Retry all {number(failed)} failed", ["unsent.all", "retry"], css="bh-retry-all")
+    send = button(f"Send all {number(skipped)} left out", ["unsent.all", "unskip"], css="bh-unskip-all")
+    return dialog(
+        "bh-unsent",
+        "Files that did not get through",
+        body,
+        [None, retry if failed else None, send if skipped else None],
+        hint="Nothing is ever deleted at the instrument.",
+        close="unsent.close",
         key="unsent",
     )
 
@@ -216,11 +191,11 @@ def _group(kind: str, reason: str, files: list[AgentFile], *, opened: bool) -> E
                     el("span.bh-unsent-name", file.name),
                     el("span.bh-sub", size(file.size)),
                     [
-                        el(
-                            "button.bh-text-button",
+                        button(
                             label,
-                            type="button",
-                            on={"click": ["unsent.group", what, kind, reason, file.name]},
+                            ["unsent.group", what, kind, reason, file.name],
+                            look="bh-text-button",
+                            said=f"{label.removesuffix(' …')} {file.name}",
                         )
                         for label, what in alone
                     ]

@@ -28,7 +28,18 @@ from beamhub_cockpit.format import NARROW, mark, metric, number, profile, size, 
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
-from beamhub_cockpit.parts import ago, bar, cost, facts, file_link, runtime, starter, state, template_of
+from beamhub_cockpit.parts import (
+    ago,
+    bar,
+    button,
+    cost,
+    facts,
+    file_link,
+    runtime,
+    starter,
+    state,
+    template_of,
+)
 from beamhub_cockpit.question import Question
 from beamhub_cockpit.series import Follower, undrawn
 
@@ -161,7 +172,9 @@ def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Ele
         "log": lambda: _log(job, detail),
         "parameters": lambda: _parameters(job, around),
         "files": lambda: _files(job, detail, around.links),
-        "history": lambda: history.show(job, detail.lineage, detail.steps, detail.attempts, around.links),
+        "history": lambda: history.show(
+            job, detail.lineage, detail.steps, detail.attempts, around.triggers, around.links
+        ),
     }
     if page:
         return el(
@@ -223,36 +236,17 @@ def tools(job: Job, around: Around, *, whole: bool) -> list[Element]:
         rule = links.rules(job=job.id)
         found.append(el("a.bh-link.bh-job-rule", "Make this the rule …", href=rule))
     if around.may_rank(job):
-        found.append(
-            el(
-                "button.bh-button.bh-job-rank",
-                "Priority …",
-                type="button",
-                on={"click": ["job.priority", job.id]},
-                key="priority",  # none becomes another one while it is being clicked
-            )
-        )
+        found.append(_tool("Priority …", "priority", job, "bh-job-rank"))
     if around.may_cancel and not job.state.ended:
-        found.append(
-            el(
-                "button.bh-button.bh-button-danger.bh-job-cancel",
-                "Cancel",
-                type="button",
-                on={"click": ["job.cancel", job.id]},
-                key="cancel",
-            )
-        )
+        found.append(_tool("Cancel …", "cancel", job, "bh-button-danger bh-job-cancel"))
     if around.may_run:
-        found.append(
-            el(
-                "button.bh-button.bh-button-main.bh-job-rerun",
-                "Rerun …",
-                type="button",
-                on={"click": ["job.rerun", job.id]},
-                key="rerun",
-            )
-        )
+        found.append(_tool("Rerun …", "rerun", job, "bh-button-main bh-job-rerun"))
     return found
+
+
+def _tool(label: str, what: str, job: Job, css: str) -> Element:
+    """A button; with its key, none becomes another one while it is being clicked."""
+    return button(label, [f"job.{what}", job.id], css=css, key=what)
 
 
 def ask_priority(job: Job, do: Callable[[Mapping[str, str]], None], *, any_: bool) -> Question:
@@ -464,7 +458,7 @@ def _parameters(job: Job, around: Around) -> list[Child]:
                     title=str(spec.get("description", "")) or None,
                 ),
                 el("td.bh-metric-value", _parameter(value)),
-                el("td.bh-metric-unit", unit_name(str(spec.get("unit", "")))),
+                el("td.bh-metric-unit", "" if value is None else unit_name(str(spec.get("unit", "")))),
                 el("td", el("span.bh-changed", "changed") if changed else None),
                 key=name,
             )

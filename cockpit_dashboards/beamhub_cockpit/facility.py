@@ -284,7 +284,9 @@ class Facility(Page):
                         el(
                             "span.bh-sub",
                             f"{line.licence} · ",
-                            f"job #{line.job}" if line.job else line.note or line.actor,
+                            el("a.bh-link", f"job #{line.job}", href=self.links.job(line.job))
+                            if line.job
+                            else line.note or line.actor,
                             " · ",
                             ago(line.time),
                         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from beamhub.schemas import Experiment, Finalisation, FinalisationState
 
+from beamhub_cockpit.dialog import dialog
 from beamhub_cockpit.format import number, plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
@@ -32,7 +33,7 @@ def manifest(experiment: Experiment, seen: Finalisation | None, links: Links) ->
     )
 
 
-def dialog(experiment: Experiment, seen: Finalisation | None, refused: str, links: Links) -> Element:
+def show(experiment: Experiment, seen: Finalisation | None, refused: str, links: Links) -> Element:
     """What is compared, how it goes, and what came out."""
     state = seen.state if seen else None
     body: list[Child] = []
@@ -82,53 +83,24 @@ def dialog(experiment: Experiment, seen: Finalisation | None, refused: str, link
         if seen.forced:
             body += [el("p.bh-warn", f"In spite of what follows, because: {seen.reason}"), _differences(seen)]
     may_begin = state in (None, FinalisationState.OUTDATED, FinalisationState.BLOCKED)
-    return el(
-        "dialog.bh-dialog.bh-question.bh-finalise",
-        el(
-            "form.bh-form",
-            el(
-                "header.bh-dialog-head",
-                el("div", el("h2", "Finalise this experiment"), el("p.bh-hint", experiment.id)),
-                el(
-                    "button.bh-icon-button",
-                    "×",
-                    type="button",
-                    aria_label="Close",
-                    on={"click": ["finalise.close"]},
-                ),
-            ),
-            el(
-                "div.bh-dialog-body",
-                el("div.bh-problem.bh-problem-failed", refused, role="alert") if refused else None,
-                body,
-                key=str(state),
-            ),
-            el(
-                "footer.bh-dialog-foot",
-                el("p"),
-                button("Close", ["finalise.close"]),
-                el(
-                    "button.bh-button.bh-button-danger.bh-finalise-force",
-                    "Finalise in spite of it",
-                    type="submit",
-                )
-                if blocked
-                else None,
-                button(
-                    "Compare again" if blocked else "Compare and finalise",
-                    ["finalise.begin"],
-                    css="bh-button-main bh-finalise-begin",
-                )
-                if may_begin
-                else None,
-            ),
-            on={"submit": ["finalise.force"]},
-        ),
-        modal=True,
-        aria_label="Finalise this experiment",
-        on={"cancel": ["finalise.close"]},
-        data_state=str(state) if state else "none",
+    force = button("Finalise in spite of it", None, css="bh-button-danger bh-finalise-force")
+    begin = button(
+        "Compare again" if blocked else "Compare and finalise",
+        ["finalise.begin"],
+        css="bh-button-main bh-finalise-begin",
+    )
+    return dialog(
+        "bh-question.bh-finalise",
+        "Finalise this experiment",
+        body,
+        [None, force if blocked else None, begin if may_begin else None],
+        hint=experiment.id,
+        close="finalise.close",
+        submit="finalise.force",
+        refused=refused,
         key="finalise",
+        body_key=str(state),
+        data_state=str(state) if state else "none",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from pydantic import JsonValue
 
 from beamhub_cockpit.format import NARROW, number, unit_name, with_unit
-from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.html import Child, Element, el
 
 Kind = Literal["number", "integer", "text", "flag", "choice", "numbers", "json"]
 AUTOMATIC: Final = "automatic"  # what no value means to a template
@@ -223,6 +223,60 @@ def profile_of(template: str) -> str:
     return f"profile.{template}"
 
 
+def row(
+    key: str,
+    label: str,
+    ident: str,
+    within: Element,
+    hint: Child = None,
+    problem: str = "",
+    *,
+    wide: bool = False,
+    parameter: str | None = None,
+) -> Element:
+    """A field of a form: its label, the input `ident`, and below it what is to be known and what is wrong."""
+    return el(
+        "div.bh-field" + (".bh-field-wide" if wide else "") + (".bh-field-wrong" if problem else ""),
+        el("label", label, for_=ident),
+        within,
+        el("p.bh-hint", hint, id=f"{ident}-hint") if hint else None,
+        el("p.bh-error", problem, id=f"{ident}-error") if problem else None,
+        key=key,
+        data_parameter=parameter,
+    )
+
+
+def described(ident: str, hint: Child, problem: str) -> dict[str, str | None]:
+    """What an input says to a screen reader of the lines below it."""
+    ids = [f"{ident}-{name}" for name, text in (("error", problem), ("hint", hint)) if text]
+    return {"aria_describedby": " ".join(ids) or None, "aria_invalid": "true" if problem else None}
+
+
+def select(
+    name: str,
+    label: str,
+    options: Iterable[Element],
+    chosen: str,
+    hint: Child = None,
+    problem: str = "",
+    *,
+    ident: str,
+    css: str = "",
+    key: str = "",
+    wide: bool = False,
+) -> Element:
+    """A field to choose from a list."""
+    given = described(ident, hint, problem)
+    within = el("select", options, id=ident, name=name, value=chosen, class_=css or None, **given)
+    return row(key or name, label, ident, within, hint, problem, wide=wide)
+
+
+def option(value: str, text: str, chosen: str, *, disabled: bool = False) -> Element:
+    """An entry of such a list; the chosen one is never disabled."""
+    at = value == chosen
+    return el("option", text, value=value, selected=at or None, disabled=(disabled and not at) or None)
+
+
 def show(found: Iterable[Field], wrong: Mapping[str, str], prefix: str) -> list[Element]:
     """The fields, in a fieldset for each group; what is advanced is folded away, unless it has an error."""
     plain: dict[str, list[Field]] = {}
@@ -256,28 +310,21 @@ def show(found: Iterable[Field], wrong: Mapping[str, str], prefix: str) -> list[
 
 def _row(field: Field, problem: str, prefix: str) -> Element:
     ident = f"{prefix}-{field.name}"
-    hint = " · ".join(filter(None, [field.help.rstrip("."), _limits(field), _default(field)]))
-    return el(
-        "div.bh-field" + (".bh-field-wrong" if problem else ""),
-        el("label", field.title, for_=ident),
-        el(
-            "div.bh-input-unit",
-            _input(field, ident, problem),
-            el("span.bh-unit", field.unit) if field.unit else None,
-        ),
-        el("p.bh-hint", hint, id=f"{ident}-hint") if hint else None,
-        el("p.bh-error", problem, id=f"{ident}-error") if problem else None,
-        key=field.name,
-        data_parameter=field.name,
-    )
+    hint = _hint(field)
+    unit = el("span.bh-unit", field.unit) if field.unit else None
+    within = el("div.bh-input-unit", _input(field, ident, problem), unit)
+    return row(field.name, field.title, ident, within, hint, problem, parameter=field.name)
+
+
+def _hint(field: Field) -> str:
+    return " · ".join(filter(None, [field.help.rstrip("."), _limits(field), _default(field)]))
 
 
 def _input(field: Field, ident: str, problem: str) -> Element:
     given: dict[str, Any] = {
         "id": ident,
         "name": field.name,
-        "aria_describedby": f"{ident}-error" if problem else f"{ident}-hint",
-        "aria_invalid": "true" if problem else None,
+        **described(ident, _hint(field), problem),
     }
     if field.kind == "choice" or (field.kind == "flag" and field.differs):
         named = [(choice, _choice(choice)) for choice in field.choices or ("true", "false")]

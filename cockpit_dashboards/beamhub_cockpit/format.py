@@ -129,6 +129,12 @@ def duration(span: timedelta | float) -> str:
     return f"{days}{NARROW}d" + (f" {hours}{NARROW}h" if hours else "")
 
 
+def about(seconds: float) -> str:
+    """A span of time that nobody knows exactly: "45 s", "58 min", "12 h"."""
+    step = 5 if seconds < 120 else 60 if seconds < 36000 else 3600
+    return duration(max(1, round(seconds / step)) * step)
+
+
 def cpu_hours(cpu_seconds: int) -> str:
     """CPU-seconds as CPU-hours, with as many digits as say something."""
     hours = cpu_seconds / 3600

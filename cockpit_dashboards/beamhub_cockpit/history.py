@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from beamhub.schemas import Attempt, Job, JobStep, Lineage
+from collections.abc import Mapping
+
+from beamhub.schemas import Attempt, Job, JobStep, Lineage, Trigger
 from pydantic import JsonValue
 
 from beamhub_cockpit.format import cpu_hours, duration, number
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.parts import ago, state
+from beamhub_cockpit.parts import actor, ago, state
 from beamhub_cockpit.plot import label
 
 NAMES = {
@@ -22,13 +24,18 @@ DIFF = {"+": "bh-added", "-": "bh-removed", "@": "bh-quiet"}
 
 
 def show(
-    job: Job, lineage: Lineage | None, steps: list[JobStep], attempts: list[Attempt], links: Links
+    job: Job,
+    lineage: Lineage | None,
+    steps: list[JobStep],
+    attempts: list[Attempt],
+    triggers: Mapping[int, Trigger],
+    links: Links,
 ) -> list[Child]:
     """For the tab of a job."""
     return [
         _repeats(job, links),
         _lineage(job, lineage, links) if lineage else None,
-        el("div.bh-history", _steps(steps), _attempts(attempts)),
+        el("div.bh-history", _steps(steps, triggers), _attempts(attempts)),
     ]
 
 
@@ -90,13 +97,13 @@ def _notebook(lines: list[str]) -> Element | None:
     )
 
 
-def _steps(steps: list[JobStep]) -> Element:
+def _steps(steps: list[JobStep], triggers: Mapping[int, Trigger]) -> Element:
     rows = [
         el(
             "tr.bh-step",
             el("td", ago(step.time)),
             el("td", state(str(step.state))),
-            el("td", f"by {step.actor}", el("p.bh-quiet", step.reason) if step.reason else None),
+            el("td", actor(step.actor, triggers), el("p.bh-quiet", step.reason) if step.reason else None),
             key=place,
             data_state=str(step.state),
         )
@@ -112,7 +119,7 @@ def _attempts(attempts: list[Attempt]) -> Element | None:
         el(
             "tr.bh-attempt",
             el("th", number(one.number), scope="row"),
-            el("td", one.ref or one.runner, el("p.bh-quiet", one.host) if one.host else None),
+            el("td", _where(one), el("p.bh-quiet", one.host) if one.host else None),
             el(
                 "td",
                 duration(one.ended - one.started) if one.started and one.ended else "",
@@ -128,6 +135,11 @@ def _attempts(attempts: list[Attempt]) -> Element | None:
         for one in attempts
     ]
     return el("section.bh-attempts", el("h3", "Attempts"), el("table.bh-metrics", el("tbody", rows)))
+
+
+def _where(one: Attempt) -> str:
+    """By what the attempt is known where it runs: "process 1583", "Slurm job 12"."""
+    return one.ref.replace("pid ", "process ") if one.ref else one.runner
 
 
 def value(given: JsonValue) -> str:

@@ -70,7 +70,13 @@ class JobPage(Page):
             scene = self.scene
             found.append(
                 rerun.show(
-                    launch, scene.templates, scene.profiles, self.links, scene.sponsors, scene.experiment
+                    launch,
+                    scene.templates,
+                    scene.profiles,
+                    self.links,
+                    scene.sponsors,
+                    scene.experiment,
+                    scene.jobs,
                 )
             )
         if asked is not None:

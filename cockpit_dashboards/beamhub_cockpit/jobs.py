@@ -10,7 +10,7 @@ from beamhub_cockpit import selection
 from beamhub_cockpit.details import Around, Detail, key_metrics, progress, show
 from beamhub_cockpit.format import cpu_hours, number, plural
 from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.parts import ago, card, more_button, runtime, starter, state, template_of
+from beamhub_cockpit.parts import ago, button, card, more_button, runtime, starter, state, template_of
 from beamhub_cockpit.selection import Selection
 
 
@@ -87,7 +87,6 @@ def _job(job: Job, detail: Detail | None, around: Around, *, ticked: bool) -> El
         if job.parent
         else None
     )
-    dataset = job.inputs[0] if job.inputs else None
     return el(
         "tbody.bh-job" + (".bh-job-opened" if is_open else ""),
         el(
@@ -96,7 +95,7 @@ def _job(job: Job, detail: Detail | None, around: Around, *, ticked: bool) -> El
             el("td", state(str(job.state), "bh-job-state", job.reason), _turn(job)),
             el(
                 "td.bh-job-what",
-                el("span.bh-job-title", job.title),
+                el("span.bh-job-title", job.title, title=job.title),
                 el(
                     "span.bh-job-by",
                     f"#{job.id} · ",
@@ -106,7 +105,7 @@ def _job(job: Job, detail: Detail | None, around: Around, *, ticked: bool) -> El
                     ago(job.created),
                 ),
             ),
-            el("td.bh-job-dataset", dataset.name if dataset else ""),
+            el("td.bh-job-dataset", _on(job)),
             el("td.bh-right.bh-job-cpus", number(job.profile.cpus)),
             el(
                 "td.bh-right",
@@ -118,11 +117,13 @@ def _job(job: Job, detail: Detail | None, around: Around, *, ticked: bool) -> El
             el("td.bh-job-results", _results(job, around)),
             el(
                 "td.bh-job-toggle",
-                el(
-                    "button.bh-icon-button.bh-chevron",
-                    el("span.bh-unseen", f"{'Close' if is_open else 'Open'} job {job.id}"),
-                    type="button",
-                    aria_expanded="true" if is_open else "false",
+                button(
+                    "",
+                    ["job.toggle", job.id],
+                    look="bh-icon-button",
+                    css="bh-chevron",
+                    said=f"{'Close' if is_open else 'Open'} job {job.id}",
+                    expanded=is_open,
                 ),
             ),
             on={"click": ["job.toggle", job.id]},
@@ -136,6 +137,15 @@ def _job(job: Job, detail: Detail | None, around: Around, *, ticked: bool) -> El
         data_state=str(job.state),
         data_template=job.template,
     )
+
+
+def _on(job: Job) -> Element | None:
+    """What a job works on: the first, and how many more."""
+    if not job.inputs:
+        return None
+    names = [one.name or f"{one.kind} {one.id}" for one in job.inputs]
+    more = f" and {number(len(names) - 1)} more" if len(names) > 1 else ""
+    return el("span", names[0] + more, title="\n".join(names[:50]))
 
 
 def _turn(job: Job) -> Element | None:

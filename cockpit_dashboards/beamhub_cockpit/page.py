@@ -18,6 +18,7 @@ from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.identity import Viewer, viewer
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
+from beamhub_cockpit.parts import button
 from beamhub_cockpit.region import Action, Region
 
 UNSEEN: Final = 90.0  # seconds without a sign of the browser after which a page stops listening
@@ -170,13 +171,7 @@ class Page:
         return el(
             f"div.bh-notice.bh-notice-{notice.kind}",
             el("div", el("strong", notice.title), el("p", notice.detail) if notice.detail else None),
-            el(
-                "button.bh-icon-button",
-                "×",
-                type="button",
-                aria_label="Dismiss",
-                on={"click": ["notice.dismiss", notice.id]},
-            ),
+            button("×", ["notice.dismiss", notice.id], look="bh-icon-button", said="Dismiss"),
             role="status" if notice.kind == "done" else "alert",
             key=notice.id,
         )
@@ -185,6 +180,12 @@ class Page:
 
     def _act(self, action: Action) -> None:
         self.live.do(lambda: self._do(action))
+        self.live.do(
+            lambda: self.live.show(lambda: self.root.send({"did": action.action}))
+        )  # also if it failed
+
+    def _did(self) -> None:
+        self.root.send({"did": True})
 
     # --- on the worker ---
 

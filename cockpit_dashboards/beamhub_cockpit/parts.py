@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
 from beamhub.schemas import Dataset, Experiment, Job, JobState, Role, Trigger
 
-from beamhub_cockpit.format import cpu_hours, duration, plural, quantity
+from beamhub_cockpit.format import cpu_hours, duration, number, plural, quantity
 from beamhub_cockpit.html import Child, Element, el
 
 # state -> how it looks (the word itself is always there too)
@@ -73,22 +73,33 @@ def ago(moment: datetime | None) -> Element | None:
 
 
 def button(
-    label: str,
-    action: list[str | int],
+    label: Child,
+    action: list[str | int] | None,
     *,
+    look: str = "bh-button",
     css: str = "",
     title: str = "",
+    said: str = "",
     disabled: bool = False,
+    focus: bool = False,
     key: str | None = None,
+    expanded: bool | None = None,
 ) -> Element:
+    """A button that does something; without an action, it sends the form that it is in.
+
+    `look` is "bh-button", "bh-text-button" or "bh-icon-button"; `said` is its name where the label is a sign.
+    """
     return el(
-        "button.bh-button",
+        f"button.{look}",
         label,
-        type="button",
-        class_=css,
+        type="button" if action else "submit",
+        class_=css or None,
         title=title or None,
+        aria_label=said or None,
         disabled=disabled or None,
-        on={"click": action},
+        focus=focus or None,
+        aria_expanded=None if expanded is None else "true" if expanded else "false",
+        on={"click": action} if action else None,
         key=key,
     )
 
@@ -97,7 +108,7 @@ def more_button(count: int, shown: int | None) -> Element | None:
     """Under a list that is not shown to its end."""
     if shown is None or count <= shown:
         return None
-    return el("button.bh-text-button.bh-more", f"Show all {count}", type="button", on={"click": ["list.all"]})
+    return button(f"Show all {number(count)}", ["list.all"], look="bh-text-button", css="bh-more")
 
 
 def file_link(text: str, href: str, css: str = "") -> Element:
@@ -110,14 +121,28 @@ def person(name: str, me: str) -> Element:
     return el("span.bh-person", name, el("span.bh-you", " (you)") if name == me else None)
 
 
-def starter(job: Job, triggers: dict[int, Trigger]) -> Element:
+def starter(job: Job, triggers: Mapping[int, Trigger]) -> Element:
     """Who started a job: a person, or a trigger rule (its title on hovering)."""
-    who = job.launched_by
-    if not who.startswith("trigger:"):
+    who, rule = job.launched_by, by_rule(job.launched_by)
+    if rule is None:
         return el("span.bh-job-starter", f"by {who}")
+    known = triggers.get(rule)
+    title = f"Trigger rule: {known.title}" if known else f"Trigger rule {rule}"
+    return el("span.bh-job-starter", "automatic", title=title)
+
+
+def by_rule(who: str) -> int | None:
+    """The number of the trigger rule, where it was one that did something."""
     number = who.removeprefix("trigger:")
-    rule = triggers.get(int(number)) if number.isdigit() else None
-    return el("span.bh-job-starter", "automatic", title=f"Trigger rule: {rule.title}" if rule else None)
+    return int(number) if number != who and number.isdigit() else None
+
+
+def actor(who: str, triggers: Mapping[int, Trigger]) -> str:
+    """Who did something, in words: "by ada", "by the rule “DIALS”", "by beamhub itself"."""
+    rule = by_rule(who)
+    if rule is not None:
+        return f"by the rule “{triggers[rule].title}”" if rule in triggers else f"by rule {rule}"
+    return "by beamhub itself" if who == "beamhub" else f"by {who}"
 
 
 def runtime(job: Job) -> Element | None:
@@ -199,4 +224,4 @@ def arrived(dataset: Dataset) -> str:
     if dataset.open_ended and dataset.frames_readable == dataset.frames_announced:
         so_far = " so far" if dataset.state == "receiving" else ""
         return plural(dataset.frames_announced, "frame") + so_far
-    return f"{dataset.frames_readable} of {plural(dataset.frames_announced, 'frame')}"
+    return f"{number(dataset.frames_readable)} of {plural(dataset.frames_announced, 'frame')}"

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from beamhub.client import ApiError
 
+from beamhub_cockpit.dialog import dialog
 from beamhub_cockpit.html import Child, Element, el
+from beamhub_cockpit.parts import button
 
 
 @dataclass(frozen=True)
@@ -63,39 +65,14 @@ def answer(question: Question | None, fields: Mapping[str, str]) -> Question | N
 def show(question: Question) -> Element:
     """The dialog."""
     tone = "bh-button-danger" if question.danger else "bh-button-main"
-    return el(
-        "dialog.bh-dialog.bh-question",
-        el(
-            "form.bh-form",
-            el(
-                "header.bh-dialog-head",
-                el("h2", question.title),
-                el(
-                    "button.bh-icon-button",
-                    "×",
-                    type="button",
-                    aria_label="Close",
-                    on={"click": ["question.no"]},
-                ),
-            ),
-            el(
-                "div.bh-dialog-body",
-                el("div.bh-problem.bh-problem-failed", question.refused, role="alert")
-                if question.refused
-                else None,
-                question.body,
-            ),
-            el(
-                "footer.bh-dialog-foot",
-                el("p"),
-                el("button.bh-button.bh-question-no", "Close", type="button", on={"click": ["question.no"]}),
-                el(f"button.bh-button.{tone}.bh-question-yes", question.label, type="submit"),
-            ),
-            on={"submit": ["question.yes"]},
-        ),
-        modal=True,
-        aria_label=question.title,
-        class_=question.name or None,
-        on={"cancel": ["question.no"]},
+    return dialog(
+        "bh-question" + (f".{question.name}" if question.name else ""),
+        question.title,
+        question.body,
+        [None, button(question.label, None, css=f"{tone} bh-question-yes")],
+        close="question.no",
+        closer="bh-question-no",
+        submit="question.yes",
+        refused=question.refused,
         key=f"question-{question.title}",
     )

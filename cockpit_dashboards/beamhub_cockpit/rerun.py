@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from beamhub.client import ApiError, Client
@@ -16,10 +17,11 @@ from beamhub.terms import Case
 from pydantic import JsonValue
 
 from beamhub_cockpit import form, sponsors
-from beamhub_cockpit.format import cpu_hours, duration, plural, profile
+from beamhub_cockpit.dialog import dialog
+from beamhub_cockpit.format import about, cpu_hours, duration, plural, profile
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.parts import template_of
+from beamhub_cockpit.parts import button, template_of
 from beamhub_cockpit.scene import Scene
 
 ON_DATASETS, ON_JOBS = ("dataset", "datasets"), ("job", "jobs")  # what templates work on
@@ -43,7 +45,7 @@ class Launch:
     wrong: dict[str, str] = field(default_factory=dict)
     refused: str = ""
     estimate: Estimate | None = None  # of what stands in the form
-    identical: int | None = None  # a job that has this result already
+    identical: int | None = None  # a job that has this result already, or is on its way to it
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # pressing twice starts one job
 
     @classmethod
@@ -202,6 +204,7 @@ def show(
     links: Links,
     paying: Sequence[Sponsor],
     experiment: Experiment | None = None,
+    jobs: Mapping[int, Job] = MappingProxyType({}),
 ) -> Element:
     """The dialog; with the experiment, it knows which sponsors don't pay there for the chosen template."""
     if experiment is not None:
@@ -211,79 +214,46 @@ def show(
     title = f"Rerun #{parent.id} {parent.title}" if parent else "New job"
     found = form.fields(template.parameters, {}) if template else []
     cannot = _cannot(launch, template, paying)
-    return el(
-        "dialog.bh-dialog.bh-rerun",
-        el(
-            "form.bh-form",
+    described = [template.description] if template and template.description else []
+    foot: list[Child] = [_outlook(launch, profiles, links, jobs)]
+    if launch.identical is not None:
+        foot.append(button("Run it again", ["launch.again"], css="bh-form-again", disabled=bool(cannot)))
+    foot.append(button("Start job", None, css="bh-button-main bh-form-submit", disabled=bool(cannot)))
+    return dialog(
+        "bh-rerun",
+        title,
+        [
+            el("div.bh-problem.bh-problem-pending", cannot) if cannot else None,
             el(
-                "header.bh-dialog-head",
-                el("div", el("h2", title), el("p.bh-hint", "on ", el("strong", launch.dataset_name))),
-                el(
-                    "button.bh-icon-button",
-                    "×",
-                    type="button",
-                    aria_label="Close",
-                    on={"click": ["launch.close"]},
+                "div.bh-fields",
+                form.select(
+                    "template",
+                    "Template",
+                    _choices(launch, templates),
+                    launch.template,
+                    [el("span.bh-line", line) for line in (*described, NOTEBOOKS)],
+                    ident="launch-template",
+                    css="bh-form-template",
+                    wide=True,
                 ),
+                _jobs(launch) if template and template.inputs in ON_JOBS else None,
             ),
+            form.parameters(found, launch.entered, launch.wrong, "launch"),
             el(
-                "div.bh-dialog-body",
-                el("div.bh-problem.bh-problem-failed.bh-form-refused", launch.refused, role="alert")
-                if launch.refused
-                else None,
-                el("div.bh-problem.bh-problem-pending", cannot) if cannot else None,
-                el(
-                    "div.bh-fields",
-                    el(
-                        "div.bh-field.bh-field-wide",
-                        el("label", "Template", for_="launch-template"),
-                        el(
-                            "select.bh-form-template",
-                            _choices(launch, templates),
-                            id="launch-template",
-                            name="template",
-                            value=launch.template,
-                        ),
-                        el("p.bh-hint", template.description) if template and template.description else None,
-                        el("p.bh-hint", NOTEBOOKS),
-                    ),
-                    _jobs(launch) if template and template.inputs in ON_JOBS else None,
-                ),
-                form.parameters(found, launch.entered, launch.wrong, "launch"),
-                el(
-                    "fieldset.bh-fieldset",
-                    el("legend", "Resources"),
-                    el("div.bh-fields", _profile(launch, profiles), _licence(launch, paying)),
-                    key="resources",
-                ),
-                key=f"body-{launch.template}",
+                "fieldset.bh-fieldset",
+                el("legend", "Resources"),
+                el("div.bh-fields", _profile(launch, profiles), _licence(launch, paying)),
+                key="resources",
             ),
-            el(
-                "footer.bh-dialog-foot",
-                _outlook(launch, profiles, links),
-                el("button.bh-button", "Close", type="button", on={"click": ["launch.close"]}),
-                el(
-                    "button.bh-button.bh-form-again",
-                    "Run it again",
-                    type="button",
-                    disabled=bool(cannot) or None,
-                    on={"click": ["launch.again"]},
-                )
-                if launch.identical is not None
-                else None,
-                el(
-                    "button.bh-button.bh-button-main.bh-form-submit",
-                    "Start job",
-                    type="submit",
-                    disabled=bool(cannot) or None,
-                ),
-            ),
-            on={"submit": ["launch.send"], "change": ["launch.keep"]},
-        ),
-        modal=True,
-        aria_label=title,
-        on={"cancel": ["launch.close"]},
+        ],
+        foot,
+        hint=["on ", el("strong", launch.dataset_name)],
+        close="launch.close",
+        submit="launch.send",
+        change="launch.keep",
+        refused=launch.refused,
         key=f"launch-{launch.parent.id if launch.parent else 'new'}-{launch.dataset}",
+        body_key=f"body-{launch.template}",
     )
 
 
@@ -293,14 +263,10 @@ def _named(one: JobInput) -> str:
 
 def _jobs(launch: Launch) -> Element:
     """Whose results the job is to work on."""
-    problem = launch.wrong.get(JOBS, "")
-    return el(
-        "div.bh-field.bh-field-wide" + (".bh-field-wrong" if problem else ""),
-        el("label", "Results of the jobs", for_="launch-jobs"),
-        el("input", type="text", id="launch-jobs", name="jobs", value=launch.jobs, autocomplete="off"),
-        el("p.bh-error", problem) if problem else el("p.bh-hint", "Their numbers, such as 12 15."),
-        key="jobs",
-    )
+    problem, ident, hint = launch.wrong.get(JOBS, ""), "launch-jobs", "Their numbers, such as 12 15."
+    given = form.described(ident, hint, problem)
+    within = el("input", type="text", id=ident, name="jobs", value=launch.jobs, autocomplete="off", **given)
+    return form.row("jobs", "Results of the jobs", ident, within, hint, problem, wide=True)
 
 
 def _choices(launch: Launch, templates: Mapping[str, Template]) -> list[Element]:
@@ -327,66 +293,35 @@ def _template(key: str, template: Template, chosen: str) -> Element:
 
 
 def _profile(launch: Launch, profiles: list[Profile]) -> Element:
-    known = [p.name for p in profiles]
-    missing = [launch.profile] if launch.profile and launch.profile not in known else []
-    return el(
-        "div.bh-field",
-        el("label", "CPUs", for_="launch-profile"),
-        el(
-            "select.bh-form-profile",
-            [
-                el(
-                    "option",
-                    profile(p),
-                    value=p.name,
-                    selected=p.name == launch.profile or None,
-                )
-                for p in profiles
-            ],
-            [el("option", f"{name} (not here)", value=name, disabled=True) for name in missing],
-            id="launch-profile",
-            name=form.profile_of(launch.template),
-            value=launch.profile,
-        ),
+    options = [form.option(p.name, profile(p), launch.profile) for p in profiles]
+    if launch.profile and launch.profile not in [p.name for p in profiles]:
+        options.append(form.option(launch.profile, f"{launch.profile} (not here)", launch.profile))
+    return form.select(
+        form.profile_of(launch.template),
+        "CPUs",
+        options,
+        launch.profile,
+        ident="launch-profile",
+        css="bh-form-profile",
+        key="profile",
     )
 
 
 def _licence(launch: Launch, paying: Sequence[Sponsor]) -> Element:
-    return el(
-        "div.bh-field",
-        el("label", "Paid by", for_="launch-sponsor"),
-        el(
-            "select.bh-form-sponsor",
-            [
-                el(
-                    "option",
-                    sponsors.label(s),
-                    value=s.id,
-                    selected=s.id == launch.sponsor or None,
-                    disabled=bool(s.refusal) or None,
-                )
-                for s in paying
-            ],
-            id="launch-sponsor",
-            name="sponsor",
-            value=launch.sponsor,
-        ),
-        el("p.bh-hint", refused) if (refused := sponsors.refusals(paying, launch.sponsor)) else None,
+    return form.select(
+        "sponsor",
+        "Paid by",
+        sponsors.options(paying, launch.sponsor),
+        launch.sponsor,
+        sponsors.refusals(paying, launch.sponsor),
+        ident="launch-sponsor",
+        css="bh-form-sponsor",
     )
 
 
-def _outlook(launch: Launch, profiles: list[Profile], links: Links) -> Element:
+def _outlook(launch: Launch, profiles: list[Profile], links: Links, jobs: Mapping[int, Job]) -> Element:
     """What the job would take, when it would start, and what is to be known before it is started."""
-    same = (
-        el(
-            "p.bh-estimate-same",
-            "The result is there already: ",
-            el("a.bh-link", f"job #{launch.identical}", href=links.job(launch.identical)),
-            " has the same values, data, template and software.",
-        )
-        if launch.identical is not None
-        else None
-    )
+    same = _same(launch.identical, jobs, links) if launch.identical is not None else None
     found = launch.estimate
     return el(
         "div.bh-estimate",
@@ -401,6 +336,19 @@ def _outlook(launch: Launch, profiles: list[Profile], links: Links) -> Element:
         el("p.bh-hint", _hold(launch, profiles)),
         role="status",
         data_runs=str(found.runs) if found else None,
+    )
+
+
+def _same(number: int, jobs: Mapping[int, Job], links: Links) -> Element:
+    """Which job makes another one needless."""
+    job = jobs.get(number)
+    going = job is not None and not job.state.ended
+    return el(
+        "p.bh-estimate-same",
+        "The result is on its way: " if going else "The result is there already: ",
+        el("a.bh-link", f"job #{number}", href=links.job(number)),
+        f" is {job.state} with" if job is not None and going else " has",
+        " the same values, data, template and software.",
     )
 
 
@@ -423,7 +371,7 @@ def _start(found: Estimate) -> str:
     left = (found.starts - datetime.now(UTC)).total_seconds()
     if left < 1:
         return found.waits or "Starts at once."
-    return f"Starts in about {duration(left)}. {found.waits}"
+    return f"Starts in about {about(left)}. {found.waits}"
 
 
 def _hold(launch: Launch, profiles: list[Profile]) -> str:

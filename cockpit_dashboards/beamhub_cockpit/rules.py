@@ -24,14 +24,15 @@ from beamhub.schemas import (
     TriggerVersion,
 )
 
-from beamhub_cockpit import question, ruleform, ruletext
+from beamhub_cockpit import draft, question, ruleform, ruletext, trials
+from beamhub_cockpit.dialog import dialog
+from beamhub_cockpit.draft import Draft
 from beamhub_cockpit.format import duration, number, plural
 from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.page import Page
 from beamhub_cockpit.parts import ago, button, can, card, state
 from beamhub_cockpit.question import Question
 from beamhub_cockpit.region import Action
-from beamhub_cockpit.ruleform import Draft
 
 JOBS: Final = 200  # that are looked through for what has been done already
 SHOWN: Final = 50  # of what was missed
@@ -235,7 +236,7 @@ class Rules(Page):
                             "tr.bh-missed-row",
                             el(
                                 "td",
-                                ruleform.linked(trial.subjects, self.links),
+                                trials.linked(trial.subjects, self.links),
                                 el("span.bh-sub", trial.experiment),
                             ),
                             el(
@@ -246,7 +247,7 @@ class Rules(Page):
                                 el("span.bh-sub", trial.reason) if trial.reason else None,
                             ),
                             el("td", ago(trial.time)),
-                            key=f"{trial.rule}-{ruleform.key(trial)}-{trial.time}",
+                            key=f"{trial.rule}-{draft.key(trial)}-{trial.time}",
                         )
                         for trial in wanted[:SHOWN]
                     ],
@@ -316,13 +317,13 @@ class Rules(Page):
             ),
             el(
                 "td",
-                el(
-                    "button.bh-text-button.bh-rule-history",
+                button(
                     f"{rule.version}",
-                    type="button",
+                    ["rules.history", rule.id],
+                    look="bh-text-button",
+                    css="bh-rule-history",
                     title="What it was",
-                    aria_label=f"Version {rule.version}: what {rule.title} was",
-                    on={"click": ["rules.history", rule.id]},
+                    said=f"Version {rule.version}: what {rule.title} was",
                 ),
             ),
             el("td.bh-rule-tools", self._tools(rule)) if self.tunes else el("td"),
@@ -408,37 +409,14 @@ class Rules(Page):
 
     def _history(self, seen: History) -> Element:
         newest = seen.versions[0].version if seen.versions else 0
-        return el(
-            "dialog.bh-dialog.bh-rule-past",
-            el(
-                "div.bh-form",
-                el(
-                    "header.bh-dialog-head",
-                    el("div", el("h2", f"What {seen.rule.title} was"), el("p.bh-hint", "The newest first.")),
-                    el(
-                        "button.bh-icon-button",
-                        "×",
-                        type="button",
-                        aria_label="Close",
-                        focus=True,
-                        on={"click": ["history.close"]},
-                    ),
-                ),
-                el(
-                    "div.bh-dialog-body",
-                    el(
-                        "ol.bh-versions",
-                        [
-                            self._version(version, told, newest)
-                            for version, told in ruletext.history(seen.versions, self.templates)
-                        ],
-                    ),
-                ),
-                el("footer.bh-dialog-foot", el("p"), button("Close", ["history.close"])),
-            ),
-            modal=True,
-            aria_label=f"What {seen.rule.title} was",
-            on={"cancel": ["history.close"]},
+        told = ruletext.history(seen.versions, self.templates)
+        return dialog(
+            "bh-rule-past",
+            f"What {seen.rule.title} was",
+            el("ol.bh-versions", [self._version(*one, newest) for one in told]),
+            None,
+            hint="The newest first.",
+            close="history.close",
             key="history",
         )
 
@@ -476,11 +454,11 @@ class Rules(Page):
             )
             if told
             else None,
-            el(
-                "button.bh-text-button.bh-version-restore",
+            button(
                 "Go back to this …",
-                type="button",
-                on={"click": ["history.restore", version.version]},
+                ["history.restore", version.version],
+                look="bh-text-button",
+                css="bh-version-restore",
             )
             if may_restore
             else None,

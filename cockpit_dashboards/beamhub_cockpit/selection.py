@@ -8,6 +8,7 @@ from typing import Final
 
 from beamhub.schemas import Job, JobOutcome
 
+from beamhub_cockpit.dialog import dialog
 from beamhub_cockpit.format import number, plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
@@ -62,12 +63,12 @@ def tools(chosen: Sequence[Job], unseen: int, links: Links, *, may_run: bool, ma
     return el(
         "div.bh-selection",
         el("span.bh-selected", f"{number(count)} selected", role="status"),
-        el(
-            "button.bh-text-button.bh-let-in",
+        button(
             f"Show {number(unseen)} new",
-            type="button",
+            ["jobs.let-in"],
+            look="bh-text-button",
+            css="bh-let-in",
             title="While jobs are selected, the list stands still",
-            on={"click": ["jobs.let-in"]},
             key="let-in",
         )
         if unseen
@@ -75,13 +76,13 @@ def tools(chosen: Sequence[Job], unseen: int, links: Links, *, may_run: bool, ma
         _compare(chosen, links),
         _rerun(too_many) if may_run else None,
         _cancel(chosen, too_many) if may_cancel else None,
-        el(
-            "button.bh-icon-button.bh-untick",
+        button(
             "×",
-            type="button",
+            ["jobs.untick"],
+            look="bh-icon-button",
+            css="bh-untick",
             title="Select none",
-            aria_label="Select none",
-            on={"click": ["jobs.untick"]},
+            said="Select none",
             key="untick",
         ),
         role="toolbar",
@@ -162,35 +163,15 @@ def refused(outcomes: Iterable[JobOutcome]) -> list[tuple[int, str]]:
 
 def show(outcome: Outcome, jobs: Mapping[int, Job], links: Links) -> Element:
     """The dialog that says it."""
-    return el(
-        "dialog.bh-dialog.bh-question.bh-outcome",
-        el(
-            "div.bh-form",
-            el(
-                "header.bh-dialog-head",
-                el("h2", outcome.title),
-                el(
-                    "button.bh-icon-button",
-                    "×",
-                    type="button",
-                    aria_label="Close",
-                    on={"click": ["outcome.close"]},
-                ),
-            ),
-            el(
-                "div.bh-dialog-body",
-                el("p", "Nothing was done for:"),
-                el("ul.bh-several-jobs", [_refused(id_, why, jobs, links) for id_, why in outcome.told]),
-            ),
-            el(
-                "footer.bh-dialog-foot",
-                el("p.bh-hint", "Still selected."),
-                el("button.bh-button", "Close", type="button", focus=True, on={"click": ["outcome.close"]}),
-            ),
-        ),
-        modal=True,
-        aria_label=outcome.title,
-        on={"cancel": ["outcome.close"]},
+    return dialog(
+        "bh-question.bh-outcome",
+        outcome.title,
+        [
+            el("p", "Nothing was done for:"),
+            el("ul.bh-several-jobs", [_refused(id_, why, jobs, links) for id_, why in outcome.told]),
+        ],
+        el("p.bh-hint", "Still selected."),
+        close="outcome.close",
         key="outcome",
     )
 

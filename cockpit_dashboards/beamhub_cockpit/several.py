@@ -11,9 +11,10 @@ from beamhub.schemas import Experiment, Job, JobOutcome, JobsRerun, Profile, Spo
 from beamhub.terms import Case
 
 from beamhub_cockpit import form, selection, sponsors
+from beamhub_cockpit.dialog import dialog
 from beamhub_cockpit.format import cpu_hours, plural, profile
-from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.parts import template_of
+from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.parts import button, template_of
 
 AS_THEY_WERE = el("option", "as they were", value="")
 
@@ -79,97 +80,57 @@ def show(
     what = ", ".join(f"{count} × {name}" for name, count in kinds.most_common())
     template = several.template
     paying = sponsors.judged(paying, Case.of(experiment, template.name if template else None))
-    return el(
-        "dialog.bh-dialog.bh-several",
-        el(
-            "form.bh-form",
+    return dialog(
+        "bh-several",
+        title,
+        [
+            el("p", "Each runs again on the same data, as it was but for what you change here."),
+            selection.lines(several.jobs),
+            form.parameters(several.found, several.entered, several.wrong, "several")
+            if template
+            else el("p.bh-hint", "They are of different templates: all parameters stay as they were."),
             el(
-                "header.bh-dialog-head",
-                el("div", el("h2", title), el("p.bh-hint", what)),
-                el(
-                    "button.bh-icon-button",
-                    "×",
-                    type="button",
-                    aria_label="Close",
-                    on={"click": ["several.close"]},
-                ),
+                "fieldset.bh-fieldset",
+                el("legend", "Resources"),
+                el("div.bh-fields", _profile(several, profiles), _sponsor(several, paying)),
+                key="resources",
             ),
             el(
-                "div.bh-dialog-body",
-                el("div.bh-problem.bh-problem-failed.bh-form-refused", several.refused, role="alert")
-                if several.refused
-                else None,
-                el("p", "Each runs again on the same data, as it was but for what you change here."),
-                selection.lines(several.jobs),
-                form.parameters(several.found, several.entered, several.wrong, "several")
-                if template
-                else el("p.bh-hint", "They are of different templates: all parameters stay as they were."),
-                el(
-                    "fieldset.bh-fieldset",
-                    el("legend", "Resources"),
-                    el("div.bh-fields", _profile(several, profiles), _sponsor(several, paying)),
-                    key="resources",
-                ),
-                el(
-                    "label.bh-check-line",
-                    el("input", type="checkbox", name="force", checked=several.force or None),
-                    "Even if there is a result of the same already",
-                ),
+                "label.bh-check-line",
+                el("input", type="checkbox", name="force", checked=several.force or None),
+                "Even if there is a result of the same already",
             ),
-            el(
-                "footer.bh-dialog-foot",
-                el("p.bh-hint", _hold(several, profiles)),
-                el("button.bh-button", "Close", type="button", on={"click": ["several.close"]}),
-                el(
-                    "button.bh-button.bh-button-main.bh-several-start",
-                    f"Start {plural(count, 'job')}",
-                    type="submit",
-                ),
-            ),
-            on={"submit": ["several.send"], "change": ["several.keep"]},
-        ),
-        modal=True,
-        aria_label=title,
-        on={"cancel": ["several.close"]},
+        ],
+        [
+            el("p.bh-hint", _hold(several, profiles)),
+            button(f"Start {plural(count, 'job')}", None, css="bh-button-main bh-several-start"),
+        ],
+        hint=what,
+        close="several.close",
+        submit="several.send",
+        change="several.keep",
+        refused=several.refused,
         key="several",
     )
 
 
 def _profile(several: Several, profiles: Sequence[Profile]) -> Element:
-    options = [
-        el("option", profile(p), value=p.name, selected=p.name == several.profile or None) for p in profiles
-    ]
-    return _choice("profile", "CPUs", several.profile, options)
+    options = [form.option(p.name, profile(p), several.profile) for p in profiles]
+    return form.select("profile", "CPUs", [AS_THEY_WERE, *options], several.profile, ident="several-profile")
 
 
 def _sponsor(several: Several, paying: Sequence[Sponsor]) -> Element:
-    options = [
-        el(
-            "option",
-            sponsors.label(one),
-            value=one.id,
-            selected=one.id == several.sponsor or None,
-            disabled=bool(one.refusal) or None,
-        )
-        for one in paying
-    ]
     usable = {one.id for one in paying if not one.refusal}
     lost = sorted({job.sponsor for job in several.jobs} - usable)
     none = f"{' and '.join(lost)}, which paid for some, does not pay for yours: choose another."
-    warning = el("span.bh-sub.bh-warn", none) if lost and not several.sponsor else None
-    return _choice(
-        "sponsor", "Paid by", several.sponsor, options, [warning, sponsors.refusals(paying, several.sponsor)]
-    )
-
-
-def _choice(name: str, label: str, chosen: str, options: Sequence[Element], hint: Child = None) -> Element:
-    ident = f"several-{name}"
-    return el(
-        "div.bh-field",
-        el("label", label, for_=ident),
-        el("select", AS_THEY_WERE, options, id=ident, name=name, value=chosen),
-        el("p.bh-hint", hint),
-        key=name,
+    warning = [el("span.bh-sub.bh-warn", none)] if lost and not several.sponsor else []
+    return form.select(
+        "sponsor",
+        "Paid by",
+        [AS_THEY_WERE, *sponsors.options(paying, several.sponsor)],
+        several.sponsor,
+        [*warning, *sponsors.refusals(paying, several.sponsor)],
+        ident="several-sponsor",
     )
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from beamhub.schemas import Licence, Sponsor
 from beamhub.terms import Case, describe, refusal
 
+from beamhub_cockpit import form
 from beamhub_cockpit.format import cpu_hours
 from beamhub_cockpit.html import Element, el
 
@@ -22,6 +23,11 @@ def label(sponsor: Sponsor) -> str:
     """A licence in a list to choose from."""
     left = "does not pay here" if sponsor.refusal else f"{cpu_hours(sponsor.available)} left"
     return f"{sponsor.title} · {left}"
+
+
+def options(sponsors: Sequence[Sponsor], chosen: str) -> list[Element]:
+    """The licences to choose from; one that does not pay can't be chosen."""
+    return [form.option(one.id, label(one), chosen, disabled=bool(one.refusal)) for one in sponsors]
 
 
 def refusals(sponsors: Sequence[Sponsor], chosen: str) -> list[Element]:

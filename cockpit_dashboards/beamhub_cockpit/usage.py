@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from beamhub.schemas import Licence, UsageKey, UsageRow
@@ -50,13 +51,21 @@ def panel(rows: Sequence[UsageRow], by: UsageKey, links: Links) -> Element:
 def _row(name: str, row: UsageRow, most: int) -> Element:
     return el(
         "li.bh-licence.bh-usage-row",
-        el("span.bh-licence-title", name),
+        el("span.bh-licence-title", _title(name)),
         el("span.bh-licence-left", cpu_hours(row.cpu_seconds)),
         bar(row.cpu_seconds / most, f"{name}: CPU-hours"),
         el("span.bh-licence-line", plural(row.jobs, "job")),
         key=name,
         data_usage=name,
     )
+
+
+def _title(name: str) -> str:
+    """ "2026-11" is November 2026; all else is what it is called."""
+    try:
+        return f"{datetime.strptime(name, '%Y-%m').replace(tzinfo=UTC):%B %Y}"
+    except ValueError:
+        return name
 
 
 def top_up(licence: Licence, do: Callable[[Mapping[str, str]], None]) -> Question:

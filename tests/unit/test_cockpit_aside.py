@@ -61,7 +61,7 @@ def test_all_that_a_heartbeat_tells_is_shown() -> None:
     [state] = find(shown, "bh-agent-state")
     assert text(state) == "connected"
     facts = {text(pair.children[0]): _plain(pair.children[1]) for pair in _pairs(shown)}
-    assert (facts["Host"], facts["Version"]) == ("det-1", "1.2.3")
+    assert (facts["Host"], facts["Agent"]) == ("det-1", "1.2.3")
     assert facts["Free disk"] == "7.0 TB"
     [speed] = find(shown, "bh-upload-rate")
     assert _plain(speed) == "250 MB/s"

@@ -56,13 +56,13 @@ def test_the_history_says_what_differs_who_did_what_and_how_often() -> None:
         exit_code=137,
         cell=None,
     )
-    shown = el("div", show(job(2, parent=1, repeats=1), lineage, steps, [attempt], Links("/", "ben")))
+    shown = el("div", show(job(2, parent=1, repeats=1), lineage, steps, [attempt], {}, Links("/", "ben")))
     assert text(find(shown, "bh-difference")[0]) == "Limit2.1–"
     assert "Cancelled by ada: <i>why</i>." in text(find(shown, "bh-step")[0])
-    assert "pid 7" in text(find(shown, "bh-attempt")[0])
+    assert "process 7" in text(find(shown, "bh-attempt")[0])
     assert [text(line) for line in find(shown, "bh-removed")] == ["-<b>old</b>\n"]
     assert "job #1" in text(find(shown, "bh-repeats")[0])
-    assert not find(el("div", show(job(2), None, [], [], Links("/", "ben"))), "bh-difference")
+    assert not find(el("div", show(job(2), None, [], [], {}, Links("/", "ben"))), "bh-difference")
 
 
 def test_what_a_job_has_drawn_itself_is_not_drawn_again() -> None:

@@ -33,7 +33,7 @@ def test_files_stand_by_their_reasons_the_many_first() -> None:
 def test_a_group_of_thousands_is_drawn_in_part_and_told_in_full() -> None:
     unsent = Unsent("mx-1", files("failed", "EIO", control.KNOWN))
     agent = AgentStatus(host="det", version="1", connected=True, last_seen=NOW, failed=4321)
-    shown = control.dialog(unsent, agent, [])
+    shown = control.show(unsent, agent, [])
     [listed] = find(shown, "bh-unsent-files")
     assert len(find(listed, "bh-unsent-name")) == control.SHOWN
     assert f"and {control.KNOWN - control.SHOWN}".replace(",", "") in text(listed).replace("\u202f", "")
@@ -44,7 +44,7 @@ def test_a_group_of_thousands_is_drawn_in_part_and_told_in_full() -> None:
 def test_what_was_left_out_is_listed_with_who_said_so_and_why_and_can_be_sent() -> None:
     told = files("skipped", "skipped by sam: ice on the crystal", 2) + files("failed", "EIO", 1)
     agent = AgentStatus(host="det", version="1", connected=True, last_seen=NOW, failed=1, skipped=2)
-    failed, skipped = find(control.dialog(Unsent("mx-1", told), agent, []), "bh-unsent-group")
+    failed, skipped = find(control.show(Unsent("mx-1", told), agent, []), "bh-unsent-group")
     assert [text(reason) for reason in find(skipped, "bh-unsent-reason")] == [
         "skipped by sam: ice on the crystal"
     ]
@@ -67,7 +67,7 @@ def test_signing_off_offers_what_can_be_done_now(state: FinalisationState | None
             created_by="sam",
             ended=NOW,
         )
-    shown = finalise.dialog(experiment(), seen, "", LINKS)
+    shown = finalise.show(experiment(), seen, "", LINKS)
     begins, forces, links = (
         len(find(shown, name)) for name in ("bh-finalise-begin", "bh-finalise-force", "bh-manifest")
     )

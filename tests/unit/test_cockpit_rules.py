@@ -19,10 +19,11 @@ from beamhub.schemas import (
     TriggerVersion,
 )
 from beamhub_cockpit import ruleform, ruletext
+from beamhub_cockpit.draft import CHOSEN, Draft
 from beamhub_cockpit.form import PREFIX
 from beamhub_cockpit.html import Element, find, text
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.ruleform import CHOSEN, Around, Draft
+from beamhub_cockpit.ruleform import Around
 from beamhub_cockpit.ruletext import Difference
 from hypothesis import given
 from hypothesis import strategies as st

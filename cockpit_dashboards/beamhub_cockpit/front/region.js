@@ -23,6 +23,7 @@ const PLAIN = new Set(("alt autocomplete class colspan disabled download for hid
   "type width height datetime").split(" "));
 const LINK = /^(https?:\/\/|\/(?![\/\\])|#|\?)/;
 const RESYNC = "bh-resync"; // on the window: the connection is back after a silence
+const ASKED = "bh-asked"; // on the window: the kernel was told what the reader has done
 const PROPERTIES = new Set(["value", "checked", "selected", "disabled", "readonly", "required", "hidden"]);
 
 // ---- times that keep themselves current ------------------------------------------------------------------------
@@ -37,7 +38,13 @@ export function ago(iso, now = Date.now() + skew) {
   if (s < 60) return `${s} s ago`;
   if (s < 3600) return `${Math.floor(s / 60)} min ago`;
   if (s < 86400) return `${Math.floor(s / 3600)} h ago`;
-  return new Date(then).toLocaleString("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+  const year = now - then > 300 * 86400e3 ? { year: "numeric" } : {};
+  return new Date(then).toLocaleString("en-GB", { day: "numeric", month: "short", ...year, hour: "2-digit", minute: "2-digit", timeZoneName: "short" });
+}
+
+// A moment in full, with its zone: people of one beamtime sit in several.
+export function moment(iso) {
+  return new Date(iso).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "long" });
 }
 
 export function elapsed(iso, now = Date.now() + skew) {
@@ -102,7 +109,7 @@ function setAttribute(node, name, value, context) {
     if (value === null) delete node.dataset[name];
     else {
       node.dataset[name] = value;
-      if (name === "ago") node.title = new Date(value).toLocaleString("en-GB");
+      if (name === "ago") [node.title, node.dateTime] = [moment(value), value];
       setText(node, name === "ago" ? ago(value) : elapsed(value));
     }
   } else if (name === "vars") {
@@ -217,7 +224,10 @@ export default {
     el.classList.add("bh-region");
     const urls = new Map(); // name -> [bytes, object URL]
     const context = {
-      send: (message) => model.send(message),
+      send: (message) => {
+        window.dispatchEvent(new Event(ASKED));
+        model.send(message);
+      },
       blob(name) {
         const bytes = model.get("blobs")[name];
         if (!bytes) return null;
@@ -280,7 +290,7 @@ function signIn(service) {
 // The outermost region watches the way to its kernel: without an answer for a while a banner says so; when the server
 // answers again but this kernel does not, the page is loaded anew (what it shows is all in its address).
 function watch(model) {
-  const EVERY = 4000, LATE = 11000, GIVEN_UP = 25000;
+  const EVERY = 4000, LATE = 11000, GIVEN_UP = 25000, SLOW = 500;
   let heard = Date.now(), sent = Date.now();
   const banner = document.createElement("div");
   banner.className = "bh-banner bh-banner-lost";
@@ -288,7 +298,23 @@ function watch(model) {
   banner.hidden = true;
   document.body.prepend(banner);
 
+  // Whoever has clicked sees that it is being done, where that takes longer than a moment.
+  let slow = 0, asked = 0;
+  const onAsked = () => {
+    asked += 1;
+    slow ||= setTimeout(() => document.documentElement.classList.add("bh-waiting"), SLOW);
+  };
+  const onDid = () => {
+    asked = Math.max(0, asked - 1);
+    if (asked) return;
+    clearTimeout(slow);
+    slow = 0;
+    document.documentElement.classList.remove("bh-waiting");
+  };
+  window.addEventListener(ASKED, onAsked);
+
   const onMessage = (message) => {
+    if (message?.did !== undefined) return onDid();
     if (message?.pong === undefined) return;
     const silent = Date.now() - heard;
     heard = Date.now();
@@ -308,8 +334,9 @@ function watch(model) {
     } catch { // there is no connection at all: silence, as counted below
     }
     const silent = Date.now() - heard;
-    if (silent < LATE) return;
-    banner.textContent = `No connection for ${Math.round(silent / 1000)} s. What you see may be out of date; it resumes by itself.`;
+    if (silent < LATE && navigator.onLine) return;
+    const since = silent < LATE ? "" : ` for ${Math.round(silent / 1000)} s`;
+    banner.textContent = `No connection${since}. What you see may be out of date; it resumes by itself.`;
     banner.hidden = false;
     if (silent < GIVEN_UP || asking) return;
     asking = true;
@@ -331,12 +358,18 @@ function watch(model) {
   const signing = setTimeout(signIn, EVERY / 2, model.get("service"));
   const comeBack = () => document.visibilityState === "visible" && beat();
   document.addEventListener("visibilitychange", comeBack);
+  window.addEventListener("offline", beat); // says so at once
+  window.addEventListener("online", beat);
   const restored = (e) => e.persisted && location.reload();
   window.addEventListener("pageshow", restored);
   return () => {
     clearInterval(timer);
+    clearTimeout(slow);
     clearTimeout(signing);
+    window.removeEventListener(ASKED, onAsked);
     document.removeEventListener("visibilitychange", comeBack);
+    window.removeEventListener("offline", beat);
+    window.removeEventListener("online", beat);
     window.removeEventListener("pageshow", restored);
     banner.remove();
   };
