@@ -33,8 +33,8 @@ class Whole:
     key: str | None = None
 
     def checked(self, experiment: str | None) -> Announced:
-        """What is known of it, once its bytes are those that were announced. Raises Invalid,
-        ChecksumMismatch."""
+        """What is known of it, once its bytes are those that were announced. Raises BadName,
+        Invalid, ChecksumMismatch."""
         size = len(self.content)
         file = Announced(self.path, size, self.digest, experiment)
         file.check()

@@ -64,6 +64,13 @@ class Invalid(BeamhubError):
     title = "Not valid"
 
 
+class BadName(Invalid):
+    """A path that nothing can have here: a request that asks for it is no good, whatever else it says."""
+
+    status = 400
+    title = "Bad name"
+
+
 class ChecksumMismatch(BeamhubError):
     """The bytes that arrived are not the bytes that were sent (460 is tus's own status code)."""
 

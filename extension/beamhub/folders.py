@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from beamhub.errors import Invalid, NotFound
+from beamhub.errors import BadName, NotFound
 from beamhub.schemas import File
 
 RAW, PROCESSED, SHARED, INCOMING = "raw", "processed", "shared", ".incoming"
@@ -37,7 +37,7 @@ INVISIBLE = re.compile(
 def parse(path: str, *, new: bool = False) -> PurePosixPath:
     """A relative path out of a request, if it is one that can be published, listed and typed again.
 
-    Raises Invalid for absolute paths, `..`, names that are hidden, unprintable, too long or not portable, and
+    Raises BadName for absolute paths, `..`, names that are hidden, unprintable, too long or not portable, and
     for a `new` file also for names that the service itself gives.
     """
     parts = path.split("/")
@@ -49,7 +49,7 @@ def parse(path: str, *, new: bool = False) -> PurePosixPath:
     if new and not complaint:
         complaint = next(filter(None, map(_complaint_of_new, parts)), "")
     if complaint:
-        raise Invalid(
+        raise BadName(
             f"The path {path[:200]!r} is not allowed: {complaint}.", "Rename the file and send it again."
         )
     return PurePosixPath(path)

@@ -98,7 +98,7 @@ class JobFolder:
         return (self.path / "notebook.ipynb").exists()
 
     def open(self, path: str) -> BinaryIO:
-        """The file at `path`, relative to the folder. Raises Invalid or NotFound."""
+        """The file at `path`, relative to the folder. Raises BadName or NotFound."""
         return self._open(folders.parse(path))
 
     def files(self, below: PurePosixPath = ALL) -> list[File]:

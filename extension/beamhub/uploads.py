@@ -35,7 +35,7 @@ from beamhub.announcements import (
     writable,
 )
 from beamhub.body import Body
-from beamhub.errors import Conflict, DigestRequired, Forbidden, Gone, Invalid
+from beamhub.errors import BadName, Conflict, DigestRequired, Forbidden, Gone, Invalid
 from beamhub.events import Live
 from beamhub.incoming import Held, explained
 from beamhub.leftovers import Leftovers
@@ -104,8 +104,9 @@ class Uploads:
         `digest_follows`, nothing is published before `append` has brought that digest. Who announces
         it again with the same `key` gets the upload that the first announcement began, also when a kill has
         kept its answer back. With `partial`, it is a part for `concatenate`, and never published by itself.
-        Raises Invalid, Conflict (no active experiment), Unavailable (paused), QuotaExceeded, DiskFull,
-        DigestRequired (there is a file of this name and size, and only the digest tells whether it is this).
+        Raises BadName, Invalid, Conflict (no active experiment), Unavailable (paused), QuotaExceeded,
+        DiskFull, DigestRequired (there is a file of this name and size, and only the digest tells whether it
+        is this).
         """
         concat = PARTIAL if partial else None
         file = Announced(path, size, digest, experiment, concat=concat, digest_follows=digest_follows)
@@ -182,9 +183,13 @@ class Uploads:
         this), NotFound, ChecksumMismatch (it is not as announced, or has changed).
         """
         where = PurePosixPath(source)
+        if not where.is_absolute() or ".." in where.parts or "\0" in source:
+            raise BadName(
+                f"{source[:200]!r} is no absolute path without `..`.", "Say where the file lies, in full."
+            )
         roots = self._in_place.get(principal.instrument or "", ())
         root = next((root for root in roots if where.is_relative_to(root)), None)
-        if root is None or ".." in where.parts or "\0" in source:
+        if root is None:
             raise Forbidden(
                 f"{principal.name} may not register {source[:200]!r}: it does not lie in a folder that is "
                 "open for this.",

@@ -329,7 +329,7 @@ def test_files_of_an_experiment(service: RunningService, tmp_path: Path) -> None
     ):
         with pytest.raises(ApiError) as error:
             ada.file(beamtime.experiment, path)
-        assert error.value.status in (404, 422)
+        assert error.value.status in (400, 404)
 
 
 def test_a_file_is_digested_while_it_is_sent(service: RunningService, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import select
 import socket
@@ -14,7 +15,7 @@ import httpx
 import pytest
 import xxhash
 from beamhub.incoming import BLOCK
-from beamhub.schemas import UploadState
+from beamhub.schemas import BATCH, UploadState
 from beamhub.testing import Beamtime, RunningService, running_service
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -90,8 +91,40 @@ def test_a_name_that_misleads_is_refused(
     service: RunningService, beamtime: Beamtime, agent: httpx.Client, name: str
 ) -> None:
     answer = agent.post("uploads", headers={"Upload-Length": "0", **metadata(filename=name)})
-    assert (answer.status_code, answer.json()["title"]) == (422, "Not valid"), name
+    assert (answer.status_code, answer.json()["title"]) == (400, "Bad name"), name
     assert service.client("ada").files(beamtime.experiment) == []
+
+
+NOWHERE = ["../x", "/etc/x", "a\0x", ".incoming/x", "x" * 1100]
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_every_other_door_refuses_such_a_name_too(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client, name: str
+) -> None:
+    ada = {"Authorization": f"token {service.tokens['ada']}"}
+    head = json.dumps({"files": [{"filename": name, "size": 0}]}).encode() + b"\n"
+    together = agent.post("uploads/batch", content=head, headers={"Content-Type": BATCH})
+    part = metadata(filename=name) | {"Upload-Length": "0", "Upload-Concat": "partial"}
+    mine = metadata(filename=name, experiment=beamtime.experiment) | {"Upload-Length": "0"}
+    listed = agent.get(f"experiments/{beamtime.experiment}/files", params={"prefix": name}, headers=ada)
+    answers = {
+        "part": agent.post("uploads", headers=part),
+        "member": agent.post("uploads", headers=mine | ada),
+        "list": listed,
+    }
+    for door, answer in answers.items():
+        assert (answer.status_code, answer.json()["title"]) == (400, "Bad name"), (door, answer.text)
+    assert together.json()["title"] == "Bad name", together.text
+    assert service.client("ada").files(beamtime.experiment) == []
+
+
+@pytest.mark.parametrize("source", ["x", "/storage/../etc/x", "/storage/a\0x", ""])
+def test_a_source_that_is_no_full_path_is_refused(agent: httpx.Client, source: str) -> None:
+    digest = f"xxh128:{xxhash.xxh3_128_hexdigest(b'')}"
+    lying = {"source": source, "filename": "x", "size": 0, "digest": digest}
+    answer = agent.post("uploads/in-place", json=lying)
+    assert (answer.status_code, answer.json()["title"]) == (400, "Bad name")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +233,7 @@ def test_an_upload_that_trickles_is_ended_and_goes_on_later(impatient: RunningSe
     beamtime = impatient.beamtime()
     content = os.urandom(10_000)
     with agent_of(impatient, beamtime.agent_token) as agent:
+        agent.headers["Connection"] = "close"  # one that rests is ended after half a second, too
         url = announce(agent, "slow", len(content))
         with open_patch(impatient, beamtime.agent_token, url, len(content)) as connection:
             sent = 0

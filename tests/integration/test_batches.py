@@ -62,7 +62,7 @@ def test_each_file_has_its_own_problem(agent: httpx.Client) -> None:
     first, second, third = Deliveries.model_validate_json(answer.content).items
     assert first.problem is None
     assert second.problem is not None
-    assert (second.problem.status, second.upload) == (422, None)
+    assert (second.problem.status, second.upload) == (400, None)
     assert third.problem is not None
     assert third.problem.status == 460
 

@@ -172,7 +172,7 @@ def test_files_go_there_and_back(shell: Shell, beamtime: Beamtime, tmp_path: Pat
     small[-1].write_text("x")
     *done, refused = told(shell("ada", "upload", "send-small", beamtime.experiment, *small, "--json"))
     assert [one["upload"]["path"] for one in done] == [f"shared/{number}.log" for number in range(300)]
-    assert refused["problem"]["status"] == 422
+    assert refused["problem"]["status"] == 400
     listed = shell("ada", "upload", "send-small", beamtime.experiment, small[0], small[-1]).stdout
     assert "shared/0.log" in listed
     assert "must not begin" in listed

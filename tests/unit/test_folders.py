@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from beamhub import folders
-from beamhub.errors import Invalid, NotFound
+from beamhub.errors import BadName, NotFound
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +41,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("path", HOSTILE)
 def test_hostile_paths_are_refused_in_printable_words(path: str) -> None:
-    with pytest.raises(Invalid) as error:
+    with pytest.raises(BadName) as error:
         folders.parse(path)
     assert error.value.detail.isprintable()
 
@@ -50,7 +50,7 @@ def test_hostile_paths_are_refused_in_printable_words(path: str) -> None:
 def test_what_is_accepted_stays_below_and_comes_back_as_it_was(path: str) -> None:
     try:
         accepted = folders.parse(path, new=True)
-    except Invalid:
+    except BadName:
         return
     assert str(accepted) == path
     assert not accepted.is_absolute()
@@ -62,7 +62,7 @@ def test_what_is_accepted_stays_below_and_comes_back_as_it_was(path: str) -> Non
 @pytest.mark.parametrize("path", ["version-2/a.h5", "a/version-17/b", "version-2"])
 def test_the_names_of_versions_are_given_by_the_service(path: str) -> None:
     assert str(folders.parse(path)) == path
-    with pytest.raises(Invalid):
+    with pytest.raises(BadName):
         folders.parse(path, new=True)
 
 

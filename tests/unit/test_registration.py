@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from beamhub.access import Principal
 from beamhub.digests import Running
-from beamhub.errors import ChecksumMismatch, Forbidden, NotFound
+from beamhub.errors import BadName, ChecksumMismatch, Forbidden, NotFound
 from beamhub.incoming import BLOCK, Held, Incoming, Source, running_digest
 from beamhub.schemas import Upload, UploadState
 
@@ -105,11 +105,11 @@ async def test_nothing_else_can_be_registered(site: Site, storage: Path, tmp_pat
     os.mkfifo(storage / "fifo")
     for source, error in (
         (secret, Forbidden),
-        (f"{storage}/../../secret", Forbidden),
+        (f"{storage}/../../secret", BadName),
         (f"{storage}-2/secret", Forbidden),
-        (f"{storage}/a\0", Forbidden),
-        ("run/a.bin", Forbidden),
-        ("", Forbidden),
+        (f"{storage}/a\0", BadName),
+        ("run/a.bin", BadName),
+        ("", BadName),
         (storage / "link", NotFound),
         (storage / "folder" / "secret", NotFound),
         (storage / "fifo", NotFound),
@@ -119,6 +119,9 @@ async def test_nothing_else_can_be_registered(site: Site, storage: Path, tmp_pat
         with pytest.raises(error):
             await register(site, source, b"12345")
     (storage / "a").write_bytes(b"12345")
+    for name in ("../a", "/a", ".a", "a\0", "a" * 1000):
+        with pytest.raises(BadName):
+            await site.uploads.register(AGENT, f"{storage}/a", name, 5, xxh128(b"12345"))
     for who in (OTHER_AGENT, ADA, SAM):
         with pytest.raises(Forbidden):
             await register(site, storage / "a", b"12345", who)

@@ -181,12 +181,9 @@ class Service:
             RestartError: what the service has read is not what was announced.
             RefusedError
         """
-        try:
-            registration = Registration(
-                source=source, filename=name, size=size, digest=digest, experiment=experiment
-            )
-        except ValidationError as error:
-            raise RefusedError(f"has a name that can't travel: {error.errors()[0]['msg']}") from error
+        registration = Registration(
+            source=source, filename=name, size=size, digest=digest, experiment=experiment
+        )
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         content = registration.model_dump_json().encode()
         response = await self._send("POST", "uploads/in-place", headers, content)

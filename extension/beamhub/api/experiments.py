@@ -29,7 +29,7 @@ class ExperimentQuery(Paging):
 
 
 class FileQuery(Paging):
-    prefix: str = Field("", max_length=1000, description="only files below this folder")
+    prefix: str = Field("", description="only files below this folder")
 
 
 class SponsorQuery(Paging):

@@ -48,8 +48,8 @@ class Upload(Model):
 class Registration(Request):
     """A file that lies on storage which the service sees, to be published without sending its bytes."""
 
-    source: str = Field(max_length=4096, description="its absolute path, as the service sees it")
-    filename: str = Field(max_length=1000, description="its path below raw/")
+    source: str = Field(description="its absolute path, as the service sees it")
+    filename: str = Field(description="its path below raw/")
     size: int = Field(ge=0, le=2**63 - 1)
     digest: Digest
     experiment: str | None = Field(None, description="that has to be active; without it, the one that is")
