@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from beamhub.digests import ALGORITHMS
+from beamhub.errors import Invalid
+from beamhub.schemas import DigestAlgorithm
+
 PIECE = 256 * 2**10  # bytes
 
 
@@ -17,6 +21,38 @@ class Body(Protocol):
 
     def take(self, buffer: memoryview) -> int:
         """Puts what is there into the buffer, from its beginning; how many bytes, 0 if there are none now."""
+
+
+class Followed:
+    """A body that is followed by the digest of the file up to there, which its sender knows only then."""
+
+    def __init__(self, body: Body, length: int, algorithm: DigestAlgorithm) -> None:
+        """`length`: of both together. Raises Invalid where that is too little for a digest."""
+        size = len(ALGORITHMS[algorithm]().digest())
+        if length < size:
+            raise Invalid(f"{length} bytes don't end with the {size} of its {algorithm}.", "Send it, too.")
+        self._algorithm = algorithm
+        self._body = body
+        self._left = length - size
+        self._digest = memoryview(bytearray(size))
+        self._known = 0  # bytes of the digest
+
+    @property
+    def digest(self) -> str | None:
+        """As `algorithm:hexadecimal`, once it has come."""
+        return f"{self._algorithm}:{self._digest.hex()}" if self._known == len(self._digest) else None
+
+    async def come(self) -> bool:
+        if self._left:
+            return await self._body.come()
+        while self._known < len(self._digest) and await self._body.come():
+            self._known += self._body.take(self._digest[self._known :])
+        return False
+
+    def take(self, buffer: memoryview) -> int:
+        count = self._body.take(buffer[: self._left])
+        self._left -= count
+        return count
 
 
 class Chunks:

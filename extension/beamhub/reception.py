@@ -14,7 +14,7 @@ from functools import partial
 
 from beamhub.access import Principal
 from beamhub.announcements import MAX_SIZE, Quota
-from beamhub.body import Body, pieces
+from beamhub.body import Body, Followed, pieces
 from beamhub.digests import ALGORITHMS, Hasher
 from beamhub.errors import ChecksumMismatch, Conflict, Invalid, QuotaExceeded, TooLarge, TooMany
 from beamhub.events import Live
@@ -74,7 +74,8 @@ class Reception:
     async def receive(
         self, upload: Upload, file: Held, body: Body, checksum: tuple[str, bytes] | None
     ) -> None:
-        """Adds a body to the file, and to the running digest if all before it is in there."""
+        """Adds a body to the file, and to the running digest if all before it is in there. Bytes that neither
+        the checksum nor the digest behind them fits are forgotten: ChecksumMismatch."""
         if checksum is not None and checksum[0] not in CHECKSUMS:
             raise Invalid(
                 f"The checksum {checksum[0]!r} is not known.", f"Use one of {', '.join(CHECKSUMS)}."
@@ -95,9 +96,7 @@ class Reception:
                     self._tell(upload, file.position)
                     told = time.monotonic()
             if checksum and hasher and not secrets.compare_digest(hasher.digest(), checksum[1]):
-                raise ChecksumMismatch(
-                    f"A part of {upload.path} was damaged on its way.", "Send it again from the same offset."
-                )
+                raise _damaged(upload)
         except BaseException as error:
             # what no checksum vouches for, or a full disk has cut, has not arrived
             await self._workers.whole(file.cut, upload.offset if checksum else file.position)
@@ -106,6 +105,10 @@ class Reception:
                 raise explained(error, upload) from error
             raise
         self._underway.keep(upload, file, running)
+        digest = body.digest if isinstance(body, Followed) else None
+        if digest and not self._underway.agrees(upload, file, digest):
+            await self._workers.whole(self._underway.take_back, upload, file)
+            raise _damaged(upload)
         self._tell(upload, file.position)
 
     async def replace(self, file: Held, begin: int, end: int, body: Body) -> None:
@@ -157,3 +160,9 @@ class Reception:
             subject=upload.id,
             data={"path": upload.path, "size": max(upload.size, offset), "offset": offset},
         )
+
+
+def _damaged(upload: Upload) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"A part of {upload.path} was damaged on its way.", "Ask for the offset, and send from there on."
+    )

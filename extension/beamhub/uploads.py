@@ -34,7 +34,7 @@ from beamhub.announcements import (
     settled,
     writable,
 )
-from beamhub.body import Body
+from beamhub.body import Body, Followed
 from beamhub.errors import BadName, Conflict, DigestRequired, Forbidden, Gone, Invalid
 from beamhub.events import Live
 from beamhub.incoming import Held, explained
@@ -331,9 +331,11 @@ class Uploads:
         """Adds bytes from `offset` on; after the last one the file is verified and published.
 
         `checksum` (algorithm, digest) is of these bytes; if it does not fit, they are discarded. Without
-        one, what has come before the connection broke is kept. `size` and `digest` are of the whole file,
-        where its announcement has left them open. Raises Conflict (wrong offset, or another
-        request is sending: nothing is changed), ChecksumMismatch, TooLarge, DiskFull, Gone, Invalid.
+        one, what has come before the connection broke is kept. The digest behind a `Followed` body is of all
+        of the file up to there; if it does not fit, what has come since one last did is discarded.
+        `size` and `digest` are of the whole file, where its announcement has left them open. Raises Conflict
+        (wrong offset, or another request is sending: nothing is changed), ChecksumMismatch, TooLarge,
+        DiskFull, Gone, Invalid.
         """
         upload = await self._store.read(lambda tx: continued(tx, principal, id_))
         if upload.state is UploadState.FAILED:
@@ -363,6 +365,9 @@ class Uploads:
             upload = upload.model_copy(
                 update={"offset": arrived, "size": arrived if upload.deferred else upload.size}
             )
+            followed = body.digest if isinstance(body, Followed) and arrived == upload.size else None
+            if followed and upload.digest_follows and not upload.deferred:
+                upload = await self._store.write(lambda tx: settled(tx, upload, None, followed))
             if not is_whole(upload, arrived) or upload.concat == PARTIAL:
                 return upload
             # a sender that goes away now does not stop what it has waited for

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from beamhub.agent.config import Config
+from beamhub.agent.file import Digesting
 from beamhub.agent.service import (
+    DamagedError,
     DigestRequiredError,
     OffsetError,
     RefusedError,
@@ -73,6 +75,10 @@ async def stranger(
         await service.close()
         server.close()
         await server.wait_closed()
+
+
+async def zeros(count: int) -> AsyncIterator[bytes]:
+    yield bytes(count)
 
 
 async def nothing() -> AsyncIterator[bytes]:
@@ -145,7 +151,7 @@ async def test_an_impossible_offset(tmp_path: Path, offset: str) -> None:
         (423, OffsetError),
         (404, RestartError),
         (410, RestartError),
-        (460, RestartError),
+        (460, DamagedError),
         (403, RefusedError),
         (413, RefusedError),
         (429, UnavailableError),
@@ -224,8 +230,10 @@ async def test_a_digest_that_comes_at_the_end(tmp_path: Path) -> None:
         with pytest.raises(DigestRequiredError):
             await service.create("a", 5, "xxh128", experiment=None, key="k")
     async with stranger("HTTP/1.1 204 No Content\nUpload-Offset: 5\n\n", tmp_path) as (server, service):
-        assert await service.append("/uploads/1", 5, 5, 0, nothing(), DIGEST) == 5
-        assert "Upload-Metadata: xxh128 MDAwMDAwMDAw" in server.requests[0]
+        digesting = Digesting("xxh128")
+        assert await service.append("/uploads/1", 5, 5, 0, zeros(16), digesting) == 5
+        assert "Upload-Digest-Follows: xxh128\r\n" in server.requests[0]
+        assert "Content-Length: 16\r\n" in server.requests[0]
 
 
 async def test_a_name_in_any_script_travels(tmp_path: Path) -> None:

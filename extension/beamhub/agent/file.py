@@ -173,6 +173,11 @@ class Digesting:
         """Of all up to `position` (see beamhub.digests)."""
         return f"{self.algorithm}:{self._hasher.hexdigest()}"
 
+    @property
+    def size(self) -> int:
+        """Bytes of the digest itself."""
+        return len(self._hasher.digest())
+
 
 def rest(file: int, path: str, stamp: Stamp, position: int = 0) -> bytes:
     """What an open file in the state `stamp` has from `position` on; little.

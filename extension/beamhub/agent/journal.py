@@ -204,6 +204,10 @@ class Journal(Snapshot):
         """With which key the file is announced, and its digest where that is known already."""
         self._execute("UPDATE files SET digest = ?, key = ? WHERE path = ?", (digest, key, path))
 
+    def digested(self, path: str, digest: str) -> None:
+        """The digest of a file that is on its way."""
+        self._execute("UPDATE files SET digest = ? WHERE path = ?", (digest, path))
+
     def hashed_all(self, files: Mapping[str, tuple[str, str]]) -> None:
         """As `hashed`, of many files: path -> (digest, key)."""
         told = json.dumps([[path, *one] for path, one in files.items()])

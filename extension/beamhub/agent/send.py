@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
+from beamhub.digests import algorithm_of
 from beamhub.schemas import Upload, UploadState
 
 from .common import Common
@@ -36,6 +37,7 @@ from .parcel import body, pack
 from .queue import SMALL, Item, Queue
 from .service import (
     PART,
+    DamagedError,
     DigestRequiredError,
     OffsetError,
     RefusedError,
@@ -330,65 +332,47 @@ class Sender:
         surprises = 0
         while upload.state is UploadState.RECEIVING:
             item.sent = upload.offset
-            length = min(PART, size - upload.offset)
-            digest = None
-            if upload.digest_follows is None:
-                body = self._body(file, item, upload.offset, length)
-            else:
-                await self._catch_up(file, item, upload)
-                if size - upload.offset > CHUNK:
-                    length = min(PART, size - upload.offset - CHUNK)
-                    body = self._body(file, item, upload.offset, length)
-                else:
-                    body, digest = await self._ending(file, item, upload.offset)
+            digesting = await self._caught_up(file, item, upload)
+            part = max(upload.offset + self._common.throttle.part(PART), digesting.position)
+            length = min(part, size) - upload.offset
+            body = self._body(file, item, upload.offset, length)
+            told = not upload.deferred
             try:
                 offset = await self._common.service.append(
-                    location, size, upload.offset, length, body, digest, told=not upload.deferred
+                    location, size, upload.offset, length, body, digesting, told=told
                 )
             except OffsetError as error:
                 surprises += 1
+                damaged = isinstance(error, DamagedError)
+                if surprises == ATTEMPTS and damaged:
+                    await self._common.service.terminate(location)
+                    raise RestartError(str(error)) from error
                 if surprises == ATTEMPTS:
                     raise UnavailableError(str(error)) from error
                 upload = await self._common.service.upload(location)
+                if damaged:
+                    log.warning("%s: %s (byte %d)", printable(item.path), error, upload.offset)
             else:
+                surprises = 0
                 self._common.pause.end()
-                if offset == size and (digest or upload.digest_follows is None):  # verified and published
+                if offset == size:  # verified and published
                     return
-                upload = upload.model_copy(update={"offset": offset})
+                upload = upload.model_copy(update={"offset": offset, "deferred": False})
         if upload.state is UploadState.FAILED:
             raise RestartError(upload.error)
 
-    async def _catch_up(self, file: int, item: Item, upload: Upload) -> None:
+    async def _caught_up(self, file: int, item: Item, upload: Upload) -> Digesting:
         """The digest goes on from where the service is; before a restart it may have come further."""
-        assert upload.digest_follows  # noqa: S101 (so it was announced)
         if item.digesting is None:
-            item.digesting = Digesting(upload.digest_follows)
+            algorithm = upload.digest_follows or (upload.digest and algorithm_of(upload.digest))
+            item.digesting = Digesting(algorithm or self._common.config.upload.digest)
         stop = self._common.stop_reading
         await self._disk.ask(item.digesting.catch_up, file, item.stamp, upload.offset, stop)
-
-    async def _ending(self, file: int, item: Item, offset: int) -> tuple[AsyncIterator[bytes], str]:
-        """The last bytes of a file, and its digest, which has to be known before they are sent."""
-        assert item.digesting  # noqa: S101 (it has come as far as this)
-        content = await self._disk.ask(rest, file, item.path, item.stamp, offset)
-        item.digesting.add(content, offset)
-        digest = item.digesting.digest()
-        entry = self._common.journal.find(item.path)
-        if entry and entry.key:
-            self._common.journal.hashed(item.path, digest, entry.key)
-        return self._pieces(item, content, offset), digest
-
-    async def _pieces(self, item: Item, content: bytes, offset: int) -> AsyncIterator[bytes]:
-        done = 0
-        while done < len(content):
-            length = self._common.throttle.piece(len(content) - done)
-            await self._common.throttle.take(length)
-            yield content[done : done + length]
-            done += length
-            item.sent = offset + done
-            self._common.rate.add(length)
+        return item.digesting
 
     async def _body(self, file: int, item: Item, offset: int, length: int) -> AsyncIterator[bytes]:
-        """A part of a file, piece by piece; while one is sent, the next is read and goes into the digest."""
+        """A part of a file, piece by piece, and the digest of all up to its end. While a piece is sent, the
+        next is read and goes into the digest."""
         end, throttle = offset + length, self._common.throttle
 
         def ahead(position: int) -> asyncio.Future[bytes] | None:
@@ -401,8 +385,8 @@ class Sender:
                 chunk = await reading
                 reading = ahead(offset + len(chunk))
                 await throttle.take(len(chunk))
-                if offset + len(chunk) == item.stamp.size and await self._disk.ask(moved, file, item.path):
-                    raise GoneError(item.name)  # what it is called now is sent by that name
+                if offset + len(chunk) == item.stamp.size:
+                    await self._same_file(file, item)
                 yield chunk
                 offset += len(chunk)
                 item.sent = offset
@@ -410,6 +394,17 @@ class Sender:
         finally:
             if reading is not None and not reading.cancel():
                 reading.exception()  # nobody waits for it any more
+        assert item.digesting  # noqa: S101 (it has come as far as this)
+        digest = item.digesting.digest()
+        if offset == item.stamp.size:
+            await self._same_file(file, item)
+            self._common.journal.digested(item.path, digest)
+        yield bytes.fromhex(digest.partition(":")[2])
+
+    async def _same_file(self, file: int, item: Item) -> None:
+        """Raises GoneError when it is called otherwise by now: it is sent by that name."""
+        if await self._disk.ask(moved, file, item.path):
+            raise GoneError(item.name)
 
     async def give_up(self, path: str) -> None:
         """What has been sent of a file that has changed, or is called otherwise now, is of no use."""

@@ -26,6 +26,7 @@ from beamhub.schemas import (
 from beamhub.text import one_line
 
 from .config import Config, ConfigError
+from .file import Digesting
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,6 +68,10 @@ class OffsetError(Exception):
     """The service has another number of bytes than we thought: ask it."""
 
 
+class DamagedError(OffsetError):
+    """What came was not what was sent, and is forgotten."""
+
+
 class Service:
     """One instrument's view of the service. All its methods raise UnavailableError."""
 
@@ -77,7 +82,7 @@ class Service:
         self._base = httpx.URL(config.service.api)
         self._tls = config.service.tls()
         # one connection each: a client with many looks through all of them at each request
-        self._resting: list[httpx.AsyncClient] = []
+        self._resting: dict[httpx.AsyncClient, str] = {}  # and where its last request went
 
     async def close(self) -> None:
         for client in self._resting:
@@ -227,17 +232,17 @@ class Service:
         offset: int,
         length: int,
         body: AsyncIterator[bytes],
-        digest: str | None = None,
+        follows: Digesting | None = None,
         *,
         told: bool = True,
     ) -> int:
         """Sends `length` bytes from `offset` on; the answer is how many bytes the service has now.
 
-        When these are all, the service has verified and published the file; `digest` is of the whole file,
-        if it was not announced with one. `told`: the service knows its `size`.
+        When these are all, the service has verified and published the file. `follows`: the body has a digest
+        like this one behind these bytes, of all up to there. `told`: the service knows its `size`.
 
         Raises:
-            OffsetError, RestartError, RefusedError
+            DamagedError, OffsetError, RestartError, RefusedError
         """
         response = await self._send(
             "PATCH",
@@ -246,8 +251,8 @@ class Service:
                 **_TUS,
                 "Content-Type": _BYTES,
                 "Upload-Offset": str(offset),
-                "Content-Length": str(length),
-                **(_metadata(dict([digest.split(":")])) if digest else {}),
+                "Content-Length": str(length + (follows.size if follows else 0)),
+                **({"Upload-Digest-Follows": follows.algorithm} if follows else {}),
                 **({} if told else {"Upload-Length": str(size)}),
             },
             content=body,
@@ -270,7 +275,9 @@ class Service:
         match response.status_code:
             case 409 | 423:
                 raise OffsetError(_reason(response))
-            case 404 | 410 | 460:
+            case 460:
+                raise DamagedError(_reason(response))
+            case 404 | 410:
                 raise RestartError(_reason(response))
             case 400 | 403 | 413 | 415 | 422:
                 raise RefusedError(_reason(response))
@@ -296,9 +303,7 @@ class Service:
             self._base.copy_with(raw_path=where.encode()) if where.startswith("/") else self._base.join(where)
         )
         identity = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
-        client = (
-            self._resting.pop() if self._resting else httpx.AsyncClient(verify=self._tls, timeout=_TIMEOUT)
-        )
+        client = self._connection(where)
         try:
             response = await client.request(
                 method, url, headers={**identity, **(headers or {})}, content=content
@@ -308,7 +313,7 @@ class Service:
             reason = one_line(str(error), LONGEST_REASON) or type(error).__name__
             raise UnavailableError(f"{self._config.service.url} {what} ({reason})") from error
         finally:
-            self._resting.append(client)
+            self._resting[client] = where
         if response.status_code == 401:
             self._reread_token()
             raise UnavailableError(
@@ -316,6 +321,15 @@ class Service:
                 f"ask for a new one with `beamhub instrument token {self._instrument}`"
             )
         return response
+
+    def _connection(self, where: str) -> httpx.AsyncClient:
+        """All of an upload by one, where that can be: then one process of the service sees all of it come."""
+        known = next((client for client, last in self._resting.items() if last == where), None)
+        if known is None and not self._resting:
+            return httpx.AsyncClient(verify=self._tls, timeout=_TIMEOUT)
+        known = known or next(reversed(self._resting))
+        del self._resting[known]
+        return known
 
     def _reread_token(self) -> None:
         """A new token may have been put into the file while the agent runs."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 SLICE = 0.05  # seconds of sending in one piece: what is sent comes evenly
+REQUEST = 10.0  # seconds of sending in one request
 BURST = 0.1  # seconds of sending that may be caught up with after a standstill
 
 
@@ -22,6 +23,10 @@ class Throttle:
     def piece(self, most: int) -> int:
         """How many bytes, at most, to ask for at a time."""
         return most if self.rate is None else max(1, min(most, round(self.rate * SLICE)))
+
+    def part(self, most: int) -> int:
+        """How many bytes, at most, to send by one request: who is refused hears of it when all have gone."""
+        return most if self.rate is None else max(1, min(most, round(self.rate * REQUEST)))
 
     def reserve(self, count: int, now: float) -> float:
         """Hands out `count` bytes; how many seconds to wait before they may be sent."""

@@ -15,6 +15,7 @@ from pydantic import Field
 from beamhub.announcements import MAX_SIZE
 from beamhub.api.handler import Refusal
 from beamhub.api.routes import Call, Paging, Reply, route
+from beamhub.body import Body, Followed
 from beamhub.digests import ALGORITHMS
 from beamhub.errors import Gone, Invalid
 from beamhub.leftovers import EXPIRES
@@ -36,6 +37,12 @@ CONCAT: dict[str, dict[str, Any]] = {
 }
 CHECKSUM: dict[str, dict[str, Any]] = {
     "Upload-Checksum": {"type": "string", "description": "`algorithm base64`"}
+}
+FOLLOWS: dict[str, dict[str, Any]] = {
+    "Upload-Digest-Follows": {
+        "enum": list(ALGORITHMS),
+        "description": "the body ends with this digest, in binary, of the file from its beginning to there",
+    }
 }
 _SIZE = re.compile(r"[0-9]{1,18}")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/\*")
@@ -152,7 +159,7 @@ async def head_upload(call: Call, upload: str) -> Reply[None]:
     "PATCH",
     "uploads/{upload}",
     streams_body="application/offset+octet-stream",
-    headers=TUS | OFFSET | ANNOUNCED | CHECKSUM,
+    headers=TUS | OFFSET | ANNOUNCED | CHECKSUM | FOLLOWS,
 )
 async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     """Send the bytes from `Upload-Offset` on.
@@ -160,7 +167,12 @@ async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     The last ones are answered once the file has been verified and published. With `Upload-Checksum`, bytes
     that were damaged on their way are refused (460) and forgotten. What the announcement has left open comes
     with any of them, which may have no bytes: `Upload-Length`, and the digest of the whole file in
-    `Upload-Metadata`."""
+    `Upload-Metadata`.
+
+    With `Upload-Digest-Follows: xxh128`, which is not of tus, the body ends with 16 bytes more (`sha256`:
+    32): the digest of the file from its beginning to there. Where it does not fit, what has come since one
+    last did is forgotten (460), and the offset says where to go on. The one behind the last bytes is that of
+    the whole file. So a sender digests each byte once, and a damaged one costs one part."""
     _require_tus(call)
     _require_bytes(call)
     offset = _number(call, "Upload-Offset")
@@ -168,7 +180,7 @@ async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     size = _number(call, "Upload-Length") if "Upload-Length" in call.headers else None
     digest = _digest(_metadata(call.headers.get("Upload-Metadata", "")))
     found = await call.service.uploads.append(
-        call.principal, upload, offset, call.body, checksum, size=size, digest=digest
+        call.principal, upload, offset, _body(call), checksum, size=size, digest=digest
     )
     return Reply(None, 204, _progress(found))
 
@@ -296,11 +308,24 @@ def _digest(metadata: Mapping[str, str]) -> str | None:
     return digests[0] if digests else None
 
 
+def _body(call: Call) -> Body:
+    """The bytes of a file, and perhaps its digest behind them."""
+    name = call.headers.get("Upload-Digest-Follows")
+    if name is None:
+        return call.body
+    length = call.headers.get("Content-Length", "")
+    if not _SIZE.fullmatch(length):
+        raise Refusal(411, "Where a digest follows, the length has to be known.", "Send Content-Length.")
+    return Followed(call.body, int(length), _algorithm(name))
+
+
 def _following(metadata: Mapping[str, str]) -> DigestAlgorithm | None:
     """The algorithm of a digest that comes with the last bytes."""
     name = metadata.get("digest")
-    if name is None:
-        return None
+    return None if name is None else _algorithm(name)
+
+
+def _algorithm(name: str) -> DigestAlgorithm:
     for algorithm in ALGORITHMS:
         if name == algorithm:
             return algorithm
