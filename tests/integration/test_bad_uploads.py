@@ -284,3 +284,13 @@ def test_a_client_that_holds_many_requests_open_waits_for_itself(tmp_path: Path)
 
 def _offset(agent: httpx.Client, url: str) -> int:
     return int(agent.head(url).headers["Upload-Offset"])
+
+
+def test_a_length_that_is_none_is_refused(service: RunningService, beamtime: Beamtime) -> None:
+    path, told = httpx.URL(service.api).path, len(service.log)
+    for length in (b"\xb2", b"-1", b"1_0", b"9" * 5000):
+        head = f"POST {path}uploads HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {beamtime.agent_token}\r\n"
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+            connection.sendall(head.encode() + b"Content-Length: " + length + b"\r\n\r\n12345")
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 400 ")
+    assert "failed to answer" not in service.log[told:]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from http.client import HTTPConnection, HTTPResponse
 
@@ -83,6 +84,24 @@ def test_a_client_may_ask_before_it_sends_much_and_want_the_connection_closed(
     assert answer.startswith(b"HTTP/1.1 204 ")
     assert b"Connection: close\r\n" in answer
     assert agent.get(url).json()["state"] == "complete"
+
+
+def test_who_asks_before_it_sends_much_and_goes_leaves_nothing(
+    service: RunningService, beamtime: Beamtime, agent: httpx.Client
+) -> None:
+    url = announce(agent, "gone.bin", LARGE)
+    lines = [f"PATCH {httpx.URL(url).path} HTTP/1.1", "Host: a", f"Content-Length: {LARGE}"]
+    given = {"Authorization": f"Bearer {beamtime.agent_token}", **TUS, **BINARY, "Upload-Offset": "0"}
+    lines += [f"{name}: {value}" for name, value in (given | {"Expect": "100-continue"}).items()]
+    told = len(service.log)
+    for _ in range(30):
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            connection.sendall("\r\n".join([*lines, "\r\n"]).encode())
+    while send(agent, url, 0, bytes(LARGE)).status_code == 409:
+        continue  # one of them is just being given up
+    assert agent.get(url).json()["state"] == "complete"
+    assert "Traceback" not in service.log[told:]
 
 
 def test_what_came_before_the_connection_broke_is_kept(

@@ -28,7 +28,7 @@ from beamhub.api.files import SAFE_INLINE, Source, span_of
 from beamhub.api.identity import bearer_token, principal_of
 from beamhub.api.routes import Call, Content, Download, EventStream, Reply, Route
 from beamhub.api.service import Service
-from beamhub.api.wire import Wire
+from beamhub.api.wire import Wire, length_of
 from beamhub.body import Chunks
 from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge, Unavailable
 from beamhub.schemas import Problem
@@ -147,11 +147,9 @@ class Handler(JupyterHandler):
             self._pace.cancel()
 
     def _limit_body(self, limit: int, *, refuse: bool = True) -> None:
-        length = self.request.headers.get("Content-Length", "0")
-        self.request.connection.set_max_body_size(  # type: ignore[union-attr]
-            max(limit, int(length) if length.isdigit() else 0)
-        )
-        if length.isdigit() and int(length) > limit:
+        length = length_of(self.request.headers)
+        self.request.connection.set_max_body_size(max(limit, length))  # type: ignore[union-attr]
+        if length > limit:
             error = TooLarge(
                 f"The request's body has {length} bytes; this route takes {limit}.",
                 "Send less; large files go through /uploads.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import select
 import socket
 from asyncio import Future
@@ -26,6 +27,12 @@ from tornado.iostream import IOStream, StreamClosedError
 LARGE = 2**20  # bytes of a body from which on this is worth its while
 LINGER = 10  # milliseconds that a thread waits for the next bytes before it does something else
 LAST = 30.0  # seconds for which what comes after a refusal is still taken
+
+
+def length_of(headers: HTTPHeaders) -> int:
+    """Of a request's body, as it is announced; 0 where that makes no sense, which Tornado refuses."""
+    told = re.fullmatch("[0-9]{1,18}", headers.get("Content-Length", "0"))
+    return int(told[0]) if told else 0
 
 
 class Wire(HTTPConnection):
@@ -53,19 +60,20 @@ class Wire(HTTPConnection):
         self.waiting = True  # for the sender, rather than the sender for us
         self._answer: IOStream | None = None
         if request.headers.get("Expect", "").lower() == "100-continue":
-            self._socket.send(b"HTTP/1.1 100 (Continue)\r\n\r\n")
+            with contextlib.suppress(OSError):  # the sender has gone: who takes finds out
+                self._socket.send(b"HTTP/1.1 100 (Continue)\r\n\r\n")
 
     @staticmethod
     def fits(request: HTTPServerRequest) -> int:
         """The length of a request's body, if it is for a wire; else 0."""
-        length = request.headers.get("Content-Length", "")
+        length = length_of(request.headers)
         plain = (
             isinstance(request.connection, HTTP1Connection) and type(request.connection.stream) is IOStream
         )
-        if not plain or "Transfer-Encoding" in request.headers or not (length.isascii() and length.isdigit()):
+        if not plain or "Transfer-Encoding" in request.headers:
             return 0
         closed = request.connection.stream.closed()  # type: ignore[union-attr]
-        return int(length) if int(length) >= LARGE and not closed else 0
+        return length if length >= LARGE and not closed else 0
 
     # --- the body --------------------------------------------------------------------------------------
 
