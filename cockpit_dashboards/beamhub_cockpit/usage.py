@@ -42,6 +42,8 @@ def panel(rows: Sequence[UsageRow], by: UsageKey, links: Links) -> Element:
             "p.bh-hint",
             f"{number(hidden)} more in the whole report. " if hidden else None,
             el("a.bh-link", "Download as CSV", href=links.api("usage", by=by.value, format="csv")),
+            " · ",
+            el("a.bh-link", "Open as a plot", href=links.api("usage", by=by.value, format="svg")),
         ),
         aside=el("form.bh-usage-choice", chosen),
         css="bh-usage-card",

@@ -13,7 +13,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 from beamhub import access, terms
@@ -38,6 +38,7 @@ from beamhub.schemas import (
     UsageRow,
 )
 from beamhub.store import Store, Transaction
+from beamhub.store.usage import Report
 from beamhub.terms import Case
 
 SHARE = 10  # a licence is low when at most one part in so many of what was granted is left
@@ -347,12 +348,34 @@ class Licences:
         by: Sequence[UsageKey],
         begin: datetime | None = None,
         end: datetime | None = None,
-    ) -> Sequence[UsageRow]:
+        *,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page[UsageRow]:
         """What has been charged from `begin` on and before `end`, by these keys, in the experiments that the
         principal may see: members their own, staff those of their instruments, operators all."""
-        return await self._store.read(
-            lambda tx: tx.usage.sums(by, only=access.visible_experiments(tx, principal), begin=begin, end=end)
-        )
+
+        def work(tx: Transaction) -> Page[UsageRow]:
+            only = access.visible_experiments(tx, principal)
+            return tx.usage.page(Report(by, only, begin, end), after=after, limit=limit)
+
+        return await self._store.read(work)
+
+    async def report(
+        self,
+        principal: Principal,
+        by: Sequence[UsageKey],
+        begin: datetime | None,
+        end: datetime | None,
+        write: Callable[[Sequence[UsageKey], Iterable[UsageRow]], str],
+    ) -> str:
+        """The whole of the same, as `write` puts it; of one moment."""
+
+        def work(tx: Transaction) -> str:
+            only = access.visible_experiments(tx, principal)
+            return write(by, tx.usage.all(Report(by, only, begin, end)))
+
+        return await self._store.read(work)
 
     async def sponsors(
         self, principal: Principal, experiment_id: str, template: str | None = None

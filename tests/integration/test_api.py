@@ -677,4 +677,5 @@ def test_licences_from_terms_to_reports(service: RunningService) -> None:
     text = ada.usage_csv(UsageKey.EXPERIMENT, UsageKey.MONTH, begin=datetime.now(UTC).date())
     assert text.splitlines()[0] == "experiment,month,jobs,cpu_seconds,cpu_hours"
     assert f",1,{corrected.cpu_seconds}," in text
+    assert f">{beamtime.experiment}</text>" in ada.usage_svg(UsageKey.EXPERIMENT)
     assert ada.usage(begin=datetime(2999, 1, 1, tzinfo=UTC).date()) == []

@@ -111,6 +111,8 @@ def test_somebody_works_on_a_dataset(
     shell("ada", "job", "log", again["id"], "-f")
     assert "told to fail" in shell("ada", "job", "list", "--experiment", beamtime.experiment).stdout
     assert "charge" in shell("sam", "licence", "ledger", "lab-1").stdout
+    for form, begins in (("--csv", "licence,jobs,cpu_seconds"), ("--svg", "<svg ")):
+        assert shell("sam", "licence", "usage", "--by", "licence", form).stdout.startswith(begins)
 
 
 def test_somebody_runs_a_notebook_of_their_own(

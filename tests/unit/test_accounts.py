@@ -195,7 +195,15 @@ def test_reports_of_usage_add_up_by_what_is_asked_for(store: Store, experiment: 
     licences, month = Licences(store), f"{datetime.now(UTC):%Y-%m}"
 
     async def ask(name: str, *by: UsageKey, **limits: datetime) -> list[tuple[object, ...]]:
-        rows = await licences.usage(Principal(name, "user", operator=name == "root"), by, **limits)
+        principal = Principal(name, "user", operator=name == "root")
+        begin, end = limits.get("begin"), limits.get("end")
+        page = await licences.usage(principal, by, begin, end, limit=1)
+        rows = list(page.items)
+        while page.next is not None:
+            page = await licences.usage(principal, by, begin, end, after=page.next, limit=1)
+            rows += page.items
+        whole = await licences.report(principal, by, begin, end, lambda _, found: repr(list(found)))
+        assert whole == repr(rows)
         return [(*(getattr(row, key) for key in by), row.jobs, row.cpu_seconds) for row in rows]
 
     async def check() -> None:

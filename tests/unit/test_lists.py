@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from beamhub.schemas import DatasetState, JobState, UploadState
+from beamhub.schemas import DatasetState, JobState, UploadState, UsageKey
 from beamhub.store import Store, Transaction
 from beamhub.store.pages import APART, _encode
+from beamhub.store.usage import Report
 from sqlalchemy import event, text
 
 NUMBER = _encode([5])
@@ -120,6 +121,14 @@ ASKED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
         lambda tx: list(tx.events.latest_of("a", "x", experiment="b", limit=9)),
         "ix_events_instrument_kind_id",
     ),
+    "what was used": (
+        lambda tx: tx.usage.page(
+            Report([UsageKey.LICENCE, UsageKey.MONTH], TWO, datetime.now(UTC), datetime.now(UTC)),
+            after=_encode(["a", "2026-01"]),
+            limit=9,
+        ),
+        "ix_ledger_kind_time",
+    ),
     "a licence's ledger": (
         lambda tx: tx.licences.ledger("a", after=NUMBER, limit=9),
         "ix_ledger_licence_id",
@@ -129,7 +138,7 @@ FEW_ROWS = {  # that are sorted after they have been found
     *("jobs of two experiments", "failed jobs of two experiments", "jobs of many experiments"),
     *("jobs on a dataset", "jobs on a dataset that have not ended", "an identical job"),
     *("jobs that wait", "jobs in their turn", "files published at a path", "versions of a file"),
-    *("events of two experiments", "all files of an experiment"),
+    *("events of two experiments", "all files of an experiment", "what was used"),
 }
 PLAIN = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 
 from pydantic import Field
 
-from beamhub.api.routes import Call, Content, Paging, page_of, route
+from beamhub import usage_plot
+from beamhub.api.routes import Call, Content, Paging, route
 from beamhub.schemas import (
     BigInt,
     Correction,
@@ -36,31 +36,33 @@ class UsageQuery(Paging):
     )
     begin: date | None = Field(None, alias="from", description="the first day, UTC")
     end: date | None = Field(None, alias="to", description="the last day, UTC")
-    format: Literal["json", "csv"] = "json"
+    format: Literal["json", "csv", "svg"] = "json"
 
 
-@route("GET", "usage", media=("text/csv",))
+@route("GET", "usage", media=("text/csv", "image/svg+xml"))
 async def report_usage(call: Call, query: UsageQuery) -> Page[UsageRow] | Content:
-    """What was charged, in the experiments that the caller may see. As CSV it is the whole report."""
+    """What was charged, in the experiments that the caller may see. As CSV it is the whole report; as SVG it
+    is drawn: the newest months, or what has used most."""
     by = list(dict.fromkeys(UsageKey(key) for key in query.by.split(",")))
     begin = _midnight(query.begin) if query.begin else None
     end = _midnight(query.end) + timedelta(days=1) if query.end else None
-    found = await call.service.licences.usage(call.principal, by, begin, end)
+    licences = call.service.licences
     if query.format == "csv":
-        text = await asyncio.to_thread(_csv, by, found)
-        return Content(
-            text.encode(),
-            "text/csv; charset=utf-8",
-            {"Content-Disposition": 'attachment; filename="beamhub-usage.csv"'},
-        )
-    return page_of(found, query, lambda row: "\n".join(str(getattr(row, key)) for key in by))
+        text = await licences.report(call.principal, by, begin, end, _csv)
+        headers = {"Content-Disposition": 'attachment; filename="beamhub-usage.csv"'}
+        return Content(text.encode(), "text/csv; charset=utf-8", headers)
+    if query.format == "svg":
+        text = await licences.report(call.principal, by, begin, end, usage_plot.draw)
+        headers = {"Content-Security-Policy": "default-src 'none'; sandbox"}
+        return Content(text.encode(), "image/svg+xml", headers)
+    return await licences.usage(call.principal, by, begin, end, after=query.after, limit=query.limit)
 
 
 def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _csv(by: Sequence[UsageKey], rows: Sequence[UsageRow]) -> str:
+def _csv(by: Sequence[UsageKey], rows: Iterable[UsageRow]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([*by, "jobs", "cpu_seconds", "cpu_hours"])

@@ -202,16 +202,18 @@ def _terms(licence: Any) -> Table:
 )
 @click.option("--from", "begin", type=click.DateTime(["%Y-%m-%d"]), default=None, help="The first day.")
 @click.option("--to", "end", type=click.DateTime(["%Y-%m-%d"]), default=None, help="The last day.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV for spreadsheets.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV for spreadsheets.")
+@click.option("--svg", "form", flag_value="svg", help="Print a plot as SVG: bars of CPU-hours.")
 @connected
-def licence_usage(client: Client, by: tuple[str, ...], begin: Any, end: Any, as_csv: bool) -> Any:
+def licence_usage(client: Client, by: tuple[str, ...], begin: Any, end: Any, form: str | None) -> Any:
     """What was charged in the experiments that you may see."""
     from beamhub.schemas import UsageKey
 
     keys = [UsageKey(key) for key in by]
     days = {"begin": begin.date() if begin else None, "end": end.date() if end else None}
-    if as_csv:
-        return client.usage_csv(*keys, **days).rstrip()
+    if form is not None:
+        write = client.usage_csv if form == "csv" else client.usage_svg
+        return write(*keys, **days).rstrip()
     columns: Columns = {
         **{key.value: key.value for key in keys},
         "jobs": "jobs",

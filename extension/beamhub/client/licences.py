@@ -69,6 +69,11 @@ class Licences(Wire):
         params = given({**_usage(by, begin, end), "format": "csv"})
         return self._call("GET", "usage", params=params).text
 
+    def usage_svg(self, *by: UsageKey, begin: date | None = None, end: date | None = None) -> str:
+        """The same, drawn: bars of CPU-hours, as SVG."""
+        params = given({**_usage(by, begin, end), "format": "svg"})
+        return self._call("GET", "usage", params=params).text
+
     def ledger(self, licence: str, *, limit: int | None = None) -> list[LedgerLine]:
         """Newest first."""
         return self._list(LedgerLine, f"licences/{quoted(licence)}/ledger", limit)

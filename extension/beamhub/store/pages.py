@@ -59,7 +59,7 @@ def unindexed(column: Column[str]) -> ColumnElement[str]:
 
 def first(
     query: Select[Any],
-    key: Column[Any],
+    key: ColumnElement[Any],
     limit: int,
     *,
     descending: bool,
@@ -83,7 +83,7 @@ def first(
 def paginate(
     connection: Connection,
     query: Select[Any],
-    order: Sequence[Column[Any]],
+    order: Sequence[ColumnElement[Any]],
     convert: Callable[[Row[Any]], T],
     *,
     after: str | None,
@@ -91,7 +91,8 @@ def paginate(
     descending: bool = False,
     parts: Sequence[ColumnElement[bool]] | None = None,
 ) -> Page[T]:
-    """One page of `query`, ordered by the columns of `order` (unique together, selected by the query).
+    """One page of `query`, ordered by the columns of `order` (unique together, selected by the query; where
+    it makes groups, what it groups by).
 
     `after` is the `next` of the page before. With `parts`, which needs an order of one column, only rows that
     one of these conditions holds for: see `first`. Raises Invalid for a cursor that no page of this list has
@@ -120,7 +121,7 @@ def _encode(values: list[Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(plain).encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str, order: Sequence[Column[Any]]) -> list[Any]:
+def _decode(cursor: str, order: Sequence[ColumnElement[Any]]) -> list[Any]:
     try:
         values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if not isinstance(values, list) or len(values) != len(order):
@@ -132,7 +133,7 @@ def _decode(cursor: str, order: Sequence[Column[Any]]) -> list[Any]:
         ) from error
 
 
-def _value(value: Any, column: Column[Any]) -> Any:
+def _value(value: Any, column: ColumnElement[Any]) -> Any:
     if isinstance(column.type, UTCDateTime):
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
         if moment is None or moment.tzinfo is None:
@@ -140,5 +141,5 @@ def _value(value: Any, column: Column[Any]) -> Any:
         return moment
     kind = column.type.python_type
     if type(value) is not kind or (kind is int and abs(value) >= 2**63):
-        raise ValueError(f"not a key of {column.name}")
+        raise ValueError(f"not a key of {column}")
     return value

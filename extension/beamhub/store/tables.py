@@ -441,6 +441,7 @@ ledger = Table(
     Column("actor", String(255), nullable=False),
     Column("note", Text, nullable=False),
     Index("ix_ledger_licence_id", "licence", "id"),
+    Index("ix_ledger_kind_time", "kind", "time"),
 )
 
 events = Table(
