@@ -27,7 +27,7 @@ from beamhub_hub import proxy
 
 from tests.benchmarks import ingest_agent
 from tests.benchmarks.result import Result, latencies, percentile
-from tests.integration.test_agent import RunningAgent
+from tests.integration.agents import RunningAgent
 
 FULL = os.environ.get("BEAMHUB_BENCH_FULL") == "1"
 LARGE = 2**30  # bytes

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from beamhub.testing import RunningService
 
+from tests.integration.agents import RunningAgent
 from tests.integration.laboratory import Lab
 
 
@@ -16,3 +18,20 @@ async def lab(tmp_path: Path, database_url: str) -> AsyncIterator[Lab]:
     lab = Lab(tmp_path, database_url)
     yield lab
     await asyncio.to_thread(lab.store.close)
+
+
+@pytest.fixture
+def agent(service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
+    agent = RunningAgent(tmp_path / "agent", service, service.beamtime())
+    yield agent
+    if agent.process is not None:
+        agent.kill()
+
+
+@pytest.fixture
+def own_agent(own_service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
+    """With a service that may be killed."""
+    agent = RunningAgent(tmp_path / "agent", own_service, own_service.beamtime())
+    yield agent
+    if agent.process is not None:
+        agent.kill()

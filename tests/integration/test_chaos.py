@@ -24,7 +24,7 @@ from beamhub.leftovers import EXPIRES
 from beamhub.schemas import Upload, UploadState
 from beamhub.testing import Ingest, RunningService, running_service
 
-from tests.integration.test_agent import RunningAgent
+from tests.integration.agents import RunningAgent
 
 KILLS = int(os.environ.get("BEAMHUB_CHAOS_KILLS", "10"))
 PAUSE = 2.0  # seconds at most between two kills

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,7 @@ from beamhub.client import Client
 from beamhub.schemas import UploadState
 from beamhub.testing import RunningService
 
-from tests.integration.test_agent import RunningAgent, write_large
-
-
-@pytest.fixture
-def agent(service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
-    agent = RunningAgent(tmp_path / "agent", service, service.beamtime())
-    yield agent
-    if agent.process is not None:
-        agent.kill()
+from tests.integration.agents import RunningAgent, write_large
 
 
 @pytest.fixture

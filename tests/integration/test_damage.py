@@ -7,14 +7,12 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 
 import pytest
 from beamhub.agent.service import PART
 from beamhub.schemas import UploadState
-from beamhub.testing import RunningService
 
-from tests.integration.test_agent import RunningAgent, write_large
+from tests.integration.agents import RunningAgent, write_large
 
 MIB = 2**20
 
@@ -76,14 +74,6 @@ def damaged_way(port: int, *places: int) -> Iterator[Damage]:
         yield damage
         loop.call_soon_threadsafe(over.set)
         thread.join()
-
-
-@pytest.fixture
-def agent(service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
-    agent = RunningAgent(tmp_path / "agent", service, service.beamtime())
-    yield agent
-    if agent.process is not None:
-        agent.kill()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,19 +21,11 @@ from beamhub.schemas import (
 )
 from beamhub.testing import RunningService, write_dataset
 
-from tests.integration.test_agent import PATIENCE, RunningAgent
+from tests.integration.agents import PATIENCE, RunningAgent
 from tests.integration.test_move import FILES
 from tests.unit.test_quarantine import EVIL
 
 State = FinalisationState
-
-
-@pytest.fixture
-def agent(service: RunningService, tmp_path: Path) -> Iterator[RunningAgent]:
-    agent = RunningAgent(tmp_path / "agent", service, service.beamtime())
-    yield agent
-    if agent.process is not None:
-        agent.kill()
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ from pathlib import Path
 import httpx
 from beamhub.schemas import UploadState
 from beamhub.testing import running_service
-from tests.integration.test_agent import RunningAgent, write_large
+from tests.integration.agents import RunningAgent, write_large
 
 folder, data = Path(sys.argv[1]), Path(sys.argv[2])
 
