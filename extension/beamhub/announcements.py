@@ -12,12 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
 from beamhub.digests import algorithm_of
-from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, QuotaExceeded
+from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, QuotaExceeded, TooMany
 from beamhub.incoming import busy
 from beamhub.schemas import Digest, DigestAlgorithm, Upload, UploadState
 from beamhub.store import Transaction
 
 MAX_SIZE = 8 * 2**40  # bytes
+OPEN = 1000  # uploads of one sender on their way at a time; an agent has some dozens
 _DIGEST: TypeAdapter[str | None] = TypeAdapter(Digest | None)
 
 
@@ -84,19 +85,32 @@ def id_of(principal: Principal, key: str) -> str:
     return hashlib.sha256(f"{principal.kind}:{principal.name}\0{key}".encode()).hexdigest()[:32]
 
 
-def begin(tx: Transaction, upload: Upload, parts: Sequence[Upload]) -> bool:
-    """False when another request has begun it since this one looked."""
+def begin(
+    tx: Transaction, principal: Principal, file: Announced, upload: Upload, parts: Sequence[Upload]
+) -> bool:
+    """False when another request has begun it since this one looked, or it would go elsewhere now: to read a
+    file from somewhere takes its time."""
     if tx.uploads.get(upload.id) is not None:
+        return False
+    if destination(tx, principal, file.experiment)[1] != upload.experiment:
         return False
     if tx.uploads.forget([part.id for part in parts]) != len(parts):
         raise Conflict(f"A part of {upload.path} is no longer there.", "Send the file again.")
+    _require_few(tx, principal)
     Quota.of(tx, upload.experiment).require(upload)
     tx.uploads.create(upload)
     return True
 
 
-def begin_all(tx: Transaction, new: Sequence[Upload]) -> dict[str, BeamhubError]:
+def begin_all(
+    tx: Transaction, principal: Principal, experiment: str | None, new: Sequence[Upload]
+) -> dict[str, BeamhubError]:
     """Begins uploads of one experiment; those that can't begin, and why, by their ids."""
+    try:
+        destination(tx, principal, experiment or new[0].experiment)
+        _require_few(tx, principal)
+    except BeamhubError as error:
+        return {upload.id: error for upload in new}
     begun = tx.uploads.all([upload.id for upload in new])
     quota = Quota.of(tx, new[0].experiment)
     refused: dict[str, BeamhubError] = {}
@@ -110,6 +124,15 @@ def begin_all(tx: Transaction, new: Sequence[Upload]) -> dict[str, BeamhubError]
     if fresh := [upload for upload in new if upload.id not in refused]:
         tx.uploads.create(*fresh)
     return refused
+
+
+def _require_few(tx: Transaction, principal: Principal) -> None:
+    """Each upload that is on its way is a row, a file and a look at it now and then."""
+    if tx.uploads.count_on_their_way(principal.name) >= OPEN:
+        raise TooMany(
+            f"{principal.name} has {OPEN} uploads on their way already.",
+            "Send on or give up some of these; those that are not continued end after a day.",
+        )
 
 
 def expect(upload: Upload, offset: int) -> None:

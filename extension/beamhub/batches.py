@@ -79,11 +79,12 @@ class Batches:
     ) -> Sequence[Upload | BeamhubError]:
         batch = await self._workers.prepare(self._prepare, principal, files, experiment)
         answers = batch.answers
-        with batch.held:
+        async with contextlib.AsyncExitStack() as until_then:
+            until_then.push_async_callback(self._workers.let_go, batch.held)
             arrivals = batch.arrivals
             if arrivals:
                 new = [arrival.upload for arrival in arrivals.values()]
-                refused = await self._store.write(lambda tx: begin_all(tx, new))
+                refused = await self._store.write(lambda tx: begin_all(tx, principal, experiment, new))
                 for number in [n for n, arrival in arrivals.items() if arrival.upload.id in refused]:
                     upload = arrivals.pop(number).upload
                     answers[number] = refused[upload.id]

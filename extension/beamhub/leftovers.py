@@ -69,10 +69,10 @@ class Leftovers:
             with await self._workers.claim(upload), contextlib.suppress(Conflict):  # it has meanwhile
                 await self._publications.fail(upload, "its bytes are gone from the disk", SYSTEM.name)
         else:
-            if is_whole(upload, file.size()):
-                self._publications.begin_to_finish(upload, file, file)
-            else:
-                file.close()
+            async with contextlib.AsyncExitStack() as held:
+                held.push_async_callback(self._workers.let_go, file)
+                if is_whole(upload, file.size()):
+                    self._publications.begin_to_finish(upload, file, held.pop_all())
 
     async def expire(self, now: float) -> None:
         """Gives up uploads that have had no byte for long. `now`: seconds of the monotonic clock."""
@@ -84,10 +84,10 @@ class Leftovers:
             upload = receiving[id_]
             with _alone(f"upload {upload.id} ({upload.path})"):
                 try:
-                    with (
-                        await self._workers.held(self._incoming.hold, upload),
-                        await self._workers.claim(upload),
-                    ):
+                    file = await self._workers.held(self._incoming.hold, upload)
+                    async with contextlib.AsyncExitStack() as held:
+                        held.push_async_callback(self._workers.let_go, file)
+                        held.enter_context(await self._workers.claim(upload))
                         await self._publications.fail(upload, f"not continued for {EXPIRES}", SYSTEM.name)
                 except (Conflict, Gone):
                     continue  # it goes on, or has come to its end meanwhile

@@ -67,15 +67,13 @@ class Publications:
         return task
 
     def begin_to_finish(
-        self, upload: Upload, file: Held, held: Held | contextlib.ExitStack
+        self, upload: Upload, file: Held, held: contextlib.AsyncExitStack
     ) -> asyncio.Task[Upload]:
         """Begins to verify and publish `file`; `held` is let go afterwards."""
 
         async def finish() -> Upload:
-            try:
+            async with held:
                 return await self._finish(upload, file)
-            finally:
-                await self._workers.run(held.close)  # where it is given up, this frees its place on the disk
 
         return self.go_on(finish(), f"upload {upload.id} ({upload.path})")
 
@@ -87,7 +85,9 @@ class Publications:
         flushing = {asyncio.ensure_future(self._workers.run(file.flush))} if much else set()
         try:
             try:
-                digest = await self._workers.run(self._incoming.verify, upload, file, running)
+                verify = self._incoming.verify, upload, file, running
+                slow = much or upload.source is not None
+                digest = await (self._workers.read(upload, *verify) if slow else self._workers.run(*verify))
             finally:
                 for flushed in flushing:
                     await flushed

@@ -154,12 +154,13 @@ class Uploads:
         found = await self._store.read(look)
         place, size = found[0].experiment, sum(part.size for part in found)
 
-        async def join(_: Upload, file: Held) -> Held:
-            with contextlib.ExitStack() as stack:
-                held = [
-                    stack.enter_context(await self.workers.held(self._incoming.hold, part)) for part in found
-                ]
-                await self.workers.whole(self._incoming.join, file, held)
+        async def join(upload: Upload, file: Held) -> Held:
+            async with contextlib.AsyncExitStack() as until_then:
+                held: list[Held] = []
+                for part in found:
+                    held.append(await self.workers.held(self._incoming.hold, part))
+                    until_then.push_async_callback(self.workers.let_go, held[-1])
+                await self.workers.read(upload, self._incoming.join, file, held)
             return file
 
         file = Announced(path, size, digest, experiment or place, concat=concat)
@@ -198,7 +199,7 @@ class Uploads:
 
         async def take(upload: Upload, file: Held) -> Held:
             try:
-                return await self.workers.whole(self._incoming.take, upload, root, file)
+                return await self.workers.read(upload, self._incoming.take, upload, root, file)
             except OSError as error:
                 raise explained(error, upload) from error
 
@@ -268,13 +269,16 @@ class Uploads:
             if now and now.state is UploadState.RECEIVING:
                 raise
             return None
-        with contextlib.ExitStack() as until_then:
-            until_then.enter_context(empty)
+        async with contextlib.AsyncExitStack() as until_then:
+            until_then.push_async_callback(self.workers.let_go, empty)
             if fill and not begun and await self._store.read(lambda tx: tx.uploads.get(id_) is not None):
                 return None
             try:
-                content = until_then.enter_context(await fill(upload, empty)) if fill else empty
-                if not begun and not await self._store.write(lambda tx: begin(tx, upload, parts)):
+                content = await fill(upload, empty) if fill else empty
+                until_then.push_async_callback(self.workers.let_go, content)
+                if not begun and not await self._store.write(
+                    lambda tx: begin(tx, principal, file, upload, parts)
+                ):
                     return None
             except Exception:
                 if not begun:
@@ -353,8 +357,8 @@ class Uploads:
                 raise
             # it has come to its end since it was read
             return await self.append(principal, id_, offset, body, checksum, size=size, digest=digest)
-        with contextlib.ExitStack() as until_then:
-            until_then.enter_context(file)
+        async with contextlib.AsyncExitStack() as until_then:
+            until_then.push_async_callback(self.workers.let_go, file)
             until_then.enter_context(self.reception.one_more(principal))
             upload = upload.model_copy(update={"offset": file.position})
             expect(upload, offset)
@@ -388,7 +392,10 @@ class Uploads:
                 f"What has come of {upload.path} can't be replaced.",
                 "Promise its digest when announcing it, and send that last.",
             )
-        with await self.workers.held(self._incoming.hold, upload) as file, self.reception.one_more(principal):
+        file = await self.workers.held(self._incoming.hold, upload)
+        async with contextlib.AsyncExitStack() as until_then:
+            until_then.push_async_callback(self.workers.let_go, file)
+            until_then.enter_context(self.reception.one_more(principal))
             await self.reception.replace(file, begin, end, body)
             return upload.model_copy(update={"offset": file.size()})
 

@@ -28,12 +28,16 @@ class Workers:
         self._threads = ThreadPoolExecutor(THREADS, "beamhub-upload")
         # threads of their own, which may wait for names: those who have the names need the others
         self._preparing = ThreadPoolExecutor(BATCHES, "beamhub-batch")
-        # and those that receive large files, which are busy for long
+        # and those that receive or read large files, which are busy for long
         self._receivers = ThreadPoolExecutor(THREADS, "beamhub-receive")
+        self._readers = ThreadPoolExecutor(THREADS, "beamhub-read")
+        # by instrument: its storage may hang, and keeps only those waiting who read there
+        self._elsewhere: dict[str | None, ThreadPoolExecutor] = {}
 
     def close(self) -> None:
         """Nothing may be asked for any more."""
-        for threads in (self._preparing, self._threads, self._receivers):
+        pools = (self._preparing, self._threads, self._receivers, self._readers, *self._elsewhere.values())
+        for threads in pools:
             threads.shutdown()
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
@@ -50,6 +54,19 @@ class Workers:
     async def receive(self, work: Callable[..., T], *arguments: object) -> T:
         """As `whole`, for what may take long."""
         return await self._ended(self._receivers, work, *arguments)
+
+    async def read(self, upload: Upload, work: Callable[..., T], *arguments: object) -> T:
+        """As `whole`, for what reads a large file: this upload's."""
+        threads = self._readers
+        if upload.source is not None:
+            if upload.instrument not in self._elsewhere:
+                self._elsewhere[upload.instrument] = ThreadPoolExecutor(THREADS, "beamhub-elsewhere")
+            threads = self._elsewhere[upload.instrument]
+        return await self._ended(threads, work, *arguments)
+
+    async def let_go(self, held: Held | contextlib.ExitStack) -> None:
+        """What is closed last may free the place of a large file that has been given up, which takes long."""
+        await self.whole(held.close)
 
     async def _ended(self, threads: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> T:
         working = asyncio.get_running_loop().run_in_executor(threads, work, *arguments)

@@ -83,6 +83,14 @@ ASKED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
         "ix_uploads_state_created",
     ),
     "files on their way": (lambda tx: tx.uploads.receiving(), "ix_uploads_state_created"),
+    "files on their way to an experiment": (
+        lambda tx: tx.uploads.on_their_way("a"),
+        "ix_uploads_state_created",
+    ),
+    "number of files that a sender has on their way": (
+        lambda tx: tx.uploads.count_on_their_way("a"),
+        "ix_uploads_state_created",
+    ),
     "files published at a path": (
         lambda tx: tx.uploads.published("a", ["raw/x"]),
         "ix_uploads_experiment_path",

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from beamhub.access import Principal
 from beamhub.digests import Running
-from beamhub.errors import BadName, ChecksumMismatch, Forbidden, NotFound
+from beamhub.errors import BadName, ChecksumMismatch, Conflict, Forbidden, NotFound
 from beamhub.incoming import BLOCK, Held, Incoming, Source, running_digest
-from beamhub.schemas import Upload, UploadState
+from beamhub.schemas import ExperimentCreate, InstrumentChange, Upload, UploadState
+from beamhub.workers import THREADS
 
 from tests.unit.uploading import ADA, AGENT, OTHER_AGENT, SAM, Site, parts, xxh128
 
@@ -95,6 +96,74 @@ async def test_a_registered_file_of_another_file_system_is_copied(
     assert done.state is UploadState.COMPLETE
     assert site.content(done.path) == content
     assert stat.S_IMODE((site.folder / site.experiment / done.path).stat().st_mode) == 0o440
+
+
+class Slow:
+    """Reads that wait until they may go on, as those of a file server that hangs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.begun, self._go_on = asyncio.Semaphore(0), threading.Event()
+        loop, read = asyncio.get_running_loop(), getattr(Incoming, name)
+
+        def later(*arguments: object) -> object:
+            loop.call_soon_threadsafe(self.begun.release)
+            assert self._go_on.wait(60)
+            return read(*arguments)
+
+        monkeypatch.setattr(Incoming, name, later)
+
+    def end(self) -> None:
+        self._go_on.set()
+
+
+async def test_storage_that_hangs_keeps_nobody_else_waiting(
+    site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch, "take")
+    sources = [storage / f"{number}" for number in range(2 * THREADS)]
+    for source in sources:
+        source.write_bytes(source.name.encode())
+    digests = [xxh128(source.name.encode()) for source in sources]
+    waiting = [
+        asyncio.create_task(site.uploads.register(AGENT, str(source), source.name, 1, digest))
+        for source, digest in zip(sources, digests, strict=True)
+    ]
+    for _ in range(THREADS):
+        await slow.begun.acquire()
+    async with asyncio.timeout(60):
+        assert (await site.send("sent.bin", b"x" * BLOCK)).state is UploadState.COMPLETE
+    slow.end()
+    done = await asyncio.gather(*waiting)
+    assert {upload.state for upload in done} == {UploadState.COMPLETE}
+
+
+async def test_a_file_that_was_read_for_long_goes_where_it_may_go_then(
+    site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (storage / "a").write_bytes(b"12345")
+    right = await site.experiments.create(SAM, ExperimentCreate(instrument="mx", title="R", pi="ben"))
+    slow = Slow(monkeypatch, "take")
+    registering = asyncio.create_task(register(site, storage / "a", b"12345"))
+    await slow.begun.acquire()
+    await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=right.id))
+    slow.end()
+    assert (await registering).experiment == right.id
+    assert site.published() == set()
+
+
+async def test_a_file_that_was_read_for_long_does_not_come_when_nothing_may(
+    site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (storage / "a").write_bytes(b"12345")
+    slow = Slow(monkeypatch, "take")
+    registering = asyncio.create_task(register(site, storage / "a", b"12345"))
+    await slow.begun.acquire()
+    await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=None))
+    slow.end()
+    with pytest.raises(Conflict, match="No experiment is active"):
+        await registering
+    assert site.published() == set()
+    assert site.incoming() == []
 
 
 async def test_nothing_else_can_be_registered(site: Site, storage: Path, tmp_path: Path) -> None:

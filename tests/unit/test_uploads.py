@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from beamhub import announcements
 from beamhub.access import Principal
 from beamhub.announcements import MAX_SIZE
+from beamhub.batches import Whole
 from beamhub.body import Chunks
 from beamhub.errors import (
     BeamhubError,
@@ -24,9 +27,11 @@ from beamhub.errors import (
     NotFound,
     QuotaExceeded,
     TooLarge,
+    TooMany,
     Unavailable,
 )
-from beamhub.incoming import BLOCK
+from beamhub.incoming import BLOCK, Held
+from beamhub.leftovers import EXPIRES
 from beamhub.orders import Orders
 from beamhub.reception import CHECKSUMS
 from beamhub.schemas import (
@@ -40,7 +45,20 @@ from beamhub.schemas import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.uploading import ADA, AGENT, EVE, OTHER_AGENT, SAM, Site, broken, parts, sha256, xxh128
+from tests.unit.uploading import (
+    ADA,
+    AGENT,
+    EVE,
+    OTHER_AGENT,
+    SAM,
+    Site,
+    begin_part,
+    broken,
+    deliver,
+    parts,
+    sha256,
+    xxh128,
+)
 
 
 async def test_a_file_arrives(site: Site) -> None:
@@ -530,3 +548,50 @@ async def test_an_upload_whose_bytes_are_gone_from_the_disk_says_so(site: Site) 
     (site.folder / site.experiment / ".incoming" / upload.id).unlink()
     with pytest.raises(Gone):
         await site.uploads.append(AGENT, upload.id, 0, parts(b"12345"))
+
+
+async def test_nothing_is_closed_on_the_event_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To close a file that has lost its last name frees its place on the disk."""
+    close, closed = Held.close, list[str]()
+
+    def named(self: Held) -> None:
+        closed.append(threading.current_thread().name)
+        close(self)
+
+    monkeypatch.setattr(Held, "close", named)
+    await site.send("whole.bin", b"12345678")
+    upload = await site.announce("broken.bin", b"12345678")
+    with pytest.raises(ConnectionResetError):
+        await site.uploads.append(AGENT, upload.id, 0, Chunks(broken(b"1234")))
+    with pytest.raises(Conflict):
+        await site.uploads.append(AGENT, upload.id, 1, parts(b"1234"))
+    growing = await site.uploads.create(AGENT, "growing.bin", None, None, digest_follows="xxh128")
+    await site.uploads.append(AGENT, growing.id, 0, parts(b"1234"))
+    await site.uploads.rewrite(AGENT, growing.id, 0, 2, parts(b"21"))
+    begun = [await begin_part(site, content) for content in (b"123", b"45")]
+    await site.uploads.concatenate(AGENT, "parts.bin", [part.id for part in begun], "final;…")
+    await deliver(site.uploads, AGENT, [Whole(f"{n}.cbf", memoryview(b"x")) for n in range(3)])
+    for seconds in (0.0, 2 * EXPIRES.total_seconds()):
+        await site.uploads.leftovers.expire(seconds)
+    await site.uploads.close()
+    assert site.incoming() == []
+    assert len(closed) >= 12
+    assert [name for name in closed if not name.startswith("beamhub-")] == []
+
+
+async def test_a_sender_has_so_many_uploads_on_their_way_and_no_more(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcements, "OPEN", 3)
+    begun = [await begin_part(site, bytes([n]), ADA) for n in range(3)]
+    for attempt in (site.announce("a.bin", b"1", ADA), begin_part(site, b"3", ADA)):
+        with pytest.raises(TooMany, match="ada has 3 uploads on their way already"):
+            await attempt
+    (refused,) = await deliver(site.uploads, ADA, [Whole("a.cbf", memoryview(b"x"))], site.experiment)
+    assert isinstance(refused, TooMany)
+    assert len(site.incoming()) == 3
+    assert (await site.send("a.bin", b"1")).state is UploadState.COMPLETE  # the instrument's
+    ids = [part.id for part in begun]
+    whole = await site.uploads.concatenate(ADA, "b.bin", ids, "final;…", experiment=site.experiment)
+    assert whole.state is UploadState.COMPLETE
+    assert (await site.send("a.bin", b"1", ADA)).state is UploadState.COMPLETE

@@ -69,6 +69,13 @@ class Uploads:
         )
         return self._connection.scalars(query.order_by(uploads.c.created, uploads.c.id)).all()
 
+    def count_on_their_way(self, created_by: str) -> int:
+        """How many uploads of this sender are."""
+        query = select(func.count()).where(
+            uploads.c.state == UploadState.RECEIVING, uploads.c.created_by == created_by
+        )
+        return self._connection.scalar(query) or 0
+
     def published(self, experiment: str, paths: Collection[str]) -> dict[str, Upload]:
         """What was published at these paths last."""
         query = select(uploads).where(
