@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 import pytest
 from beamhub.batches import BATCH_FILE, Whole
-from beamhub.errors import ChecksumMismatch, Conflict, Invalid, NotFound, QuotaExceeded, TooLarge, Unavailable
+from beamhub.errors import (
+    BadName,
+    ChecksumMismatch,
+    Conflict,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+    TooLarge,
+    Unavailable,
+)
 from beamhub.orders import Orders
 from beamhub.publications import Findings
 from beamhub.schemas import ExperimentChange, Upload, UploadState
@@ -64,7 +73,7 @@ async def test_a_bad_file_among_many_is_refused_alone(site: Site) -> None:
     answers = await deliver(site.uploads, AGENT, files)
     expected = [
         None,
-        Invalid,
+        BadName,
         ChecksumMismatch,
         None,
         None,
