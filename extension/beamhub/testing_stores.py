@@ -97,34 +97,39 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store; a test that uses it runs once on SQLite and once on PostgreSQL."""
     from beamhub.store import Store
 
-    with contextlib.ExitStack() as stack:
-        if request.param == "sqlite":
-            path = shutil.copy(request.getfixturevalue("_with_tables"), tmp_path / "beamhub.db")
-            url = f"sqlite:///{path}"
-        else:
-            tables = request.getfixturevalue("_postgresql_with_tables")
-            url = stack.enter_context(_database(request.getfixturevalue("postgresql_server"), tables))
+    with _with_tables_in(request, tmp_path, request.param) as url:
         store = Store(url)
-        stack.callback(store.close)
         yield store
+        store.close()
 
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a database without tables, of the kind that the run is for: SQLite, or with
-    BEAMHUB_TEST_DATABASE=postgresql PostgreSQL."""
-    with run_database(request, tmp_path) as url:
+    """The URL of a database with the tables of this version and nothing in them, of the kind that the run is
+    for: SQLite, or with BEAMHUB_TEST_DATABASE=postgresql PostgreSQL."""
+    with _with_tables_in(request, tmp_path, os.environ.get(DATABASE, "sqlite")) as url:
         yield url
 
 
 @contextlib.contextmanager
 def run_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    """The same for other scopes; a SQLite file lies in `folder`."""
+    """The same without tables, for any scope; a SQLite file lies in `folder`."""
     if os.environ.get(DATABASE, "sqlite") == "postgresql":
         with _database(request.getfixturevalue("postgresql_server"), "template1") as url:
             yield url
     else:
         yield f"sqlite:///{folder / 'beamhub.db'}"
+
+
+@contextlib.contextmanager
+def _with_tables_in(request: pytest.FixtureRequest, folder: Path, kind: str) -> Iterator[str]:
+    """A copy of the database that has been migrated once: migrating takes longer than most tests."""
+    if kind == "postgresql":
+        tables = request.getfixturevalue("_postgresql_with_tables")
+        with _database(request.getfixturevalue("postgresql_server"), tables) as url:
+            yield url
+    else:
+        yield f"sqlite:///{shutil.copy(request.getfixturevalue('_with_tables'), folder / 'beamhub.db')}"
 
 
 def _migrate(url: str) -> None:

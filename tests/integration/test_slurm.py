@@ -48,8 +48,8 @@ WAIT = "import time\nprint('waiting', flush=True)\ntime.sleep(600)"
 class SlurmLab(Lab):
     """A lab whose jobs run on a cluster, unless they are to run on this machine."""
 
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, cluster: Cluster, url: str = "") -> None:
+        super().__init__(folder, url)
         self.cluster = cluster
         self.jobs = Jobs(self.store, self.catalogue, PROFILES, self.data_dir)
 
@@ -109,16 +109,16 @@ class SlurmLab(Lab):
 
 
 @pytest.fixture
-async def lab(tmp_path: Path, slurm: Cluster) -> AsyncIterator[SlurmLab]:
-    lab = SlurmLab(tmp_path, slurm)
+async def lab(tmp_path: Path, slurm: Cluster, database_url: str) -> AsyncIterator[SlurmLab]:
+    lab = SlurmLab(tmp_path, slurm, database_url)
     yield lab
     await asyncio.to_thread(lab.store.close)
 
 
 @pytest.fixture
-async def own_lab(tmp_path: Path, own_slurm: Cluster) -> AsyncIterator[SlurmLab]:
+async def own_lab(tmp_path: Path, own_slurm: Cluster, database_url: str) -> AsyncIterator[SlurmLab]:
     """One whose cluster may be damaged."""
-    lab = SlurmLab(tmp_path, own_slurm)
+    lab = SlurmLab(tmp_path, own_slurm, database_url)
     yield lab
     await asyncio.to_thread(lab.store.close)
 

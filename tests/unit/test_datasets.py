@@ -128,9 +128,9 @@ on_both = pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=Tru
 
 @pytest.fixture
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
-    """One instrument `mx` with its active experiment of Ada's; on SQLite unless a parameter says else."""
+    """One instrument `mx` with its active experiment of Ada's; on PostgreSQL where a parameter says so."""
     on_postgresql = getattr(request, "param", "sqlite") == "postgresql"
-    url = request.getfixturevalue("postgresql_url") if on_postgresql else f"sqlite:///{tmp_path}/beamhub.db"
+    url = request.getfixturevalue("postgresql_url" if on_postgresql else "database_url")
     store, live, folder = Store(url), Live(), tmp_path / "data"
     store.migrate()
     folder.mkdir()
