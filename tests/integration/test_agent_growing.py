@@ -108,6 +108,7 @@ def test_the_agent_is_killed_when_a_file_that_grew_is_ready(agent: RunningAgent)
 
 
 def test_what_a_master_names_is_sent_while_it_grows(agent: RunningAgent) -> None:
+    agent.settings["wait_for_files"] = "0"
     agent.start()
     master, data = write_dataset(agent.folder, "live")[:2]
     master.rename(agent.data / master.name)
