@@ -7,8 +7,6 @@ import asyncio
 import hashlib
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,8 @@ from beamhub.schemas import (
 from beamhub.store import Store
 from beamhub.testing import TEMPLATE, RunningService, write_dataset
 from beamhub.uploads import Uploads
+
+from tests.victims import victims
 
 OPERATOR = Principal("root", "user", operator=True)
 SAM, ADA, BEN = (Principal(name, "user") for name in ("sam", "ada", "ben"))
@@ -186,32 +186,29 @@ async def test_what_can_not_move_stays(site: Site, tmp_path: Path) -> None:
     assert site.store.read_sync(lambda tx: tx.datasets.require(dataset.id)).experiment == site.ada
 
 
-def victim(root: Path, todo: str, step: int, target: str) -> int:
-    return subprocess.run([sys.executable, "-c", VICTIM, root, todo, str(step), target]).returncode
-
-
 async def test_a_kill_at_any_step_loses_and_doubles_nothing(site: Site, tmp_path: Path) -> None:
     await site.send(tmp_path / "run")
     step, killed = 0, True
-    while killed:
-        step += 1
-        root = tmp_path / f"killed-{step}"
-        shutil.copytree(site.root, root)
-        code = victim(root, "move", step, site.ben)
-        killed = code == -signal.SIGKILL
-        assert killed or code == 0
-        inodes = {path.stat().st_ino for path in (root / "data").rglob("*.h5")}
-        assert len(inodes) == 3, "a file is lost or doubled"
-        victim(root, "recover", 1 + step % 4, "")  # killed again while it recovers
-        assert victim(root, "recover", 0, "") == 0
-        assert files(root) == {f"{site.ben}/raw/run/{name}" for name in FILES}
-        store = Store(f"sqlite:///{root}/beamhub.db")
-        dataset = store.read_sync(lambda tx: tx.datasets.require(1))
-        events = store.read_sync(lambda tx: tx.events.after(0, limit=1000))
-        assert dataset.experiment == site.ben
-        assert [event.kind for event in events].count("dataset.moved") == 2
-        assert not store.read_sync(lambda tx: tx.moves.all())
-        store.close()
+    with victims(VICTIM, tmp_path) as victim:
+        while killed:
+            step += 1
+            root = tmp_path / f"killed-{step}"
+            shutil.copytree(site.root, root)
+            code, _ = victim.run(root, "move", step, site.ben)
+            killed = code == -signal.SIGKILL
+            assert killed or code == 0
+            inodes = {path.stat().st_ino for path in (root / "data").rglob("*.h5")}
+            assert len(inodes) == 3, "a file is lost or doubled"
+            victim.run(root, "recover", 1 + step % 4, "")  # killed again while it recovers
+            assert victim.run(root, "recover", 0, "") == (0, "")
+            assert files(root) == {f"{site.ben}/raw/run/{name}" for name in FILES}
+            store = Store(f"sqlite:///{root}/beamhub.db")
+            dataset = store.read_sync(lambda tx: tx.datasets.require(1))
+            events = store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+            assert dataset.experiment == site.ben
+            assert [event.kind for event in events].count("dataset.moved") == 2
+            assert not store.read_sync(lambda tx: tx.moves.all())
+            store.close()
     assert step > 10
 
 

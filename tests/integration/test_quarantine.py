@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from beamhub.testing import RunningService
 from beamhub.uploads import Uploads
 
 from tests.unit.test_quarantine import AGENT, EVIL, OPERATOR, SAM
+from tests.victims import victims
 
 HALF = len(EVIL) // 2
 # Takes the rest of the file in, and kills itself at the n-th change of the disk or the database from then on.
@@ -38,7 +38,7 @@ from beamhub.store import Store
 from beamhub.uploads import Uploads
 
 folder, upload, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-rest = sys.stdin.buffer.read()
+rest = Path(sys.argv[4]).read_bytes()
 
 def step(*_):
     global left
@@ -57,7 +57,7 @@ async def main():
     changes = ("os.link", "os.remove", "os.mkdir", "os.chmod")
     sys.addaudithook(lambda event, _: step() if event in changes else None)
     agent = Principal("instrument:mx", "instrument", instrument="mx")
-    await uploads.append(agent, upload, int(sys.argv[4]), Chunks(chunks()))
+    await uploads.append(agent, upload, int(sys.argv[5]), Chunks(chunks()))
     await uploads.close()
     await inspector.close()
 
@@ -85,32 +85,31 @@ async def test_a_kill_at_any_step_leaves_a_hostile_file_in_quarantine_alone(tmp_
     await uploads.close()
     store.close()
 
-    step, killed = 0, True
-    while killed:
-        step += 1
-        root = tmp_path / f"killed-{step}"
-        await asyncio.to_thread(shutil.copytree, site, root)
-        victim = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", VICTIM, root, upload.id, str(step), str(HALF), stdin=asyncio.subprocess.PIPE
-        )
-        await victim.communicate(EVIL[HALF:])
-        killed = victim.returncode == -signal.SIGKILL
-        assert killed or victim.returncode == 0
+    step, killed, rest = 0, True, tmp_path / "rest"
+    rest.write_bytes(EVIL[HALF:])
+    with victims(VICTIM, tmp_path) as victim:
+        while killed:
+            step += 1
+            root = tmp_path / f"killed-{step}"
+            await asyncio.to_thread(shutil.copytree, site, root)
+            code, _ = victim.run(root, upload.id, step, rest, HALF)
+            killed = code == -signal.SIGKILL
+            assert killed or code == 0
 
-        store = Store(f"sqlite:///{root}/beamhub.db")
-        uploads = Uploads(store, Live(), root / "data", Datasets(store, root / "data", inspector).examine)
-        await uploads.leftovers.recover()
-        await uploads.close()
-        await Quarantine(store, root / "data").recover()
-        there = {str(path.relative_to(root / "data")) for path in (root / "data").rglob(f"*{upload.id}*")}
-        there |= {str(path.relative_to(root / "data")) for path in (root / "data").rglob("*.h5")}
-        assert there == {f".quarantine/{experiment.id}/{upload.id}"}
-        events = store.read_sync(lambda tx: tx.events.after(0, limit=100))
-        assert [event.kind for event in events].count("file.quarantined") == 1
-        found = store.read_sync(lambda tx: tx.uploads.get(upload.id))
-        assert found is not None
-        assert found.state is UploadState.QUARANTINED
-        store.close()
+            store = Store(f"sqlite:///{root}/beamhub.db")
+            uploads = Uploads(store, Live(), root / "data", Datasets(store, root / "data", inspector).examine)
+            await uploads.leftovers.recover()
+            await uploads.close()
+            await Quarantine(store, root / "data").recover()
+            there = {str(path.relative_to(root / "data")) for path in (root / "data").rglob(f"*{upload.id}*")}
+            there |= {str(path.relative_to(root / "data")) for path in (root / "data").rglob("*.h5")}
+            assert there == {f".quarantine/{experiment.id}/{upload.id}"}
+            events = store.read_sync(lambda tx: tx.events.after(0, limit=100))
+            assert [event.kind for event in events].count("file.quarantined") == 1
+            found = store.read_sync(lambda tx: tx.uploads.get(upload.id))
+            assert found is not None
+            assert found.state is UploadState.QUARANTINED
+            store.close()
     await inspector.close()
     assert step > 5
 

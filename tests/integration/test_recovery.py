@@ -6,9 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,8 @@ from beamhub.frames.inspect import Inspector
 from beamhub.schemas import Upload, UploadState
 from beamhub.store import Store
 from beamhub.uploads import Uploads
+
+from tests.victims import Victims, victims
 
 AGENT = Principal("instrument:mx", "instrument", instrument="mx")
 CONTENT = bytes(range(256)) * 4096  # several writes
@@ -165,19 +165,28 @@ STEPS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
+    with victims(VICTIM, tmp_path_factory.mktemp("victim")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def batch_victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
+    with victims(BATCH_VICTIM, tmp_path_factory.mktemp("victim")) as found:
+        yield found
+
+
 async def rest(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, step: str) -> None:
+async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, victim: Victims, step: str) -> None:
     (tmp_path / "data").mkdir()
-    victim = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", VICTIM, tmp_path, step, stdout=subprocess.PIPE
-    )
-    told, _ = await victim.communicate()
-    assert victim.returncode == -signal.SIGKILL
-    experiment, upload_id = told.decode().split()
+    code, told = victim.run(tmp_path, step)
+    assert code == -signal.SIGKILL
+    experiment, upload_id = told.split()
     root = tmp_path / "data" / experiment
     orphan = root / ".incoming" / "0123456789abcdef"  # as from a kill before its row was written
     orphan.touch()
@@ -209,16 +218,13 @@ async def test_a_killed_service_goes_on_where_it_was(tmp_path: Path, step: str) 
 @pytest.mark.parametrize("recovered", [True, False], ids=["recovered", "at once"])
 @pytest.mark.parametrize("step", BATCH_STEPS)
 async def test_a_batch_that_a_kill_has_cut_is_published_once(
-    tmp_path: Path, step: str, recovered: bool
+    tmp_path: Path, batch_victim: Victims, step: str, recovered: bool
 ) -> None:
     """Whether the service finishes it by itself, or its sender is there first."""
     (tmp_path / "data").mkdir()
-    victim = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", BATCH_VICTIM, tmp_path, step, stdout=subprocess.PIPE
-    )
-    told, _ = await victim.communicate()
-    assert victim.returncode == -signal.SIGKILL
-    root = tmp_path / "data" / told.decode().strip()
+    code, told = batch_victim.run(tmp_path, step)
+    assert code == -signal.SIGKILL
+    root = tmp_path / "data" / told.strip()
 
     store, inspector = Store(f"sqlite:///{tmp_path / 'beamhub.db'}"), Inspector()
     store.migrate()
