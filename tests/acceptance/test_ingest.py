@@ -6,6 +6,7 @@ One facility and one story, as in test_beamtime: each test takes up where the on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -66,9 +67,10 @@ def limit(facility: RunningDemo, rate: int | None) -> None:
     text = config.read_text().partition("\n[upload]")[0]
     config.write_text(text + (f'\n[upload]\nlimit = "{rate} B/s"\n' if rate else ""))
     for process in Path("/proc").glob("[0-9]*/cmdline"):
-        command = process.read_bytes().decode(errors="replace")
-        if str(config) in command and "guard.py" not in command:
-            os.kill(int(process.parent.name), signal.SIGHUP)
+        with contextlib.suppress(OSError):  # others come and go
+            command = process.read_bytes().decode(errors="replace")
+            if str(config) in command and "guard.py" not in command:
+                os.kill(int(process.parent.name), signal.SIGHUP)
 
 
 def cockpit(people: People, facility: RunningDemo, user: str, experiment: str) -> Page:
