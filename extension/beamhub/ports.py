@@ -7,7 +7,6 @@ import socket
 
 # Below those that Linux gives to outgoing connections: none takes the port of a server that starts again.
 _PORTS = range(10000, 32768)
-_claims: list[socket.socket] = []
 
 
 def free_ports(count: int) -> list[int]:
@@ -24,6 +23,6 @@ def free_ports(count: int) -> list[int]:
         except OSError:  # somebody's already
             claim.close()
             continue
-        _claims.append(claim)
+        claim.detach()  # it stays open until this process ends
         found.append(port)
     return found
