@@ -5,9 +5,11 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SUITES := tests/unit tests/integration tests/acceptance
+PYTEST := $(BIN)/python -m pytest --durations=20
+PACKAGES := extension hub_config spawners job_notebooks cockpit_dashboards
+PARTS := integration-a-to-h integration-i-to-z acceptance unit
 
-.PHONY: help demo slurm-demo test lint bench lock wheel clean
+.PHONY: help demo slurm-demo test $(PARTS) lint bench lock wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,7 +28,20 @@ slurm-demo: $(VENV)/.runtime
 
 test: $(VENV)/.development
 	@bash tests/system-packages.sh
-	$(BIN)/python -m pytest --durations=20 $(or $(TESTS),$(SUITES))
+	@$(BIN)/python -m compileall -q $(PACKAGES) # else each of thousands of processes does it
+ifdef TESTS
+	$(PYTEST) $(TESTS)
+else
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 $(PARTS)
+endif
+
+# Two at a time, the longest first: most tests wait for something. Each part has servers of its own; one that fails stops no
+# other. Ctrl-C and SIGTERM reach both, and make waits until both have ended what they started.
+integration-a-to-h: FILES = $(wildcard tests/integration/test_[a-h]*.py)
+integration-i-to-z: FILES = $(wildcard tests/integration/test_[i-z]*.py)
+acceptance unit: FILES = tests/$@
+$(PARTS):
+	$(PYTEST) --file-by-file $(FILES)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -54,7 +55,10 @@ def compiled() -> Path:
     """What each new facility would otherwise spend twenty seconds of CPU on; kept for the next run."""
     folder = Path(__file__).parents[1] / ".test" / "warm"
     caches = {"NUMBA_CACHE_DIR": str(folder / "numba"), "MPLCONFIGDIR": str(folder / "matplotlib")}
-    subprocess.run([sys.executable, "-m", WARM], env=os.environ | caches, check=True)
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / "warm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two parts of the tests run side by side
+        subprocess.run([sys.executable, "-m", WARM], env=os.environ | caches, check=True)
     return folder
 
 
@@ -101,12 +105,43 @@ class AtOnce:
                 self._terminal.write_line(text.rstrip())
 
 
+class FileByFile:
+    """Shows a line for each file when its tests have run: two parts of the tests may share a terminal."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+        self._tests, self._began = 0, time.monotonic()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        return ("passed" if report.when == "call" else "", "", "") if report.passed else None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+        if not self._tests:
+            self._began = time.monotonic()
+        self._tests += 1
+        answer = yield
+        if nextitem is None or nextitem.path != item.path:
+            seconds, name = time.monotonic() - self._began, item.nodeid.partition("::")[0]
+            self._terminal.write(f"{name}: {self._tests} in {seconds:.1f} s\n", flush=True)
+            self._tests = 0
+        return answer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--file-by-file", action="store_true", help="a line for each file, no dots")
+
+
 @pytest.hookimpl(trylast=True)  # when there is a terminal
 def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what tests have started is ended
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None:  # there is none in a worker of pytest-xdist
+    if terminal is not None:
         config.pluginmanager.register(AtOnce(terminal))
+        if config.option.file_by_file:
+            config.option.verbose = -1
+            config.pluginmanager.register(FileByFile(terminal))
 
 
 @pytest.hookimpl(trylast=True)
