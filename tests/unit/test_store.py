@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -17,15 +19,15 @@ import alembic.config
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from beamhub.errors import BeamhubError, DiskFull, Invalid
+from beamhub.errors import BeamhubError, DiskFull, Invalid, Unavailable
 from beamhub.events import emit
 from beamhub.schemas import Experiment, Heartbeat, InstrumentCreate, Page, Role
 from beamhub.store import Store, Transaction, _json
 from beamhub.store.tables import metadata
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, inspect, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import create_engine, event, inspect, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 
 def instrument(id_: str = "sim-mx") -> InstrumentCreate:
@@ -451,4 +453,43 @@ async def test_a_database_without_room_says_so_and_changes_nothing(tmp_path: Pat
     assert store.read_sync(lambda tx: tx.events.head()) == 1
     other = ValueError("something else")
     assert store.explained(other) is other
+    store.close()
+
+
+async def test_a_database_that_is_locked_says_so_and_keeps_nobody_for_longer_than_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beamhub.store.BUSY_TIMEOUT", 1.0)
+    store = Store(f"sqlite:///{tmp_path / 'beamhub.db'}")
+    store.migrate()
+    tries: list[str] = []
+    event.listen(store._write_engine, "before_cursor_execute", lambda *told: tries.append(told[2]))
+    with contextlib.closing(sqlite3.connect(tmp_path / "beamhub.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        first = asyncio.ensure_future(store.write(lambda tx: tx.instruments.create(instrument("one"))))
+        while not tries:  # noqa: ASYNC110 (on the thread of the writer)
+            await asyncio.sleep(0.01)
+        late = asyncio.ensure_future(store.write(lambda tx: tx.instruments.create(instrument("two"))))
+        assert store.read_sync(lambda tx: tx.instruments.get("one")) is None  # readers don't wait
+        failed = await asyncio.gather(first, late, return_exceptions=True)
+        other.execute("ROLLBACK")
+    assert tries == ["BEGIN IMMEDIATE"]
+    for error in failed:
+        told = store.explained(error)
+        assert isinstance(told, Unavailable)
+        assert str(told) == (
+            "The service's database is locked. "
+            "Try again in a minute; if it stays so, tell the facility's operators."
+        )
+    await store.write(lambda tx: tx.instruments.create(instrument("one")))
+    store.close()
+
+
+def test_a_database_that_is_away_says_so(tmp_path: Path) -> None:
+    store = Store(f"postgresql+psycopg://beamhub@/beamhub?host={tmp_path}")
+    with pytest.raises(OperationalError) as away:
+        store.read_sync(lambda tx: tx.events.head())
+    told = store.explained(away.value)
+    assert isinstance(told, Unavailable)
+    assert "does not answer" in str(told)
     store.close()

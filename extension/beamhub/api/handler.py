@@ -354,7 +354,13 @@ class Handler(JupyterHandler):
                 await store.write(lambda tx: tx.idempotency.forget(actor, key))
                 raise
             kept = json.dumps({"headers": headers, "body": body.decode()})
-            await store.write(lambda tx: tx.idempotency.settle(actor, key, status, kept))
+            try:
+                await store.write(lambda tx: tx.idempotency.settle(actor, key, status, kept))
+            except Exception as error:
+                if store.explained(error) is error:
+                    raise
+                # it has taken effect, and who has asked is told; only who asks again will not be
+                self.log.warning("the answer to %s could not be kept: %s", self.request.path, error)
         elif first.request_digest != digest:
             raise Invalid(
                 f"The Idempotency-Key {key!r} has been used for another request.",
@@ -481,9 +487,13 @@ class Handler(JupyterHandler):
             self.log.error("failed while answering %s", self.request.path, exc_info=error)
             self.request.connection.stream.close()  # type: ignore[union-attr]
             return
-        problem, headers = _problem(self._service.store.explained(error))
-        if problem.status >= 500 and not isinstance(error, BeamhubError):
-            self.log.error("failed to answer %s %s", self.request.method, self.request.path, exc_info=error)
+        told = self._service.store.explained(error)
+        problem, headers = _problem(told)
+        what = f"failed to answer {self.request.method} {self.request.path}"
+        if told is not error:
+            self.log.warning("%s: %s", what, getattr(error, "orig", error))
+        elif problem.status >= 500 and not isinstance(error, BeamhubError):
+            self.log.error("%s", what, exc_info=error)
         if problem.status == 204:
             self._begin(204, headers)
             self.finish()

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from sqlite3 import SQLITE_FULL
+from sqlite3 import SQLITE_BUSY, SQLITE_FULL
 from typing import Any, TypeVar
 
 from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from beamhub.bus import Bus
-from beamhub.errors import BeamhubError, Conflict, DiskFull
+from beamhub.errors import BeamhubError, Conflict, DiskFull, Unavailable
 from beamhub.schemas import BackupManifest
 from beamhub.store import backup
 from beamhub.store.attempts import Attempts
@@ -48,6 +50,7 @@ T = TypeVar("T")
 READERS = 4
 TOGETHER = 100  # transactions that are committed at once
 BUSY_TIMEOUT = 30.0  # seconds that a writer waits for another process's writer
+CONNECT_TIMEOUT = 10  # seconds that PostgreSQL's server may take to answer
 WRITERS_LOCK = 0x6265616D687562  # "beamhub": the key of PostgreSQL's advisory lock
 
 
@@ -90,9 +93,9 @@ class Store:
             self._read_engine = _sqlite(url, "BEGIN", "PRAGMA query_only = ON")
             self._write_engine = _sqlite(url, "BEGIN IMMEDIATE")
         elif url.startswith("postgresql+psycopg"):
-            self._read_engine = _engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+            self._read_engine = _postgresql(url, isolation_level="REPEATABLE READ")
             event.listen(self._read_engine, "begin", _read_only)
-            self._write_engine = _engine(url, pool_pre_ping=True)
+            self._write_engine = _postgresql(url)
             event.listen(self._write_engine, "begin", _one_writer)
         else:
             raise BeamhubError(
@@ -189,11 +192,7 @@ class Store:
 
     def _write_waiting(self) -> None:
         """Commits what waits, at once: to flush a commit to the disk takes longer than most transactions."""
-        together: list[tuple[Callable[[Transaction], Any], Future[Any]]] = []
-        while self._waiting and len(together) < TOGETHER:
-            work, future = self._waiting.popleft()
-            if future.set_running_or_notify_cancel():
-                together.append((work, future))
+        together = self._next(TOGETHER)
         if not together:
             return  # an earlier call has done it
         done: list[tuple[Future[Any], Any, Exception | None]] = []
@@ -202,6 +201,8 @@ class Store:
                 for work, future in together:
                     done.append((future, *_apart(connection, work)))
         except Exception as error:  # of the database itself: nothing has been committed
+            if not done:  # it is locked, or away: nobody waits for it longer than clients wait for an answer
+                together += self._next(sys.maxsize)
             done = [(future, None, error) for _, future in together]
         if any(problem is None for _, _, problem in done):
             self._committed_here()
@@ -211,16 +212,32 @@ class Store:
             else:
                 future.set_exception(problem)
 
+    def _next(self, many: int) -> list[tuple[Callable[[Transaction], Any], Future[Any]]]:
+        """Of those that wait."""
+        taken: list[tuple[Callable[[Transaction], Any], Future[Any]]] = []
+        while self._waiting and len(taken) < many:
+            work, future = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                taken.append((work, future))
+        return taken
+
     def explained(self, error: BaseException | None) -> BaseException | None:
-        """What may be told of an error: DiskFull where the database has no room; else the error itself."""
-        cause = getattr(error, "orig", None)
-        if (
-            getattr(cause, "sqlite_errorcode", None) == SQLITE_FULL
-            or getattr(cause, "sqlstate", None) == "53100"
-        ):
+        """What may be told of an error: DiskFull where the database has no room, Unavailable where it is
+        locked or away; else the error itself."""
+        if not isinstance(error, DBAPIError):
+            return error
+        code = getattr(error.orig, "sqlite_errorcode", 0)
+        if code == SQLITE_FULL or getattr(error.orig, "sqlstate", None) == "53100":
             return DiskFull(
                 "There is no room on the disk of the service's database.",
                 "Ask the operators for space, then try again: nothing has been changed.",
+            )
+        locked = code & 0xFF == SQLITE_BUSY
+        away = self._read_engine.dialect.name == "postgresql" and isinstance(error, OperationalError)
+        if locked or away or error.connection_invalidated:
+            return Unavailable(
+                f"The service's database {'is locked' if locked else 'does not answer'}.",
+                "Try again in a minute; if it stays so, tell the facility's operators.",
             )
         return error
 
@@ -296,6 +313,13 @@ def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
+
+
+def _postgresql(url: str, **options: Any) -> Engine:
+    """Connections that the server has ended are noticed, and made anew."""
+    return create_engine(
+        url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}, **options
+    )
 
 
 def _read_only(connection: Connection) -> None:
