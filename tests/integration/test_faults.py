@@ -52,9 +52,9 @@ def folder(lab: Lab, job: Job) -> Path:
     return lab.data_dir / lab.experiment / job.folder
 
 
-def let_go(lab: Lab) -> None:
+def let_go(lab: Lab, word: str = "go") -> None:
     """The jobs of COUNT end."""
-    (lab.data_dir / lab.experiment / "raw" / "go").touch()
+    (lab.data_dir / lab.experiment / "raw" / word).touch()
 
 
 async def begun(lab: Lab, *jobs: Job) -> None:
@@ -90,8 +90,12 @@ asyncio.run(""",
 
 
 async def test_a_service_that_is_killed_twice_loses_none_of_twenty_jobs(lab: Lab) -> None:
-    template(lab.templates, "count", COUNT)
-    jobs = [await lab.submit("count") for _ in range(MANY)]
+    """Half of them end while nobody looks, half run on all the time."""
+    template(lab.templates, "count", COUNT.replace('"go"', "label"))
+    ending, going = [
+        [await lab.submit("count", label=label) for _ in range(MANY // 2)] for label in ("go", "later")
+    ]
+    jobs = [*ending, *going]
     first = await engine(lab, script=ENGINE.replace("LocalRunner(2,", f"LocalRunner({MANY},"))
     await begun(lab, *jobs)
     first.kill()
@@ -99,14 +103,20 @@ async def test_a_service_that_is_killed_twice_loses_none_of_twenty_jobs(lab: Lab
     let_go(lab)
 
     async def written() -> bool:
-        return all((folder(lab, job) / "result.json").exists() for job in jobs)
+        return all((folder(lab, job) / "result.json").exists() for job in ending)
 
     await condition(written)
     second = await engine(lab, script=VICTIM)
     assert await second.wait() == -signal.SIGKILL
-    states = [(await lab.jobs.get(ADA, job.id)).state for job in jobs]
-    assert {JobState.RUNNING, JobState.FINISHED} == set(states)
+    states = {(await lab.jobs.get(ADA, job.id)).state for job in ending}
+    assert states == {JobState.RUNNING, JobState.FINISHED}
     async with lab.running():
+        for job in ending:
+            await lab.until(job)
+        for job in going:  # adopted, and left alone
+            assert (await lab.jobs.get(ADA, job.id)).state is JobState.RUNNING
+            assert processes(str(folder(lab, job)))
+        let_go(lab, "later")
         for job in jobs:
             done = await lab.until(job)
             assert (done.state, done.reason) == (JobState.FINISHED, "")
@@ -125,6 +135,7 @@ async def test_a_job_whose_processes_are_killed_is_tried_again_and_each_attempt_
         await begun(lab, job)
         kill(lab, job)
         await lab.until(job, JobState.PENDING)
+        [paid] = ledger(lab, job, LedgerKind.CHARGE)[:1]  # before anything is started again
         await begun(lab, job)
         let_go(lab)
 
@@ -137,13 +148,18 @@ async def test_a_job_whose_processes_are_killed_is_tried_again_and_each_attempt_
     assert (folder(lab, job) / "runs.txt").read_text() == "once\n"
     first, second = ledger(lab, job, LedgerKind.CHARGE)
     assert min(first, second) > 0
-    assert done.cpu_seconds == first + second
+    assert (paid, done.cpu_seconds) == (first, first + second)
     assert ledger(lab, job, LedgerKind.HOLD) == [600, 600]
     assert sum(ledger(lab, job, LedgerKind.RELEASE)) == 1200 - first - second
-    assert [one.outcome for one in lab.store.read_sync(lambda tx: tx.attempts.of_job(job.id))] == [
-        "interrupted",
-        "finished",
+    attempts = lab.store.read_sync(lambda tx: tx.attempts.of_job(job.id))
+    assert [(one.outcome, one.cpu_seconds) for one in attempts] == [
+        ("interrupted", first),
+        ("finished", second),
     ]
+    for one in attempts:
+        assert one.started
+        assert one.ended
+        assert one.cpu_seconds == math.ceil((one.ended - one.started).total_seconds())
 
 
 POISON = """
@@ -370,14 +386,56 @@ async def test_a_process_id_that_was_given_away_again_is_neither_adopted_nor_kil
         assert stranger.wait() == -signal.SIGKILL
 
 
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")  # the number that the kernel has given away last
+
+
+async def test_a_stranger_with_the_process_id_of_a_job_is_left_alone(lab: Lab) -> None:
+    """The job's process has died unseen, and the kernel gives its number to another."""
+    if os.geteuid() != 0:
+        pytest.skip("only root chooses which process id is given away next")
+    template(lab.templates, "count", COUNT)
+    job = await lab.submit("count")
+    first = await engine(lab)
+    await begun(lab, job)
+    first.kill()
+    await first.wait()
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    assert task.runner_ref
+    pid = task.runner_ref["pid"]
+    assert isinstance(pid, int)
+    kill(lab, job)
+
+    async def gone() -> bool:
+        return _process(pid) is None
+
+    await condition(gone)
+    while True:
+        await asyncio.to_thread(LAST_PID.write_text, str(pid - 1))
+        with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:  # noqa: ASYNC220
+            if stranger.pid == pid:
+                let_go(lab)
+                async with lab.running():
+                    await lab.until(job, JobState.PENDING)  # it was not taken for the job
+                    await lab.until(job, JobState.FINISHED)
+                assert stranger.poll() is None
+            stranger.kill()
+        if stranger.pid == pid:  # else somebody else was quicker
+            break
+    assert (folder(lab, job) / "runs.txt").read_text() == "once\n"
+    assert lab.kinds(job).count("job.running") == 2
+    attempts = lab.store.read_sync(lambda tx: tx.attempts.of_job(job.id))
+    assert [one.outcome for one in attempts] == ["interrupted", "finished"]
+
+
 BEFORE = "0010"  # a version of the tables
 
 
 async def test_jobs_that_run_while_the_service_is_upgraded_are_adopted(lab: Lab, tmp_path: Path) -> None:
-    template(lab.templates, "count", COUNT)
-    job = await lab.submit("count")
+    template(lab.templates, "count", COUNT.replace('"go"', "label"))
+    going, ending = [await lab.submit("count", label=label) for label in ("later", "go")]
     old = await engine(lab)
-    await begun(lab, job)
+    await begun(lab, going, ending)
     old.kill()
     await old.wait()
     await asyncio.to_thread(lab.store.close)
@@ -391,10 +449,15 @@ async def test_jobs_that_run_while_the_service_is_upgraded_are_adopted(lab: Lab,
     lab.jobs = Jobs(lab.store, lab.catalogue, PROFILES, lab.data_dir)
     let_go(lab)
     async with lab.running():
-        done = await lab.until(job)
-    assert (done.state, done.reason) == (JobState.FINISHED, "")
-    assert (folder(lab, job) / "runs.txt").read_text() == "once\n"
-    lab.assert_settled(job)
+        done = [await lab.until(ending)]  # so it has looked at the other, too
+        assert (await lab.jobs.get(ADA, going.id)).state is JobState.RUNNING
+        let_go(lab, "later")
+        done.append(await lab.until(going))
+    for job in done:
+        assert (job.state, job.reason) == (JobState.FINISHED, "")
+        assert (folder(lab, job) / "runs.txt").read_text() == "once\n"
+        assert lab.kinds(job) == ["job.created", "job.queued", "job.running", "job.finished"]
+    lab.assert_settled(*done)
 
 
 def age(path: Path, version: str) -> None:
