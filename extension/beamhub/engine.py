@@ -48,6 +48,7 @@ PULSE = 0.25  # seconds between looks at running jobs
 VALIDITY = 60.0  # seconds after which it is looked whether licences have expired
 REST = 2.0  # seconds after which the engine looks even if nothing has been committed here
 PAUSE = 0.05  # seconds at least between two looks
+TIDY = 2.0  # seconds that a job has for tidying up behind its result, for nothing
 TELL = 1.0  # seconds at least between two writes of the progress of a job
 
 
@@ -59,7 +60,7 @@ class Watch:
     instrument: str | None
     reader: Reader = field(default_factory=Reader)
     stopped: str = ""  # why the engine or the runner ended it
-    alive: bool = False  # this engine has seen it run
+    alive: float = 0.0  # when this engine has seen it run last, monotonic; 0: it has not
     unwritten: bool = False  # there is news that is not in the store
     written: float = 0.0  # when news was last written, monotonic
 
@@ -320,20 +321,21 @@ class Engine:
         if not tasks and time.monotonic() < self._poll_again[name]:
             return
         self._poll_again[name] = time.monotonic() + REST
+        asked = time.monotonic()
         statuses = await runner.poll([task.runner_ref or {} for task in tasks])
         going = [known for known in zip(tasks, statuses, strict=True) if known[0].job.id not in self._ending]
         watches = [await self._watch(task.job) for task, _ in going]
         news = await asyncio.to_thread(_news, [task for task, _ in going], watches)
         await asyncio.gather(
             *(
-                self._attend(runner, task, status, watch, told)
+                self._attend(runner, task, status, watch, told, asked)
                 for (task, status), watch, told in zip(going, watches, news, strict=True)
             )
         )
         await self._write_news([task.job.id for task, _ in going])
 
     async def _attend(
-        self, runner: Runner, task: Task, status: Status, watch: Watch, news: News | None
+        self, runner: Runner, task: Task, status: Status, watch: Watch, news: News | None, asked: float
     ) -> None:
         job = task.job
         if news is not None:
@@ -353,7 +355,7 @@ class Engine:
             await self._bring_to_end(job, self._end(runner, task, status, watch))
             return
         if status.phase is Phase.RUNNING:
-            watch.alive = True
+            watch.alive = asked
             watch.stopped = status.reason or watch.stopped
         await self._tell(job, "" if status.phase is Phase.RUNNING else status.reason)
         elapsed, _ = lasted(job, status)
@@ -421,6 +423,10 @@ class Engine:
         # one whose end nobody saw has cost no more than it can have used
         told = folder.ended if result or watch.alive else folder.last_sign
         ended = await asyncio.to_thread(told) if status.ended is None else status.ended
+        if status.ended is None and watch.alive:
+            seen = datetime.now(UTC) - timedelta(seconds=time.monotonic() - watch.alive)
+            if seen > ended + timedelta(seconds=TIDY):  # whoever wants to pay less may write a result early
+                ended = seen
         used = status.cpu_seconds
         elapsed, clock_was_set = lasted(job, status)
         if used is None and clock_was_set:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from beamhub.engine import TIDY
 from beamhub.jobstate import admit, change
 from beamhub.schemas import (
     ExperimentState,
@@ -192,6 +194,45 @@ async def test_time_that_the_service_was_away_is_not_charged(lab: Lab) -> None:
     assert abs(done.ended - wrote) < timedelta(seconds=0.1)
     assert done.cpu_seconds == math.ceil((done.ended - done.started).total_seconds())
     lab.assert_settled(job)
+
+
+# Says that it has finished, works on, and ends what would say so in truth.
+EARLY = """
+import json, os, signal
+from pathlib import Path
+Path("early").write_text(json.dumps({"outcome": "finished"}))
+os.rename("early", "result.json")
+while not Path(data).with_name("enough").exists():
+    sum(range(10000))
+os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
+async def test_a_result_that_is_written_early_makes_a_job_no_cheaper(lab: Lab) -> None:
+    template(lab.templates, "early", EARLY)
+    runner = lab.runner()
+    engine = lab.engine(runner)
+    job = await lab.submit("early")
+    await engine.schedule()
+    result = lab.data_dir / lab.experiment / job.folder / "result.json"
+
+    async def long_ago() -> bool:
+        return result.exists() and time.time() - result.stat().st_ctime > TIDY + 1
+
+    await condition(long_ago)
+    seen = datetime.now(UTC)
+    await engine.collect()
+    (lab.data_dir / lab.experiment / "raw" / "enough").touch()
+    task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
+    assert task
+    await gone(runner, task)
+    await engine.collect()
+    done = await lab.jobs.get(ADA, job.id)
+    assert done.started
+    assert done.ended
+    assert done.ended >= seen - timedelta(seconds=0.1)
+    assert done.cpu_seconds == math.ceil((done.ended - done.started).total_seconds())
+    lab.assert_settled(done)
 
 
 async def test_an_end_that_nobody_saw_costs_what_there_is_a_sign_of(lab: Lab) -> None:

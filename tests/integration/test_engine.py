@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 from beamhub.engine import Engine
@@ -156,7 +157,7 @@ async def test_a_job_that_removes_its_folder_is_settled_all_the_same(lab: Lab) -
     await gone(runner, task)
     shutil.rmtree(lab.data_dir / lab.experiment / job.folder)
     watch = await engine._watch(task.job)
-    await engine._attend(runner, task, Status(Phase.GONE, exit_code=1), watch, None)
+    await engine._attend(runner, task, Status(Phase.GONE, exit_code=1), watch, None, time.monotonic())
     now = await lab.jobs.get(ADA, job.id)
     assert (now.state, now.reason) == (
         JobState.FAILED,
@@ -172,7 +173,7 @@ async def test_a_cancellation_that_comes_as_the_processes_die_is_no_new_attempt(
     await gone(runner, task)
     await lab.jobs.cancel(ADA, job.id, JobCancel(reason="enough"))  # after the engine has looked at it
     status = Status(Phase.GONE, "Its processes were killed.", again=True)
-    await engine._attend(runner, task, status, await engine._watch(task.job), None)
+    await engine._attend(runner, task, status, await engine._watch(task.job), None, time.monotonic())
     now = await lab.jobs.get(ADA, job.id)
     assert (now.state, now.reason) == (JobState.CANCELLED, "Cancelled by ada: enough.")
     lab.assert_settled(job)
