@@ -21,10 +21,12 @@ from beamhub.schemas import (
     TriggerOverride,
     TriggerTrial,
 )
+from beamhub.terms import Case
 from pydantic import JsonValue, ValidationError
 
 from beamhub_cockpit import form
 from beamhub_cockpit.ruletext import EVENTS, value
+from beamhub_cockpit.sponsors import begin_with, judged
 
 LAST: Final = 50  # datasets that a rule is tried out on
 SEVERAL: Final = ("datasets", "jobs")  # what a rule can gather for
@@ -81,12 +83,13 @@ class Draft:
         """A new rule: at the end of each dataset, by the first template that can run."""
         usable = [t for t in templates.values() if not t.missing and t.inputs == "dataset" and not t.live]
         first = (usable or list(templates.values()))[0]
+        case = Case(more["instrument"], more.get("experiment"), None, first.name, None)
         written = TriggerCreate(
             title="New",
             event=TriggerEvent.DATASET_COMPLETE,
             template=first.name,
             profile=first.profile,
-            sponsor=sponsors[0].id if sponsors else "none",
+            sponsor=begin_with(judged(sponsors, case)) or "none",
         )
         draft = cls.of(written, first, **more)
         draft.texts["title"] = ""

@@ -398,8 +398,8 @@ def _cannot(launch: Launch, template: Template | None, paying: Sequence[Sponsor]
 
 def _sponsor(wanted: str, paying: Sequence[Sponsor]) -> str:
     """The one that is wanted, if it pays; else one that does."""
-    ids = [s.id for s in sorted(paying, key=lambda s: bool(s.refusal))]
-    return wanted if wanted in [s.id for s in paying if not s.refusal] else ids[0] if ids else ""
+    pays = wanted in [s.id for s in paying if not s.refusal]
+    return wanted if pays else sponsors.begin_with(paying)
 
 
 def _texts(template: Template | None, values: Mapping[str, JsonValue]) -> dict[str, str]:

@@ -19,6 +19,13 @@ def judged(licences: Sequence[Licence], case: Case) -> list[Sponsor]:
     return [Sponsor(**{**dict(one), "refusal": refusal(one, case, now)}) for one in licences]
 
 
+def begin_with(sponsors: Sequence[Sponsor]) -> str:
+    """The one that a form begins with: one that pays and has something left, or as far as that goes; "" if
+    there is none."""
+    best = min(sponsors, key=lambda one: (bool(one.refusal), one.available <= 0), default=None)
+    return best.id if best else ""
+
+
 def label(sponsor: Sponsor) -> str:
     """A licence in a list to choose from."""
     left = "does not pay here" if sponsor.refusal else f"{cpu_hours(sponsor.available)} left"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -206,6 +206,17 @@ def test_a_new_rule_needs_nothing_but_saving() -> None:
     read = begun.read(TEMPLATES)
     assert read is not None
     assert (read.title, read.template, read.sponsor, read.pattern) == ("Dials", "dials", "lab", "*")
+
+
+def test_a_new_rule_is_paid_by_who_pays_and_has_something_left() -> None:
+    spent = {"charged": 36_000, "available": 0}
+    elsewhere = {"terms": [{"instruments": ["mx-2"]}]}
+    over = {"valid_until": datetime(2000, 1, 1, tzinfo=UTC)}
+    known = [licence("empty", **spent), licence("there", **elsewhere), licence("old", **over), licence("lab")]
+    for count, chosen in ((4, "lab"), (3, "empty"), (1, "empty")):
+        begun = Draft.new(TEMPLATES, known[:count], instrument="mx-1")
+        assert begun.texts["sponsor"] == chosen
+    assert Draft.new(TEMPLATES, known[1:3], instrument="mx-1").texts["sponsor"] == "there"
 
 
 @pytest.mark.parametrize(
