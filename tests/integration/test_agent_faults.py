@@ -296,6 +296,9 @@ def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
         assert status.connected
         assert sum(u.state is UploadState.RECEIVING for u in agent.uploads()) == 2
 
+        del agent.upload["limit"]
+        agent.command()
+        agent.signal(signal.SIGHUP)
         (near / "done.cbf").write_text("done")
         message = {"files": [str(agent.data / "far-3.bin"), str(near / "done.cbf")]}
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(agent.folder / "done.sock"))) as detector:

@@ -6,13 +6,13 @@ import asyncio
 import datetime
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from beamhub.agent.config import Config
-from beamhub.agent.file import Digesting
+from beamhub.agent.file import Digesting, Stamp
 from beamhub.agent.service import (
     DamagedError,
     DigestRequiredError,
@@ -22,6 +22,7 @@ from beamhub.agent.service import (
     Service,
     UnavailableError,
 )
+from beamhub.agent.sync import Agent
 from beamhub.schemas import Heartbeat, UploadState
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -308,3 +309,44 @@ async def test_a_name_that_is_too_long_to_be_registered_is_refused(tmp_path: Pat
     async with stranger(f"HTTP/1.1 400 Bad Request\n\n{problem}", tmp_path) as (_, service):
         with pytest.raises(RefusedError, match="not allowed"):
             await service.register(f"/data/{name}", name, 1, DIGEST, experiment=None, key="1")
+
+
+async def test_what_is_not_sent_is_listed_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at each heartbeat: it may be a hundred thousand files."""
+    lists, skipped = 0, Agent.skipped
+
+    def counted(self: Agent) -> Iterator[tuple[str, str, str]]:
+        nonlocal lists
+        lists += 1
+        return skipped(self)
+
+    monkeypatch.setattr(Agent, "skipped", counted)
+    (tmp_path / "data").mkdir()
+    async with stranger("HTTP/1.1 204 No Content\n\n", tmp_path) as (server, service):
+        agent = Agent(service._config)
+        journal, failed = agent._journal, agent._common.failed
+        for name in "abc":
+            journal.queue(f"{tmp_path}/data/{name}", Stamp(1, 2, 3))
+        for number, change in enumerate(
+            (
+                lambda: None,
+                lambda: journal.skip(f"{tmp_path}/data/a", "ice"),
+                lambda: journal.skip(f"{tmp_path}/data/a", "no ice"),
+                lambda: journal.requeue(f"{tmp_path}/data/a"),
+                lambda: journal.skip(f"{tmp_path}/data/b", "ice"),
+                lambda: journal.forget(f"{tmp_path}/data/b"),
+                lambda: failed.update(c="can't be read"),
+                lambda: failed.update(c="is gone"),
+                failed.clear,
+            ),
+            1,
+        ):
+            change()
+            for _ in range(3):
+                await agent._orders._tell()
+            assert (len(server.requests), lists) == (number, number)
+        await agent._service.close()
+        await agent._paths.close()
+        journal.close()

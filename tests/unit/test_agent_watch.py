@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from beamhub.agent.file import Stamp
 from beamhub.agent.journal import JournalError
 from beamhub.agent.watch import LostError, Sighting, Tree
 
+WALKS = 20
 QUEUED_NOTICES = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
@@ -335,3 +337,31 @@ async def test_nothing_is_left_open(root: Path) -> None:
     async with following(root):
         assert descriptors() > before
     assert descriptors() == before
+
+
+async def test_what_is_to_be_looked_at_is_looked_at_once(tmp_path: Path) -> None:
+    """However many overflows there were while everything was looked at."""
+    (tmp_path / "a").write_text("a")
+    looks, looking, go_on = 0, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def known(_: str, __: Stamp) -> bool:
+        nonlocal looks
+        looks += 1
+        loop.call_soon_threadsafe(looking.set)
+        assert go_on.wait(60)
+        return True
+
+    tree = Tree(Watch.model_validate({"path": str(tmp_path)}), known, lambda _: None, disk := Disk(1))
+    task = asyncio.create_task(tree.follow())
+    await looking.wait()
+    for _ in range(WALKS):
+        tree.look_again()
+    go_on.set()
+    await tree.walked.wait()
+    for _ in range(2 * WALKS):
+        await disk.ask(int)  # which waits for what is being looked at
+    task.cancel()
+    await asyncio.wait({task})
+    assert await disk.close()
+    assert looks == 2

@@ -79,17 +79,29 @@ def _run(path: Path, config: Config, *, once: bool) -> bool:
 
 
 async def _until_stopped(agent: Agent, path: Path) -> bool:
-    def read_again() -> None:
-        try:
-            agent.limit(load(path).upload.limit)
-        except ConfigError as error:
-            log.error("nothing is changed: %s", error)
+    disk, told = Disk(1), asyncio.Event()
+
+    async def read_again() -> None:
+        while True:
+            await told.wait()
+            told.clear()
+            try:
+                config = await disk.ask(load, path)  # which looks at the directories, and one may hang
+            except ConfigError as error:
+                log.error("nothing is changed: %s", error)
+            else:
+                agent.limit(config.upload.limit)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)
-    loop.add_signal_handler(signal.SIGHUP, read_again)
-    return await agent.run()
+    loop.add_signal_handler(signal.SIGHUP, told.set)
+    reading = asyncio.create_task(read_again())
+    try:
+        return await agent.run()
+    finally:
+        reading.cancel()
+        agent.hangs = not await disk.close() or agent.hangs
 
 
 def _tell(config: Config, files: tuple[Path, ...]) -> bool:

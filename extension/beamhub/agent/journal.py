@@ -115,6 +115,7 @@ class Journal(Snapshot):
     """
 
     def __init__(self, path: Path, instrument: str) -> None:
+        self.skips = 0  # so often something has been skipped
         self._lock = _lock(path)
         try:
             super().__init__(path, mode="rwc")
@@ -245,6 +246,7 @@ class Journal(Snapshot):
 
     def skip(self, path: str, reason: str) -> None:
         """The file is not wanted. Its upload stays known, to be given up."""
+        self.skips += 1
         self._execute("UPDATE files SET state = 'skipped', error = ? WHERE path = ?", (reason, path))
 
     def given_up(self, path: str) -> None:

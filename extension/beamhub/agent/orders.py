@@ -50,6 +50,10 @@ class Files(Protocol):
         """(path, name, reason) of all that is not to be sent."""
         ...
 
+    def unsent(self) -> object:
+        """Is another one as soon as other files have failed or been skipped, or for other reasons."""
+        ...
+
     def lines(self, experiment: str) -> Iterator[JournalLine]:
         """All that is known of this experiment, and all that has not begun for any."""
         ...
@@ -71,7 +75,7 @@ class Orders:
         self._files = files
         self._commands: list[AgentCommand] = []
         self._news = asyncio.Event()
-        self._told: list[AgentFile] | None = None  # what the service knows of files that are not sent
+        self._told: object = None  # of which files that are not sent the service knows
         self.obeyed = asyncio.Event()  # a command has been obeyed since this was cleared
 
     def heed(self, orders: AgentOrders) -> None:
@@ -131,6 +135,8 @@ class Orders:
 
     async def _tell(self) -> None:
         """Keeps the service's list of what is not sent up to date."""
+        if (unsent := self._files.unsent()) == self._told:
+            return
         files = [
             AgentFile(name=name, state="failed", reason=shortened(reason, LONGEST_REASON))
             for _, name, reason in self._files.failed()
@@ -140,15 +146,13 @@ class Orders:
         ]
         files.sort(key=lambda file: file.name)
         del files[MOST_PARTS * PART_ITEMS :]
-        if files == self._told:
-            return
         part = 0
         async for items, last in _parts(files):
             part += 1
             await self._service.tell_files(AgentFiles(part=part, last=last, items=items))
             if part == MOST_PARTS:
                 break
-        self._told = files
+        self._told = unsent
 
 
 def _concerns(command: AgentCommand, name: str) -> bool:

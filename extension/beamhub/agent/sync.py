@@ -150,6 +150,9 @@ class Agent:
     def skipped(self) -> Iterator[tuple[str, str, str]]:
         return ((entry.path, self._shown(entry.path), entry.error) for entry in self._journal.skipped())
 
+    def unsent(self) -> object:
+        return dict(self._common.failed), self._journal.skips, self._journal.count_skipped()
+
     def lines(self, experiment: str) -> Iterator[JournalLine]:
         # at once: the rest may go on in a thread, while files settle
         unsettled = {path: stamp for root in self._roots for path, stamp in root.unsettled().items()}

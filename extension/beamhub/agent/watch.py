@@ -71,7 +71,8 @@ class Tree:
         self._seen = seen
         self._disk = disk
         self._failure: asyncio.Future[None] | None = None  # of who is told what is seen
-        self._to_walk: asyncio.Queue[str] = asyncio.Queue()
+        self._to_walk: dict[str, None] = {}  # folders, each once, however often something is told of it
+        self._errand = asyncio.Event()
         self._stop = threading.Event()
         self._lock = threading.Lock()  # _folders and _inotify are used by the walking thread, too
         self._folders: dict[int, str] = {}  # inotify's number -> path
@@ -101,7 +102,11 @@ class Tree:
 
     def look_again(self) -> None:
         """At everything, soon."""
-        self._to_walk.put_nowait(self._root)
+        self._look_soon(self._root)
+
+    def _look_soon(self, folder: str) -> None:
+        self._to_walk[folder] = None
+        self._errand.set()
 
     def _begin_listening(self) -> inotify.Inotify | None:
         try:
@@ -142,7 +147,11 @@ class Tree:
             while True:
                 try:
                     async with asyncio.timeout_at(min(glance, walk)):
-                        folder = await self._to_walk.get()
+                        await self._errand.wait()
+                    folder = next(iter(self._to_walk))
+                    del self._to_walk[folder]
+                    if not self._to_walk:
+                        self._errand.clear()
                     break
                 except TimeoutError:
                     folder = self._root
@@ -288,7 +297,7 @@ class Tree:
                     if isinstance(news, Sighting):
                         self._seen(news)
                     else:
-                        self._to_walk.put_nowait(news)
+                        self._look_soon(news)
         finally:
             loop.remove_reader(notices.fileno())
 
