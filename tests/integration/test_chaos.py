@@ -163,8 +163,9 @@ def test_kills_at_random_moments_lose_nothing(facility: tuple[Facility, RunningA
     seed = int(os.environ.get("BEAMHUB_CHAOS_SEED", random.SystemRandom().randrange(2**32)))
     sys.stdout.write(f"BEAMHUB_CHAOS_SEED={seed}\n")
     chance = random.Random(seed)
-    victims = processes.victims * (KILLS // len(processes.victims) + 1)
-    chance.shuffle(victims)
+    victims: list[str] = []  # each as often as the others
+    while len(victims) < KILLS:
+        victims += chance.sample(processes.victims, len(processes.victims))
     with Detector(agent.data, random.Random(seed + 1)) as detector:
         for victim in victims[:KILLS]:
             time.sleep(chance.uniform(0, PAUSE))  # the moment is random: there is nothing to wait for
