@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from beamhub.templates import Catalogue, shipped
 from beamhub.uploads import Uploads
 
 MIGRATION = 60.0  # seconds that an ingest process waits for the service to prepare the database
+REST = 1.0  # seconds between tries to reach the database
 HOUSEKEEPING = 10.0  # seconds between looks for what has stopped or expired
 ANSWERS_KEPT = timedelta(days=1)  # of requests with an Idempotency-Key
 # what the identity provider needs of the server's own addresses; nothing else of it is reachable
@@ -297,10 +298,20 @@ class BeamhubApp(ExtensionApp):
 
     async def _on_duty(self) -> None:
         """What one process does for all: goes on with what others have left when they died, and runs jobs."""
-        await self.service.quarantine.recover()
-        await self.service.moves.recover()
-        await self.service.finalisations.recover()
+        for left in (self.service.quarantine, self.service.moves, self.service.finalisations):
+            await self._when_there(left.recover)
         await self._engine.run_forever()
+
+    async def _when_there(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Does what may be repeated until the database is there, and lets it."""
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                if self.service.store.explained(error) is error:
+                    raise
+                self.log.warning("beamhub: to take over waits for the database: %s", error)
+                await asyncio.sleep(REST)
 
     async def _warm(self) -> None:
         """Compile what the first frame would otherwise keep everybody waiting for."""

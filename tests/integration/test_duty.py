@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
-from beamhub.client import Client
+from beamhub.client import ApiError, Client
 from beamhub.schemas import JobState
 from beamhub.testing import TEMPLATE, Ingest, RunningService, running_service
+from beamhub.testing_stores import running_postgresql
 
 WORK = """
 import time
@@ -89,6 +92,38 @@ def test_another_takes_over_and_no_job_is_lost_or_run_twice(
         assert second.process
         second.kill()
         until_on_duty(ada)
+
+
+def test_who_takes_over_waits_for_a_database_that_goes_away_just_then(tmp_path: Path) -> None:
+    with running_postgresql() as server:
+        url = server.url.format("postgres")
+        with running_service(tmp_path / "service", database_url=url) as first:
+            second = first.another()
+            until_on_duty(first.client("ada"))
+            assert second.process
+            address = url.replace("+psycopg", "")
+            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'moves'::regclass AND NOT granted"
+            with (
+                contextlib.closing(psycopg.connect(address)) as held,
+                contextlib.closing(psycopg.connect(address, autocommit=True)) as looks,
+            ):
+                held.execute("LOCK TABLE moves IN ACCESS EXCLUSIVE MODE")
+                first.kill()
+                while looks.execute(waiting).fetchone() == (0,):
+                    time.sleep(0.02)  # until the second looks for what the first has left
+                server.stop()
+            server.start()
+            with second.client("ada") as there:
+                while not _on_duty(there):
+                    assert second.process.poll() is None, second.log
+                    time.sleep(0.02)  # the next look
+
+
+def _on_duty(client: Client) -> bool:
+    try:
+        return client.health().on_duty
+    except ApiError:  # the database is not back yet
+        return False
 
 
 def _first(client: Client, experiment: str, many: int, kind: str, last: int = 1) -> list[Any]:
