@@ -57,7 +57,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=1
+JobAcctGatherFrequency={sampling}
 JobAcctGatherParams=OverMemoryKill
 JobCompType=jobcomp/{completion}
 JobCompLoc={folder}/completed.log
@@ -101,6 +101,7 @@ class Cluster:
         remembered: seconds for which the controller knows a job that has ended.
         record: whether a record of completed jobs is kept, which `sacct --completion` reads.
         power_saving: whether nodes may be switched off.
+        sampling: seconds between two looks at the memory of a job; 0: it is not watched.
     """
 
     def __init__(
@@ -112,10 +113,12 @@ class Cluster:
         remembered: int = 300,
         record: bool = True,
         power_saving: bool = False,
+        sampling: int = 1,
     ) -> None:
         self.folder = folder.absolute()
         self.conf = self.folder / "slurm.conf"
         self._settings = {"cpus": cpus, "memory": memory, "remembered": remembered, "record": record}
+        self._sampling = sampling
         self._power_saving = POWER_SAVING if power_saving else ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -216,6 +219,7 @@ class Cluster:
                 folder=self.folder,
                 nodes="\n".join(nodes),
                 remembered=self._settings["remembered"],
+                sampling=self._sampling,
                 completion="filetxt" if self._settings["record"] else "none",
             )
             + self._power_saving
