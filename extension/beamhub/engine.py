@@ -163,12 +163,12 @@ class Engine:
     async def runners(self) -> list[RunnerState]:
         """What there is for jobs now."""
         states = await asyncio.gather(*(runner.state() for runner in self._runners.values()))
-        running = await self._store.read(lambda tx: tx.jobs.tasks([JobState.RUNNING]))
+        busy = await self._store.read(
+            lambda tx: {name: tx.jobs.busy(name, live=False) for name in self._runners}
+        )
         for n, (name, runner) in enumerate(self._runners.items()):
             if runner.cpus is not None:
-                jobs = (task.job for task in running if task.job.profile.runner == name)
-                free = runner.cpus - sum(job.profile.cpus for job in jobs if not job.live)
-                states[n] = states[n].model_copy(update={"free": max(free, 0)})
+                states[n] = states[n].model_copy(update={"free": max(runner.cpus - busy[name], 0)})
         return states
 
     async def _keep(self, step: Callable[[], Awaitable[object]], wake: asyncio.Event, rest: float) -> None:
