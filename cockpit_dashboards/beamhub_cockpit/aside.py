@@ -1,4 +1,4 @@
-"""What stands beside the jobs: instrument and agent, people, datasets, licences, automation."""
+"""What stands beside the jobs: instrument and agent, people, licences, automation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 from beamhub.schemas import (
     AgentStatus,
-    Dataset,
-    DatasetState,
     Experiment,
     Instrument,
     Licence,
@@ -18,19 +16,17 @@ from beamhub.schemas import (
 )
 
 from beamhub_cockpit import control
-from beamhub_cockpit.format import NARROW, cpu_hours, day, number, plural, rate, size
+from beamhub_cockpit.format import NARROW, cpu_hours, day, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import (
     ROLES,
     ago,
-    arrived,
     bar,
     button,
     can,
     card,
     facts,
-    more_button,
     person,
     state,
 )
@@ -203,70 +199,6 @@ def team(experiment: Experiment, members: list[Member], me: str, problem: str = 
         aside=el("span.bh-count", plural(len(members), "person", "people")),
         css="bh-team",
     )
-
-
-def datasets(
-    found: Iterable[Dataset],
-    seen: int | None,
-    links: Links,
-    *,
-    may_run: bool,
-    may_operate: bool = False,
-    shown: int | None = None,
-) -> Element:
-    """Datasets, newest first: `shown` of them (None: all). `seen` is the one in view."""
-    ordered = sorted(found, key=lambda d: d.id, reverse=True)
-    return card(
-        "Datasets",
-        el(
-            "ul.bh-datasets",
-            [
-                el(
-                    "li.bh-dataset" + (".bh-dataset-shown" if d.id == seen else ""),
-                    el(
-                        "button.bh-dataset-pick",
-                        el("span.bh-dataset-title", d.name),
-                        type="button",
-                        title="Show above",
-                        aria_pressed="true" if d.id == seen else "false",
-                        on={"click": ["dataset.show", d.id]},
-                    ),
-                    state(str(d.state)),
-                    el(
-                        "span.bh-dataset-line",
-                        f"{arrived(d)} · {d.kind} · ",
-                        ago(d.created),
-                    ),
-                    el(
-                        "span.bh-dataset-tools",
-                        el("a.bh-link", "View", href=links.frame(d.id)),
-                        button("Run …", ["launch.new", d.id], look="bh-text-button", css="bh-dataset-run")
-                        if may_run
-                        else None,
-                        _operate(d) if may_operate else None,
-                    ),
-                    key=d.id,
-                    data_dataset=str(d.id),
-                )
-                for d in ordered[:shown]
-            ],
-        )
-        if ordered
-        else el("p.bh-empty", "None yet."),
-        more_button(len(ordered), shown),
-        aside=el("span.bh-count", number(len(ordered))) if ordered else None,
-        css="bh-datasets-card",
-    )
-
-
-def _operate(dataset: Dataset) -> Element:
-    """What staff do with a dataset: say that nothing more comes of it or, when it has ended, move it."""
-    if dataset.state is DatasetState.RECEIVING:
-        label, what, title = "End …", "end", "Say that no more frames will come"
-    else:
-        label, what, title = "Move …", "move", "To another experiment of this instrument"
-    css = f"bh-dataset-{what}"
-    return button(label, [f"dataset.{what}", dataset.id], look="bh-text-button", css=css, title=title)
 
 
 def licences(found: Iterable[Licence], title: str = "Licences", topping_up: Container[str] = ()) -> Element:

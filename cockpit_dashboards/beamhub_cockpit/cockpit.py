@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from beamhub.client import ApiError, Message
@@ -17,9 +17,10 @@ from beamhub.schemas import (
 )
 from pydantic import ValidationError
 
-from beamhub_cockpit import acquisition, aside, control, finalise, shared
+from beamhub_cockpit import acquisition, aside, control, datasetlist, finalise, shared
 from beamhub_cockpit.acquisition import Acquisition
 from beamhub_cockpit.control import Unsent
+from beamhub_cockpit.datasetlist import DatasetList
 from beamhub_cockpit.format import plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.joblist import JobList
@@ -41,6 +42,7 @@ class Cockpit(JobList):
         self.wanted = self.viewer.query.get("experiment")
         self.seen = Acquisition()
         self.chosen: int | None = None  # dataset to show; None: the one that arrives
+        self.datasets = DatasetList()
         self.invite_problem = ""
         self.unsent: Unsent | None = None  # the list, while it is open
         self.finalising = False  # is its dialog open
@@ -181,13 +183,16 @@ class Cockpit(JobList):
         feedback = scene.feedback(dataset) if dataset else None
         beside = [
             aside.team(experiment, scene.members, scene.me.name, self.invite_problem),
-            aside.datasets(
-                scene.datasets.values(),
+            datasetlist.panel(
+                list(scene.datasets.values()),
+                self.datasets,
                 dataset.id if dataset else None,
                 self.links,
+                experiment=experiment.id,
                 may_run=around.may_run,
                 may_operate=can(experiment, "instrument.operate"),
                 shown=self.shown,
+                cut=scene.datasets_cut,
             ),
         ]
         self._share(experiment)
@@ -332,7 +337,12 @@ class Cockpit(JobList):
             "experiment.switch": self._switch,
             "experiment.activate": self._activate,
             "dataset.show": self._show,
+            "datasets.find": self._find,
+            "datasets.tick": self._tick_dataset,
+            "datasets.tick-all": self._tick_found,
+            "datasets.untick": self._untick_datasets,
             "launch.new": self._new,
+            "launch.each": self._new_on_each,
             "member.invite": self._invite,
             "member.remove": self._remove,
             "automation.set": self._automation,
@@ -369,6 +379,7 @@ class Cockpit(JobList):
         self.wanted = str(action.value)
         self.chosen, self.opened, self.invite_problem = None, {}, ""
         self.launch = self.question = self.unsent = None
+        self.datasets = DatasetList()
         self.select_none()
         self.finalising = False
         self.seen = Acquisition()
@@ -419,12 +430,36 @@ class Cockpit(JobList):
         self.chosen = None if newest is not None and newest.id == number else number
         self._follow()
 
+    def _find(self, action: Action) -> None:
+        self.datasets.sought = str(action.value or "")
+
+    def _tick_dataset(self, action: Action) -> None:
+        self.datasets.tick([int(action.args[0])], on=action.value is True)
+
+    def _tick_found(self, _action: Action) -> None:
+        known = self.scene.datasets.values() if self.scene else ()
+        self.datasets.tick((d.id for d in self.datasets.found(known)), on=True)
+
+    def _untick_datasets(self, _action: Action) -> None:
+        self.datasets.ticked = set()
+
     def _new(self, action: Action) -> None:
         dataset = self.scene.datasets.get(int(action.args[0])) if self.scene else None
-        if dataset is not None and self.scene is not None:
-            self.scene.look_at_templates()
-        if dataset is not None and self.scene is not None and self.scene.templates:
-            self.begin(Launch.anew(dataset, self.scene))
+        self._launch([dataset] if dataset else [])
+
+    def _new_on_each(self, _action: Action) -> None:
+        self._launch(self.datasets.chosen(self.scene.datasets.values()) if self.scene else [])
+
+    def _launch(self, datasets: Sequence[Dataset]) -> None:
+        if self.scene is None or not datasets:
+            return
+        self.scene.look_at_templates()
+        if self.scene.templates:
+            self.begin(Launch.anew(datasets, self.scene))
+
+    def started(self) -> None:
+        self.datasets.ticked = set()
+        super().started()
 
     def _invite(self, action: Action) -> None:
         scene = self.scene

@@ -1,47 +1,114 @@
-"""All experiments of the viewer."""
+"""All experiments of the viewer; the instruments' staff begin new ones here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from beamhub.client import Message
-from beamhub.schemas import Experiment
+from beamhub.schemas import Experiment, ExperimentCreate, Instrument
+from pydantic import ValidationError
 
+from beamhub_cockpit import form, question
 from beamhub_cockpit.format import day, plural
-from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
-from beamhub_cockpit.parts import ROLES, card, state
+from beamhub_cockpit.parts import ROLES, button, card, state
+from beamhub_cockpit.question import Question, UnusableError
+from beamhub_cockpit.region import Action
+
+WANTED: Final = {
+    "title": "Give a title, of at most 200 characters on one line.",
+    "pi": "Give the name with which the PI signs in: letters, digits and . _ @ + -",
+}
+FEW: Final = 8  # experiments that nobody has to search
 
 
 class Experiments(Page):
     """The page `experiments.ipynb`."""
 
-    names = ("list",)
+    names = ("list", "dialog")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.experiments: list[Experiment] = []
+        self.instruments: list[Instrument] = []  # that the viewer looks after
+        self.sought = ""
+        self.question: Question | None = None
 
     def load(self) -> None:
+        assert self.me is not None  # noqa: S101 (set by the page before it loads)
+        me = self.me
         self.experiments = self.client.experiments()
+        staff = me.operator or bool(me.staff_of)
+        everything = self.client.instruments() if staff else []
+        self.instruments = [i for i in everything if me.operator or i.id in me.staff_of]
 
     def heard(self, message: Message) -> None:
         if message.kind.startswith(("experiment.", "member.", "instrument.")):
             self.refresh_soon()
 
     def regions(self) -> Mapping[str, tuple[Element, ...]]:
-        if not self.experiments:
-            nothing = el(
-                "section.bh-nothing",
-                el("h1", "You do not belong to an experiment yet"),
-                el(
-                    "p",
-                    "Ask the principal investigator of a beamtime to invite you, "
-                    "or the staff of the instrument to create yours.",
-                ),
+        return {
+            "list": (self._list() if self.experiments or self.instruments else self._nothing(),),
+            "dialog": (question.show(self.question),) if self.question else (),
+        }
+
+    def actions(self) -> Mapping[str, Callable[[Action], None]]:
+        return {
+            "experiments.find": self._find,
+            "experiment.new": self._new,
+            "question.yes": self._yes,
+            "question.no": self._no,
+        }
+
+    def _find(self, action: Action) -> None:
+        self.sought = str(action.value or "")
+
+    def _yes(self, action: Action) -> None:
+        self.question = question.answer(self.question, action.fields)
+
+    def _no(self, _action: Action) -> None:
+        self.question = None
+
+    def _new(self, _action: Action) -> None:
+        if not self.instruments:
+            return
+
+        def create(fields: Mapping[str, str]) -> None:
+            try:
+                asked = ExperimentCreate(
+                    instrument=fields.get("instrument", ""),
+                    title=fields.get("title", "").strip(),
+                    pi=fields.get("pi", "").strip(),
+                )
+            except ValidationError as error:
+                name = str(error.errors()[0]["loc"][0])
+                raise UnusableError(WANTED.get(name, "Choose an instrument.")) from None
+            made = self.client.create_experiment(asked.instrument, asked.title, asked.pi)
+            self.experiments = [made, *self.experiments]
+            self.notify(
+                f"{made.id} is there", "Its PI sees it at once. Open it, and make it active when it begins."
             )
-            return {"list": (nothing,)}
+
+        self.question = Question(
+            "New experiment", "Create", create, _asked(self.instruments), name="bh-new-experiment"
+        )
+
+    def _nothing(self) -> Element:
+        return el(
+            "section.bh-nothing",
+            el("h1", "You do not belong to an experiment yet"),
+            el(
+                "p",
+                "Ask the principal investigator of a beamtime to invite you, "
+                "or the staff of the instrument to create yours.",
+            ),
+        )
+
+    def _list(self) -> Element:
+        sought = self.sought.strip().casefold()
+        found = [e for e in self.experiments if sought in f"{e.id} {e.title} {e.pi}".casefold()]
         table = el(
             "table.bh-table",
             el(
@@ -62,10 +129,19 @@ class Experiments(Page):
                     ],
                 ),
             ),
-            el("tbody", [self._row(e) for e in self.experiments]),
+            el("tbody", [self._row(e) for e in found]),
         )
-        count = el("span.bh-count", plural(len(self.experiments), "experiment"))
-        return {"list": (card("Experiments", table, aside=count, css="bh-experiments"),)}
+        tools = el(
+            "div.bh-list-tools",
+            el("span.bh-count", plural(len(self.experiments), "experiment")),
+            _finder() if len(self.experiments) > FEW or sought else None,
+            button("New experiment …", ["experiment.new"], css="bh-button-main bh-experiment-new")
+            if self.instruments
+            else None,
+        )
+        none = "No experiment of this name." if sought else "No experiment yet."
+        body = table if found else el("p.bh-empty", none)
+        return card("Experiments", body, aside=tools, css="bh-experiments")
 
     def _row(self, e: Experiment) -> Element:
         return el(
@@ -84,3 +160,32 @@ class Experiments(Page):
             key=e.id,
             data_experiment=e.id,
         )
+
+
+def _finder() -> Element:
+    return el(
+        "input",
+        type="text",
+        placeholder="Find by title, PI or number",
+        aria_label="Find experiments",
+        autocomplete="off",
+        spellcheck="false",
+        maxlength="200",
+        on={"input": ["experiments.find"]},
+        key="finder",
+    )
+
+
+def _asked(instruments: Sequence[Instrument]) -> tuple[Child, ...]:
+    """The form of a new experiment."""
+    first = instruments[0].id
+    plain = {"type": "text", "required": True, "autocomplete": "off"}
+    title = el("input", id="new-title", name="title", maxlength="200", focus=True, **plain)
+    pi = el("input", id="new-pi", name="pi", maxlength="255", spellcheck="false", **plain)
+    where = [form.option(i.id, f"{i.title} ({i.id})", first) for i in instruments]
+    return (
+        form.select("instrument", "Instrument", where, first, ident="new-instrument"),
+        form.row("title", "Title", "new-title", title, "Such as the sample, or the proposal and its name"),
+        form.row("pi", "Principal investigator", "new-pi", pi, "The name with which this person signs in"),
+        el("p.bh-hint", "Files go there once it is made active. The PI can invite the others before."),
+    )

@@ -9,6 +9,7 @@ from beamhub.schemas import Job
 
 from beamhub_cockpit import details, question, rerun
 from beamhub_cockpit.details import Around, Detail
+from beamhub_cockpit.format import plural
 from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.page import Page
 from beamhub_cockpit.parts import can
@@ -188,13 +189,20 @@ class JobPage(Page):
     def _start(self, fields: Mapping[str, str], *, force: bool) -> None:
         if self.launch is None or self.scene is None:
             return
-        job = self.launch.send(fields, self.client, self.scene.templates, force=force)
-        if job is None:
+        jobs = self.launch.send(fields, self.client, self.scene.templates, force=force)
+        if jobs is None:
             return
-        self.scene.jobs[job.id] = job
-        origin = f" from #{job.parent}" if job.parent else ""
         self.launch = None
-        self.notify(f"Job #{job.id} started{origin}", f"{job.title}: {job.state}.")
+        self.scene.jobs |= {job.id: job for job in jobs}
+        new = [job for job in jobs if job.repeats != job.id]
+        if len(jobs) == 1:
+            job = jobs[0]
+            origin = f" from #{job.parent}" if job.parent else ""
+            self.notify(f"Job #{job.id} started{origin}", f"{job.title}: {job.state}.")
+        else:
+            known = len(jobs) - len(new)
+            told = f"{plural(known, 'dataset has', 'datasets have')} the result already." if known else ""
+            self.notify(f"{plural(len(new), 'job')} started", told)
         self.started()
 
     def started(self) -> None:

@@ -12,12 +12,16 @@ from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.parts import button
 
 
+class UnusableError(Exception):
+    """What was typed can't be sent as it is; the sentence says why."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked, and what is done with the answer. Nothing is done when it is closed.
 
-    `do` gets the fields of the form by name. An ApiError that it raises is shown in the dialog, which then
-    stays open.
+    `do` gets the fields of the form by name. An ApiError or UnusableError that it raises is shown in the
+    dialog, which then stays open.
     """
 
     title: str
@@ -57,7 +61,7 @@ def answer(question: Question | None, fields: Mapping[str, str]) -> Question | N
         return None
     try:
         question.do(fields)
-    except ApiError as error:
+    except (ApiError, UnusableError) as error:
         return replace(question, refused=str(error))
     return None
 

@@ -17,8 +17,9 @@ from beamhub.terms import Case
 from pydantic import JsonValue
 
 from beamhub_cockpit import form, sponsors
+from beamhub_cockpit.datasetlist import named
 from beamhub_cockpit.dialog import dialog
-from beamhub_cockpit.format import about, cpu_hours, duration, plural, profile
+from beamhub_cockpit.format import about, cpu_hours, duration, number, plural, profile
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import button, template_of
@@ -31,10 +32,11 @@ NOTEBOOKS = "A notebook of your own in shared/ is listed, too, if one of its cel
 
 @dataclass
 class Launch:
-    """What is being filled in. `parent` is the job to run again, or None for a new job on `dataset`."""
+    """What is being filled in. `parent` is the job to run again, or None for new ones on `datasets`: one on
+    each, or one on all of them where the template takes several."""
 
     experiment: str
-    dataset: int
+    datasets: tuple[int, ...]
     dataset_name: str
     parent: Job | None
     template: str
@@ -46,15 +48,15 @@ class Launch:
     refused: str = ""
     estimate: Estimate | None = None  # of what stands in the form
     identical: int | None = None  # a job that has this result already, or is on its way to it
+    force: bool = False  # on several: even where there is a result
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # pressing twice starts one job
 
     @classmethod
     def again(cls, job: Job, scene: Scene) -> Launch:
         """Everything as in `job`; another sponsor only where the viewer can't use that one."""
-        dataset = next((i for i in job.inputs if i.kind == "dataset"), None)
         return cls(
             experiment=job.experiment,
-            dataset=(dataset.id or 0) if dataset else 0,
+            datasets=tuple(i.id for i in job.inputs if i.kind == "dataset" and i.id is not None),
             dataset_name=", ".join(_named(one) for one in job.inputs),
             parent=job,
             template=template_of(job),
@@ -65,15 +67,15 @@ class Launch:
         )
 
     @classmethod
-    def anew(cls, dataset: Dataset, scene: Scene) -> Launch:
-        """A job on a dataset, from the first template that can run."""
+    def anew(cls, datasets: Sequence[Dataset], scene: Scene) -> Launch:
+        """A job on a dataset, or on each of several, from the first template that can run."""
         fitting = [t for t in scene.templates.values() if t.inputs in ON_DATASETS]
         usable = [t for t in fitting if not t.missing and not t.live and not t.notebook]
         template = (usable or fitting or list(scene.templates.values()))[0]
         return cls(
-            experiment=dataset.experiment,
-            dataset=dataset.id,
-            dataset_name=dataset.name,
+            experiment=datasets[0].experiment,
+            datasets=tuple(d.id for d in datasets),
+            dataset_name=named(datasets),
             parent=None,
             template=template.notebook or template.name,
             profile=template.profile,
@@ -101,6 +103,18 @@ class Launch:
         self.profile = fields.get(form.profile_of(self.template), self.profile)
         self.sponsor = fields.get("sponsor", self.sponsor)
         self.jobs = fields.get("jobs", self.jobs)
+        self.force = fields.get("force", "true" if self.force else "false") == "true"
+
+    def count(self, template: Template | None) -> int:
+        """How many jobs it will be."""
+        each = self.parent is None and template is not None and template.inputs == "dataset"
+        return len(self.datasets) if each else 1
+
+    def _on(self, template: Template) -> int | Sequence[int]:
+        """What a new job works on."""
+        if template.inputs == "none":
+            return ()
+        return list(self.datasets) if template.inputs == "datasets" else self.datasets[0]
 
     def look(self, client: Client, templates: Mapping[str, Template]) -> None:
         """Ask what the job would take, as far as what stands in the form can be read."""
@@ -127,12 +141,13 @@ class Launch:
                 self.estimate = client.estimate(
                     self.experiment,
                     self.template,
-                    () if template.inputs == "none" else self.dataset,
+                    self._on(template),
                     sponsor=self.sponsor,
                     parameters=values,
                     profile=self.profile,
                 )
-            self.identical = self.estimate.identical
+            if self.count(template) == 1:
+                self.identical = self.estimate.identical
 
     def _jobs(self) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", self.jobs)]
@@ -144,19 +159,19 @@ class Launch:
         templates: Mapping[str, Template],
         *,
         force: bool = False,
-    ) -> Job | None:
-        """Start the job; None where something has to be mended first, or an identical one has a result
-        already (the form then says what)."""
-        job = self._sent(fields, client, templates, force=force)
-        if job is not None and job.repeats == job.id:
-            self.identical = job.id
+    ) -> list[Job] | None:
+        """Start it; None where something has to be mended first, or an identical one has a result already
+        (the form then says what). On several datasets, those that have one are among what is returned."""
+        jobs = self._sent(fields, client, templates, force=force)
+        if jobs is not None and len(jobs) == 1 and jobs[0].repeats == jobs[0].id:
+            self.identical = jobs[0].id
             self.key = uuid.uuid4().hex
             return None
-        return job
+        return jobs
 
     def _sent(
         self, fields: Mapping[str, str], client: Client, templates: Mapping[str, Template], *, force: bool
-    ) -> Job | None:
+    ) -> list[Job] | None:
         self.take(fields)
         template = templates.get(self.template)
         schema: Mapping[str, Any] = template.parameters if template else {}
@@ -165,32 +180,31 @@ class Launch:
         takes_jobs = template is not None and template.inputs in ON_JOBS
         if takes_jobs and not re.fullmatch(r"[\s,#\d]*\d[\s,#\d]*", self.jobs):
             self.wrong[JOBS] = "Give the numbers of jobs, such as 12 15."
-        if self.wrong:
+        if self.wrong or template is None:
             return None
-        jobs = self._jobs()
         try:
             if self.parent is not None:
-                return client.rerun(
+                again = client.rerun(
                     self.parent.id,
                     template=self.template,
                     parameters=values,
-                    inputs=jobs if takes_jobs else None,
+                    inputs=self._jobs() if takes_jobs else None,
                     profile=self.profile,
                     sponsor=self.sponsor,
                     force=force,
                     key=self.key,
                 )
-            nothing = template is not None and template.inputs == "none"
-            return client.submit(
-                self.experiment,
-                self.template,
-                () if nothing else self.dataset,
-                sponsor=self.sponsor,
-                parameters=values,
-                profile=self.profile,
-                force=force,
-                key=self.key,
-            )
+                return [again]
+            asked: dict[str, Any] = {
+                "sponsor": self.sponsor,
+                "parameters": values,
+                "profile": self.profile,
+                "force": force or self.force,
+                "key": self.key,
+            }
+            if self.count(template) > 1:
+                return client.submit_on_each(self.experiment, self.template, self.datasets, **asked)
+            return [client.submit(self.experiment, self.template, self._on(template), **asked)]
         except ApiError as error:
             self.refused = str(error)
             self.key = uuid.uuid4().hex
@@ -211,14 +225,23 @@ def show(
         paying = sponsors.judged(paying, Case.of(experiment, launch.template))
     template = templates.get(launch.template)
     parent = launch.parent
-    title = f"Rerun #{parent.id} {parent.title}" if parent else "New job"
+    count = launch.count(template)
+    new = f"New jobs on {number(count)} datasets" if count > 1 else "New job"
+    title = f"Rerun #{parent.id} {parent.title}" if parent else new
     found = form.fields(template.parameters, {}) if template else []
     cannot = _cannot(launch, template, paying)
     described = [template.description] if template and template.description else []
-    foot: list[Child] = [_outlook(launch, profiles, links, jobs)]
+    foot: list[Child] = [_outlook(launch, profiles, links, jobs, count)]
     if launch.identical is not None:
         foot.append(button("Run it again", ["launch.again"], css="bh-form-again", disabled=bool(cannot)))
-    foot.append(button("Start job", None, css="bh-button-main bh-form-submit", disabled=bool(cannot)))
+    foot.append(
+        button(
+            f"Start {plural(count, 'job')}" if count > 1 else "Start job",
+            None,
+            css="bh-button-main bh-form-submit",
+            disabled=bool(cannot),
+        )
+    )
     return dialog(
         "bh-rerun",
         title,
@@ -245,14 +268,21 @@ def show(
                 el("div.bh-fields", _profile(launch, profiles), _licence(launch, paying)),
                 key="resources",
             ),
+            el(
+                "label.bh-check-line",
+                el("input", type="checkbox", name="force", checked=launch.force or None),
+                "Even where there is a result of the same already",
+            )
+            if count > 1
+            else None,
         ],
         foot,
-        hint=["on ", el("strong", launch.dataset_name)],
+        hint=["one on each of " if count > 1 else "on ", el("strong", launch.dataset_name)],
         close="launch.close",
         submit="launch.send",
         change="launch.keep",
         refused=launch.refused,
-        key=f"launch-{launch.parent.id if launch.parent else 'new'}-{launch.dataset}",
+        key=f"launch-{launch.parent.id if launch.parent else 'new'}-{launch.datasets[:1]}",
         body_key=f"body-{launch.template}",
     )
 
@@ -319,7 +349,9 @@ def _licence(launch: Launch, paying: Sequence[Sponsor]) -> Element:
     )
 
 
-def _outlook(launch: Launch, profiles: list[Profile], links: Links, jobs: Mapping[int, Job]) -> Element:
+def _outlook(
+    launch: Launch, profiles: list[Profile], links: Links, jobs: Mapping[int, Job], count: int
+) -> Element:
     """What the job would take, when it would start, and what is to be known before it is started."""
     same = _same(launch.identical, jobs, links) if launch.identical is not None else None
     found = launch.estimate
@@ -327,13 +359,13 @@ def _outlook(launch: Launch, profiles: list[Profile], links: Links, jobs: Mappin
         "div.bh-estimate",
         same,
         [
-            el("p.bh-estimate-time", *_time(found)),
+            el("p.bh-estimate-time", *_time(found, count)),
             el("p.bh-hint.bh-estimate-start", _start(found)),
             el("p.bh-estimate-hint", found.hint) if found.hint else None,
         ]
         if found
         else None,
-        el("p.bh-hint", _hold(launch, profiles)),
+        el("p.bh-hint", _hold(launch, profiles, count)),
         role="status",
         data_runs=str(found.runs) if found else None,
     )
@@ -352,16 +384,20 @@ def _same(number: int, jobs: Mapping[int, Job], links: Links) -> Element:
     )
 
 
-def _time(found: Estimate) -> list[Child]:
+def _time(found: Estimate, count: int) -> list[Child]:
     if found.duration is None or found.cpu_hours is None:
         return ["There are no earlier runs of this template: nobody knows yet how long it takes."]
     times = [duration(seconds) for seconds in (found.duration.low, found.duration.high)]
     between = f" ({times[0]} to {times[1]})" if times[0] != times[1] else ""
-    hours = cpu_hours(round(found.cpu_hours.likely * 3600))
+    costs = [f"{cpu_hours(round(found.cpu_hours.likely * 3600))}"]
+    if count > 1:
+        costs.append(f"{cpu_hours(round(found.cpu_hours.likely * 3600 * count))} together")
     return [
-        "Takes about ",
+        "Each takes about " if count > 1 else "Takes about ",
         el("strong", duration(found.duration.likely)),
-        f"{between} and {hours}, as {plural(found.runs, 'earlier run')} did.",
+        f"{between} and ",
+        [[", " if place else "", el("span.bh-nowrap", cost)] for place, cost in enumerate(costs)],
+        f", as {plural(found.runs, 'earlier run')} did.",
     ]
 
 
@@ -374,11 +410,12 @@ def _start(found: Estimate) -> str:
     return f"Starts in about {about(left)}. {found.waits}"
 
 
-def _hold(launch: Launch, profiles: list[Profile]) -> str:
+def _hold(launch: Launch, profiles: list[Profile], count: int) -> str:
     chosen = next((p for p in profiles if p.name == launch.profile), None)
     if chosen is None:
         return ""
-    return f"Sets aside at most {cpu_hours(chosen.cpus * chosen.walltime)}; only what it uses is charged."
+    most = cpu_hours(count * chosen.cpus * chosen.walltime)
+    return f"Sets aside at most {most}; only what is used is charged."
 
 
 def _cannot(launch: Launch, template: Template | None, paying: Sequence[Sponsor]) -> str:

@@ -32,7 +32,8 @@ from pydantic import ValidationError
 
 from beamhub_cockpit.parts import template_of
 
-RECENT = 200  # datasets and jobs that a page knows
+RECENT = 200  # experiments and jobs that a page knows
+DATASETS = 500  # of an experiment that a page knows
 SHARED = "shared"  # the folder that members put files into
 OWN = "shared/templates"  # where members keep templates
 FILES = 500  # of it that a page knows
@@ -77,6 +78,11 @@ class Scene:
         """Does the viewer look after this instrument?"""
         return self.me.operator or (self.instrument is not None and self.instrument.id in self.me.staff_of)
 
+    @property
+    def datasets_cut(self) -> bool:
+        """Has the experiment more of them than the page knows?"""
+        return len(self.datasets) >= DATASETS
+
     def load(self, wanted: str | None) -> None:
         """Everything anew, of the experiment `wanted`; None: of the one the viewer most likely came for.
 
@@ -91,7 +97,7 @@ class Scene:
             return
         self.experiment = client.experiment(chosen)
         self.members = client.members(chosen)
-        self.datasets = {d.id: d for d in client.datasets(chosen, limit=RECENT)}
+        self.datasets = {d.id: d for d in client.datasets(chosen, limit=DATASETS)}
         self.jobs = {j.id: j for j in client.jobs(chosen, limit=RECENT)}
         self.files = client.files(chosen, SHARED, limit=FILES)
         self.sponsors = client.sponsors(chosen)

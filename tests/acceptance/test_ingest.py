@@ -243,6 +243,9 @@ def test_ada_puts_in_a_file_over_a_network_that_breaks(
         ada.evaluate("() => new Promise(requestAnimationFrame)")
     people.picture(ada, "ingest-browser", whole=True)
     ada.context.set_offline(True)
+    expect(ada.locator("body > .bh-banner-lost")).to_contain_text(
+        "No connection"
+    )  # at once, and not only when asked
     held[0].abort("internetdisconnected")
     expect(line).to_have_attribute("data-state", "interrupted", timeout=LONG)
     expect(line).to_contain_text(re.compile("goes on by itself"))

@@ -329,6 +329,8 @@ def test_what_the_service_refuses_is_said_in_the_form(
     page.locator(".bh-member[data-user=zoe] .bh-member-remove").click()
     page.locator(".bh-question-no").click()
     expect(page.locator(".bh-question")).to_have_count(0)
+    # whoever goes by keyboard is where they were
+    expect(page.locator(".bh-member[data-user=zoe] .bh-member-remove")).to_be_focused()
     expect(page.locator(".bh-member[data-user=zoe]")).to_be_visible()
     page.locator(".bh-member[data-user=zoe] .bh-member-remove").click()
     page.locator(".bh-question-yes").click()
@@ -477,6 +479,69 @@ def test_a_rerun_is_estimated_recognised_and_compared(
     picture(page, "compare")
     assert page.title() != "taken"
     assert sam.job(second.id).cpu_seconds > 0
+
+
+def test_a_job_on_each_of_several_datasets(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    """Found by name among many, ticked, and run at once; where there is a result already, none is run."""
+    names = [f"each_{number}" for number in range(1, 10)]
+    datasets = {name: service.dataset(beamtime, name=name) for name in names}
+    open_cockpit(page, cockpits, beamtime)
+    listed = page.locator(".bh-dataset")
+
+    def run(*names: str) -> str:
+        for name in names:
+            page.locator(".bh-finder input").fill(name)
+            expect(listed).to_have_count(1, timeout=WAIT)
+            page.locator(f".bh-dataset[data-dataset='{datasets[name].id}'] .bh-dataset-tick input").check()
+        expect(page.locator(".bh-datasets-card .bh-selected")).to_have_text(f"{len(names)} ticked")
+        page.locator(".bh-datasets-run").click()
+        form = page.locator(".bh-rerun")
+        form.locator(".bh-form-template").select_option(TEMPLATE)
+        expect(form.locator("[name='p.word']")).to_be_visible(timeout=WAIT)
+        form.locator("[name='p.word']").fill("each")
+        form.locator("[name='p.word']").press("Tab")
+        picture(page, "run-on-each")
+        form.locator(".bh-form-submit").click()
+        expect(form).to_have_count(0, timeout=WAIT)
+        expect(page.locator(".bh-datasets-run")).to_have_count(0)  # nothing is ticked any more
+        said = page.locator(".bh-notice").last.inner_text()
+        page.locator(".bh-notice .bh-icon-button").last.click()
+        return said
+
+    assert "2 jobs started" in run("each_2", "each_7")
+    ada = service.client("ada")
+    made = {job.inputs[0].id for job in ada.jobs(beamtime.experiment) if job.parameters.get("word") == "each"}
+    assert made == {datasets["each_2"].id, datasets["each_7"].id}
+    said = run("each_2", "each_3", "each_7")
+    assert "1 job started" in said
+    assert "2 datasets have the result already" in said
+    made = {job.inputs[0].id for job in ada.jobs(beamtime.experiment) if job.parameters.get("word") == "each"}
+    assert made == {datasets[name].id for name in ("each_2", "each_3", "each_7")}
+
+
+def test_staff_begin_an_experiment(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    page.goto(cockpits["ada"].page("experiments.ipynb"))
+    expect(page.locator(".bh-experiment-row").first).to_be_visible(timeout=WAIT)
+    expect(page.locator(".bh-experiment-new")).to_have_count(0)
+    page.goto(cockpits["sam"].page("experiments.ipynb"))
+    page.locator(".bh-experiment-new").click(timeout=WAIT)
+    dialog = page.locator(".bh-new-experiment")
+    dialog.locator("[name=instrument]").select_option(beamtime.instrument)
+    dialog.locator("[name=title]").fill("Thaumatin, <b>second</b> shift")
+    dialog.locator("[name=pi]").fill("not a name")
+    dialog.locator(".bh-question-yes").click()
+    expect(dialog.locator(".bh-form-refused")).to_contain_text("the PI signs in", timeout=WAIT)
+    dialog.locator("[name=pi]").fill("ada")
+    picture(page, "new-experiment")
+    dialog.locator(".bh-question-yes").click()
+    row = page.locator(".bh-experiment-row", has_text="Thaumatin, <b>second</b> shift")
+    expect(row).to_be_visible(timeout=WAIT)
+    number = row.get_attribute("data-experiment")
+    assert number in {one.id for one in service.client("ada").experiments()}
 
 
 def test_a_job_is_cancelled_with_a_click(

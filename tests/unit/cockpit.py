@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from beamhub.schemas import (
+    Dataset,
     Experiment,
     ExperimentState,
     Job,
@@ -57,6 +58,26 @@ def template(
         "source": "shipped",
     }
     return Template.model_validate(known | (more or {}))
+
+
+def dataset(number: int, **more: Any) -> Dataset:
+    known = {
+        "id": number,
+        "experiment": EXPERIMENT,
+        "name": f"lyso_{number}",
+        "path": f"raw/lyso_{number}_master.h5",
+        "format": "nxmx",
+        "kind": "rotation",
+        "state": "complete",
+        "open_ended": False,
+        "frames_announced": 60,
+        "frames_readable": 60,
+        "shape": [10, 10],
+        "metadata": {},
+        "created": NOW,
+        "ended": NOW,
+    }
+    return Dataset.model_validate(known | more)
 
 
 def licence(name: str, **more: Any) -> Sponsor:

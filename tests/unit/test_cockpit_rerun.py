@@ -25,7 +25,7 @@ from beamhub_cockpit.rerun import Launch, show
 from beamhub_cockpit.scene import Scene, with_progress
 from beamhub_cockpit.selection import Selection
 
-from tests.unit.cockpit import EXPERIMENT, ONE, TWO, job, licence, template
+from tests.unit.cockpit import EXPERIMENT, ONE, TWO, dataset, job, licence, template
 
 LINKS = Links("/", "ben")
 LIMIT = {"type": ["number", "null"], "default": None, "minimum": 0.5, "unit": "Å"}
@@ -46,7 +46,8 @@ def scene() -> Scene:
 
 def test_a_rerun_begins_as_its_parent(scene: Scene) -> None:
     launch = Launch.again(job(3), scene)
-    assert (launch.template, launch.profile, launch.sponsor, launch.dataset) == ("dials", "cpu-1", "lab", 7)
+    assert (launch.template, launch.profile, launch.sponsor) == ("dials", "cpu-1", "lab")
+    assert launch.datasets == (7,)
     assert launch.entered == {"limit": "2.1", "spots": "5"}
 
 
@@ -184,6 +185,15 @@ def test_an_estimate_stands_beside_the_start(scene: Scene) -> None:
     assert not find(shown, "bh-estimate-hint")
 
 
+def test_an_identical_job_that_has_not_ended_has_no_result_yet(scene: Scene) -> None:
+    launch = Launch.again(job(3), scene)
+    launch.identical = 4
+    jobs = {4: job(4, JobState.RUNNING)}
+    dialog = show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors, jobs=jobs)
+    said = text(find(dialog, "bh-estimate-same")[0])
+    assert said.startswith("The result is on its way: job #4 is running with the same values")
+
+
 def test_an_identical_job_is_shown_and_can_be_run_again(scene: Scene) -> None:
     launch = Launch.again(job(3), scene)
     launch.estimate, launch.identical = ESTIMATE, 3
@@ -242,3 +252,21 @@ def test_progress_and_metrics_as_they_are_told() -> None:
     assert [one.path for one in plots(after)] == ["a.png"]
     assert after.progress == JobProgress(fraction=0.5, step="index")
     assert after.metrics == {"a": Quantity(value=79.1, unit="Å")}
+
+
+def test_a_job_on_each_of_many_datasets_says_what_all_of_them_take(scene: Scene) -> None:
+    launch = Launch.anew([dataset(number) for number in range(1, 13)], scene)
+    assert launch.count(DIALS) == 12
+    launch.estimate = ESTIMATE
+    shown = show(launch, scene.templates, scene.profiles, LINKS, scene.sponsors)
+    said = text(shown).replace(NARROW, " ")
+    assert "New jobs on 12 datasets" in said
+    assert "one on each of lyso_1, lyso_2, lyso_3 and 9 more" in said
+    assert "Sets aside at most 24.0 CPU-h" in said  # 12 × 2 CPUs × 1 h
+    assert "Each takes about" in said
+    assert " together" in said
+    assert text(find(shown, "bh-form-submit")[0]) == "Start 12 jobs"
+    launch.take({"force": "true"})
+    assert launch.force
+    merging = template("merging", "datasets")
+    assert launch.count(merging) == 1  # one job on all of them

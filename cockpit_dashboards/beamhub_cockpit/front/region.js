@@ -194,6 +194,7 @@ function updateChildren(parent, trees, context) {
   }
   while (here) {
     const next = here.nextSibling;
+    if (here.tagName === "DIALOG" && here.open) here.close(); // gives the focus back to what had it before
     here.remove();
     here = next;
   }

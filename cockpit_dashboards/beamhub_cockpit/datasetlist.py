@@ -1,0 +1,197 @@
+"""The list of an experiment's datasets: to find one among hundreds, and to run something on many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from beamhub.schemas import Dataset, DatasetState
+
+from beamhub_cockpit.format import number, plural
+from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.links import Links
+from beamhub_cockpit.parts import ago, arrived, button, card, more_button, state
+
+FEW: Final = 8  # datasets that nobody has to search
+AT_ONCE: Final = 500  # datasets on each of which the service starts a job at once
+
+
+@dataclass
+class DatasetList:
+    """What is looked for in the list, and what is ticked."""
+
+    sought: str = ""
+    ticked: set[int] = field(default_factory=set)
+
+    def found(self, datasets: Iterable[Dataset]) -> list[Dataset]:
+        """Those whose name or path has what is looked for, newest first."""
+        sought = self.sought.strip().casefold()
+        ordered = sorted(datasets, key=lambda d: d.id, reverse=True)
+        return [d for d in ordered if sought in d.name.casefold() or sought in d.path.casefold()]
+
+    def chosen(self, datasets: Iterable[Dataset]) -> list[Dataset]:
+        """What is ticked, in the order in which it was measured."""
+        return sorted((d for d in datasets if d.id in self.ticked), key=lambda d: d.id)
+
+    def tick(self, ids: Iterable[int], *, on: bool) -> None:
+        """Tick these, or no longer."""
+        self.ticked = self.ticked | set(ids) if on else self.ticked - set(ids)
+
+
+def panel(
+    known: Sequence[Dataset],
+    chosen: DatasetList,
+    seen: int | None,
+    links: Links,
+    *,
+    experiment: str,
+    may_run: bool,
+    may_operate: bool = False,
+    shown: int | None = None,
+    cut: bool = False,
+) -> Element:
+    """The card with datasets, newest first: `shown` of those that are found (None: all). `seen` is the one in
+    view; `cut` says that the experiment has older ones, which the page does not know."""
+    found = chosen.found(known)
+    many = len(known) > FEW or bool(chosen.sought)
+    return card(
+        "Datasets",
+        _finder(found, chosen, experiment, may_run=may_run) if many else None,
+        _tools(len(chosen.ticked)) if chosen.ticked else None,
+        el(
+            "ul.bh-datasets",
+            [_dataset(d, chosen, seen, links, may_run, may_operate) for d in found[:shown]],
+        )
+        if found
+        else el("p.bh-empty", "None of this name." if known else "None yet."),
+        more_button(len(found), shown),
+        el("p.bh-hint.bh-datasets-cut", f"Older ones: “beamhub experiment datasets {experiment}”.")
+        if cut
+        else None,
+        aside=el("span.bh-count", number(len(known)) + (" newest" if cut else "")) if known else None,
+        css="bh-datasets-card",
+    )
+
+
+def _finder(found: Sequence[Dataset], chosen: DatasetList, experiment: str, *, may_run: bool) -> Element:
+    ids = {d.id for d in found}
+    all_ticked = bool(ids) and ids <= chosen.ticked
+    what = f"the {number(len(found))} found" if chosen.sought.strip() else f"all {number(len(found))}"
+    return el(
+        "div.bh-finder",
+        el("label.bh-unseen", "Find datasets by name", for_="find-datasets"),
+        el(
+            "input",
+            type="text",
+            id="find-datasets",
+            placeholder="Find by name",
+            autocomplete="off",
+            spellcheck="false",
+            maxlength="200",
+            on={"input": ["datasets.find"]},
+            key=f"find-{experiment}",  # empty again in another experiment
+        ),
+        button(f"Tick {what}", ["datasets.tick-all"], look="bh-text-button", css="bh-tick-found", key="all")
+        if may_run and found and not all_ticked
+        else None,
+        key="finder",
+    )
+
+
+def _tools(count: int) -> Element:
+    too_many = f"At most {AT_ONCE} at once" if count > AT_ONCE else ""
+    return el(
+        "div.bh-selection",
+        el("span.bh-selected", f"{number(count)} ticked", role="status"),
+        button(
+            "Run on them …",
+            ["launch.each"],
+            css="bh-small bh-datasets-run",
+            title=too_many,
+            disabled=bool(too_many),
+            key="run",
+        ),
+        button(
+            "×",
+            ["datasets.untick"],
+            look="bh-icon-button",
+            css="bh-untick",
+            title="Tick none",
+            said="Tick none",
+            key="untick",
+        ),
+        role="toolbar",
+        aria_label="Ticked datasets",
+        key="tools",
+    )
+
+
+def _dataset(
+    d: Dataset, chosen: DatasetList, seen: int | None, links: Links, may_run: bool, may_operate: bool
+) -> Element:
+    tick = el(
+        "label.bh-dataset-tick",
+        el("span.bh-unseen", f"Tick {d.name}"),
+        el(
+            "input",
+            type="checkbox",
+            checked=d.id in chosen.ticked or None,
+            on={"change": ["datasets.tick", d.id]},
+        ),
+    )
+    return el(
+        "li.bh-dataset" + (".bh-dataset-shown" if d.id == seen else ""),
+        el(
+            "span.bh-dataset-head",
+            tick if may_run else None,
+            el(
+                "button.bh-dataset-pick",
+                el("span.bh-dataset-title", d.name),
+                type="button",
+                title=f"{d.name}: show above",
+                aria_pressed="true" if d.id == seen else "false",
+                on={"click": ["dataset.show", d.id]},
+            ),
+        ),
+        state(str(d.state)),
+        el("span.bh-dataset-line", f"{arrived(d)} · {d.kind} · ", ago(d.created)),
+        el(
+            "span.bh-dataset-tools",
+            el("a.bh-link", "View", href=links.frame(d.id), aria_label=f"View {d.name}"),
+            button(
+                "Run …",
+                ["launch.new", d.id],
+                look="bh-text-button",
+                css="bh-dataset-run",
+                said=f"Run … on {d.name}",
+            )
+            if may_run
+            else None,
+            _operate(d) if may_operate else None,
+        ),
+        key=d.id,
+        data_dataset=str(d.id),
+    )
+
+
+def _operate(d: Dataset) -> Element:
+    """What staff do with a dataset: say that nothing more comes of it or, when it has ended, move it."""
+    if d.state is DatasetState.RECEIVING:
+        label, what, title = "End …", "end", "Say that no more frames will come"
+    else:
+        label, what, title = "Move …", "move", "To another experiment of this instrument"
+    return button(
+        label,
+        [f"dataset.{what}", d.id],
+        look="bh-text-button",
+        css=f"bh-dataset-{what}",
+        title=title,
+        said=f"{label} {d.name}",
+    )
+
+
+def named(datasets: Sequence[Dataset]) -> str:
+    """A few by name, more by their number: "lyso_1, lyso_2", "lyso_1, lyso_2 and 10 more"."""
+    names = ", ".join(d.name for d in datasets[:3])
+    return names + (f" and {plural(len(datasets) - 3, 'more', 'more')}" if len(datasets) > 3 else "")
