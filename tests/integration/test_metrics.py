@@ -37,6 +37,14 @@ def test_operators_and_prometheus_read_them_and_nobody_else(tmp_path: Path) -> N
         assert found["beamhub_uploads", "complete"] == 3
         assert found["beamhub_uploaded_bytes_total",] > 0
         assert found["beamhub_runner_cpus", "local"] == service.cpus
+        assert found["beamhub_runner_free_cpus", "local"] == service.cpus
+        assert found["beamhub_runner_up", "local"] == 1
+        assert found["beamhub_queue_oldest_seconds",] == 0  # nothing waits
+        assert found["beamhub_licence_held_cpu_seconds", lab] == 0
+        granted = found["beamhub_licence_granted_cpu_seconds", lab]
+        assert granted == service.client("sam").licence(lab).granted > 0
+        told = found["beamhub_events_total",]
+        assert told >= len(ada.past_events(beamtime.experiment)) > 0
         assert "beamhub_events_total" in service.client("operator").metrics()
 
         assert ask("experiments").json()["items"] == []
