@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from beamhub import __version__
 from beamhub.agent.journal import Journal
 from beamhub.schemas import DatasetState, UploadState
 from beamhub.testing import free_port, write_dataset
@@ -146,6 +148,12 @@ def test_a_limit_that_is_lifted_while_it_holds(agent: RunningAgent) -> None:
     status = agent.status
     assert status is not None
     assert status.rate < 1.2e6
+    assert (status.state, status.version, status.queued_files) == ("uploading", __version__, 1)
+    assert 0 < status.queued_bytes < LARGE * 2**20
+    assert [(file.name, file.experiment) for file in status.current] == [
+        ("large.cbf", agent.beamtime.experiment)
+    ]
+    assert 0 < (status.free_disk or 0) < shutil.disk_usage(agent.data).total
 
     agent.upload["limit"] = '"fast"'
     agent.command()

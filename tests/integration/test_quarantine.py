@@ -21,7 +21,8 @@ from beamhub.store import Store
 from beamhub.testing import RunningService
 from beamhub.uploads import Uploads
 
-from tests.unit.test_quarantine import AGENT, EVIL, OPERATOR, SAM
+from tests.unit.test_quarantine import EVIL
+from tests.unit.uploading import AGENT, OPERATOR, SAM
 from tests.victims import victims
 
 HALF = len(EVIL) // 2

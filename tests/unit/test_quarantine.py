@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import h5py
 import pytest
-from beamhub.access import Principal
-from beamhub.batches import Batches, Whole
-from beamhub.body import Chunks
-from beamhub.datasets import Datasets
+from beamhub.batches import Whole
 from beamhub.errors import Conflict, Forbidden, NotFound
-from beamhub.events import Live
-from beamhub.experiments import Experiments
-from beamhub.frames.inspect import Inspector
 from beamhub.incoming import Incoming
 from beamhub.quarantine import Quarantine
-from beamhub.schemas import ExperimentCreate, InstrumentChange, InstrumentCreate, Upload, UploadState
-from beamhub.store import Store
-from beamhub.uploads import Uploads
+from beamhub.schemas import Upload, UploadState
 
-OPERATOR = Principal("root", "user", operator=True)
-SAM, ADA, EVE = (Principal(name, "user") for name in ("sam", "ada", "eve"))
-AGENT = Principal("instrument:mx", "instrument", instrument="mx")
+from tests.unit.uploading import ADA, AGENT, EVE, SAM, Site, deliver, parts, sha256
 
 
 def hostile(target: str) -> bytes:
@@ -42,62 +29,34 @@ def hostile(target: str) -> bytes:
 EVIL = hostile("/data/other/raw/secret_data_000001.h5")
 
 
-@dataclass
-class Site:
-    store: Store
-    folder: Path
-    uploads: Uploads
-    quarantine: Quarantine
-    experiment: str
-
-    async def send(self, name: str, content: bytes) -> Upload:
-        async def chunks() -> AsyncIterator[bytes]:
-            yield content
-
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        upload = await self.uploads.create(AGENT, name, len(content), digest)
-        if upload.state is UploadState.RECEIVING:
-            upload = await self.uploads.append(AGENT, upload.id, 0, Chunks(chunks()))
-        return upload
-
-    def everywhere(self) -> set[str]:
-        """All files of the experiment, also hidden ones, and those in quarantine."""
-        found = (path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size)
-        return {str(path.relative_to(self.folder)).replace(self.experiment, "E") for path in found}
-
-    def events(self, upload: Upload) -> list[tuple[str, str, str]]:
-        events = self.store.read_sync(lambda tx: tx.events.after(0, limit=1000))
-        return [(e.kind, e.actor, e.data.get("reason", "")) for e in events if e.subject == upload.id]
-
-
 @pytest.fixture
-async def site(tmp_path: Path, database_url: str) -> AsyncIterator[Site]:
-    store, live, folder = Store(database_url), Live(), tmp_path / "data"
-    store.migrate()
-    folder.mkdir()
-    experiments = Experiments(store, folder)
-    await experiments.create_instrument(OPERATOR, InstrumentCreate(id="mx", title="MX", staff=["sam"]))
-    experiment = await experiments.create(SAM, ExperimentCreate(instrument="mx", title="L", pi="ada"))
-    await experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=experiment.id))
-    inspector = Inspector()
-    uploads = Uploads(store, live, folder, Datasets(store, folder, inspector).examine)
-    yield Site(store, folder, uploads, Quarantine(store, folder), experiment.id)
-    await uploads.close()
-    await inspector.close()
-    store.close()
+def quarantine(site: Site) -> Quarantine:
+    return Quarantine(site.store, site.folder)
 
 
-async def test_a_hostile_file_is_out_of_reach_at_once(site: Site) -> None:
+def everywhere(site: Site) -> set[str]:
+    """All files of the experiment, also hidden ones, and those in quarantine."""
+    found = (path for path in site.folder.rglob("*") if path.is_file() and path.stat().st_size)
+    return {str(path.relative_to(site.folder)).replace(site.experiment, "E") for path in found}
+
+
+def told(site: Site, upload: Upload) -> list[tuple[str, str, str]]:
+    """What has been told of it."""
+    events = site.store.read_sync(lambda tx: tx.events.after(0, limit=1000))
+    return [(e.kind, e.actor, e.data.get("reason", "")) for e in events if e.subject == upload.id]
+
+
+async def test_a_hostile_file_is_out_of_reach_at_once(site: Site, quarantine: Quarantine) -> None:
     upload = await site.send("run/evil_data_000001.h5", EVIL)
     assert (upload.state, upload.path) == (UploadState.QUARANTINED, "raw/run/evil_data_000001.h5")
     assert upload.offset == len(EVIL)
     assert "/data/other" in upload.error
-    assert site.everywhere() == {f".quarantine/E/{upload.id}"}
+    assert everywhere(site) == {f".quarantine/E/{upload.id}"}
     kept = site.folder / ".quarantine" / site.experiment / upload.id
     assert kept.read_bytes() == EVIL
     assert kept.stat().st_mode & 0o777 == 0o600
-    assert site.events(upload) == [("file.quarantined", AGENT.name, upload.error)]
-    assert (await site.quarantine.list(SAM, "mx")).items == [upload]
+    assert told(site, upload) == [("file.quarantined", AGENT.name, upload.error)]
+    assert (await quarantine.list(SAM, "mx")).items == [upload]
     with pytest.raises(Conflict):
         await site.uploads.terminate(AGENT, upload.id)
 
@@ -108,7 +67,7 @@ async def test_a_hostile_file_among_many_is_kept_alone(site: Site) -> None:
         Whole("evil_data_000001.h5", memoryview(EVIL)),
         Whole("after_data_000001.h5", memoryview(b"not HDF5 at all")),
     ]
-    before, evil, after = await Batches(site.store, site.uploads).deliver(AGENT, files)
+    before, evil, after = await deliver(site.uploads, AGENT, files)
     assert isinstance(before, Upload)
     assert isinstance(evil, Upload)
     assert isinstance(after, Upload)
@@ -120,97 +79,98 @@ async def test_a_hostile_file_among_many_is_kept_alone(site: Site) -> None:
     assert "/data/other" in evil.error
     assert "not usable" in after.error
     names = {f".quarantine/E/{evil.id}", "E/raw/before.txt", "E/raw/after_data_000001.h5"}
-    assert site.everywhere() == names
-    assert list(await Batches(site.store, site.uploads).deliver(AGENT, files[1:2])) == [evil]
+    assert everywhere(site) == names
+    assert list(await deliver(site.uploads, AGENT, files[1:2])) == [evil]
 
 
-async def test_the_same_again_is_no_work_and_a_harmless_one_takes_the_name(site: Site) -> None:
+async def test_the_same_again_is_no_work_and_a_harmless_one_takes_the_name(
+    site: Site, quarantine: Quarantine
+) -> None:
     upload = await site.send("a_data_000001.h5", EVIL)
     assert (await site.send("a_data_000001.h5", EVIL)).id == upload.id
     other = await site.send("a_data_000001.h5", hostile("../../x.h5"))
     assert (other.state, other.id == upload.id) == (UploadState.QUARANTINED, False)
     harmless = await site.send("a_data_000001.h5", b"not HDF5 at all")
     assert (harmless.state, harmless.path) == (UploadState.COMPLETE, "raw/a_data_000001.h5")
-    assert {one.id for one in (await site.quarantine.list(SAM, "mx")).items} == {upload.id, other.id}
+    assert {one.id for one in (await quarantine.list(SAM, "mx")).items} == {upload.id, other.id}
 
 
-async def test_a_hostile_file_that_is_sent_twice_at_once_is_kept_once(site: Site) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield EVIL
-
-    digest = f"sha256:{hashlib.sha256(EVIL).hexdigest()}"
-    first, second = [await site.uploads.create(AGENT, "a_data_000001.h5", len(EVIL), digest) for _ in "12"]
-    kept = await site.uploads.append(AGENT, first.id, 0, Chunks(chunks()))
-    again = await site.uploads.append(AGENT, second.id, 0, Chunks(chunks()))
+async def test_a_hostile_file_that_is_sent_twice_at_once_is_kept_once(
+    site: Site, quarantine: Quarantine
+) -> None:
+    first, second = [await site.announce("a_data_000001.h5", EVIL) for _ in "12"]
+    kept = await site.uploads.append(AGENT, first.id, 0, parts(EVIL))
+    again = await site.uploads.append(AGENT, second.id, 0, parts(EVIL))
     assert (kept.id, kept.state) == (first.id, UploadState.QUARANTINED)
     assert again == kept
-    assert site.everywhere() == {f".quarantine/E/{first.id}"}
-    assert (await site.quarantine.list(SAM, "mx")).items == [kept]
+    assert everywhere(site) == {f".quarantine/E/{first.id}"}
+    assert (await quarantine.list(SAM, "mx")).items == [kept]
     assert (await site.uploads.list(AGENT)).items == [kept]
-    released = await site.quarantine.release(SAM, first.id, "harmless")
+    released = await quarantine.release(SAM, first.id, "harmless")
     assert (released.state, released.path) == (UploadState.COMPLETE, "raw/a_data_000001.h5")
 
 
-async def test_a_hostile_file_that_was_registered_in_place(site: Site, tmp_path: Path) -> None:
+async def test_a_hostile_file_that_was_registered_in_place(
+    site: Site, quarantine: Quarantine, tmp_path: Path
+) -> None:
     storage = tmp_path / "storage"
     storage.mkdir()
     source = storage / "evil_data_000001.h5"
     source.write_bytes(EVIL)
     mode = source.stat().st_mode
     site.uploads._in_place = {"mx": [storage]}
-    digest = f"sha256:{hashlib.sha256(EVIL).hexdigest()}"
-    upload = await site.uploads.register(AGENT, str(source), source.name, len(EVIL), digest)
+    upload = await site.uploads.register(AGENT, str(source), source.name, len(EVIL), sha256(EVIL))
     assert upload.state is UploadState.QUARANTINED
-    assert site.everywhere() == {f".quarantine/E/{upload.id}"}
-    released = await site.quarantine.release(SAM, upload.id, "looked at it with h5dump")
-    assert (released.state, site.everywhere()) == (UploadState.COMPLETE, {f"E/{released.path}"})
+    assert everywhere(site) == {f".quarantine/E/{upload.id}"}
+    released = await quarantine.release(SAM, upload.id, "looked at it with h5dump")
+    assert (released.state, everywhere(site)) == (UploadState.COMPLETE, {f"E/{released.path}"})
     assert source.stat().st_mode == mode  # the detector's own name of it is left alone
 
 
-async def test_the_staff_release_a_file_with_a_reason(site: Site) -> None:
+async def test_the_staff_release_a_file_with_a_reason(site: Site, quarantine: Quarantine) -> None:
     upload = await site.send("evil_data_000001.h5", EVIL)
     await site.send("evil_data_000001.h5", b"another")
-    released = await site.quarantine.release(SAM, upload.id, "looked at it with h5dump")
+    released = await quarantine.release(SAM, upload.id, "looked at it with h5dump")
     assert (released.state, released.path) == (UploadState.COMPLETE, "raw/version-2/evil_data_000001.h5")
     assert "released from quarantine by sam: looked at it with h5dump" in released.error
-    assert site.everywhere() == {"E/raw/evil_data_000001.h5", "E/raw/version-2/evil_data_000001.h5"}
-    assert site.events(upload)[1:] == [("file.released", "sam", "looked at it with h5dump")]
-    for again in (site.quarantine.release, site.quarantine.delete):
+    assert everywhere(site) == {"E/raw/evil_data_000001.h5", "E/raw/version-2/evil_data_000001.h5"}
+    assert told(site, upload)[1:] == [("file.released", "sam", "looked at it with h5dump")]
+    for again in (quarantine.release, quarantine.delete):
         with pytest.raises(Conflict):
             await again(SAM, upload.id, "again")
 
 
-async def test_a_later_version_is_released_as_that_version(site: Site) -> None:
+async def test_a_later_version_is_released_as_that_version(site: Site, quarantine: Quarantine) -> None:
     name = "run/evil_data_000001.h5"
     first, upload = await site.send(name, b"harmless"), await site.send(name, EVIL)
     assert (upload.state, upload.version) == (UploadState.QUARANTINED, 2)
-    released = await site.quarantine.release(SAM, upload.id, "looked at it with h5dump")
+    released = await quarantine.release(SAM, upload.id, "looked at it with h5dump")
     assert (released.path, released.version) == (f"raw/run/version-2/{PurePosixPath(name).name}", 2)
     assert (await site.uploads.get(SAM, first.id)).state is UploadState.SUPERSEDED
     assert (await site.send(name, b"the next")).version == 3
 
 
-async def test_the_staff_delete_a_file_with_a_reason(site: Site) -> None:
+async def test_the_staff_delete_a_file_with_a_reason(site: Site, quarantine: Quarantine) -> None:
     upload = await site.send("evil_data_000001.h5", EVIL)
-    deleted = await site.quarantine.delete(SAM, upload.id, "an attack")
+    deleted = await quarantine.delete(SAM, upload.id, "an attack")
     assert deleted.state is UploadState.FAILED
     assert "deleted from quarantine by sam: an attack" in deleted.error
-    assert site.everywhere() == set()
-    assert site.events(upload)[1:] == [("file.deleted", "sam", "an attack")]
+    assert everywhere(site) == set()
+    assert told(site, upload)[1:] == [("file.deleted", "sam", "an attack")]
 
 
-async def test_nobody_else_decides(site: Site) -> None:
+async def test_nobody_else_decides(site: Site, quarantine: Quarantine) -> None:
     upload = await site.send("evil_data_000001.h5", EVIL)
     for somebody in (ADA, EVE, AGENT):
-        for attempt in (site.quarantine.release, site.quarantine.delete):
+        for attempt in (quarantine.release, quarantine.delete):
             with pytest.raises((Forbidden, NotFound)):
                 await attempt(somebody, upload.id, "please")
         with pytest.raises((Forbidden, NotFound)):
-            await site.quarantine.list(somebody, "mx")
-    assert site.everywhere() == {f".quarantine/E/{upload.id}"}
+            await quarantine.list(somebody, "mx")
+    assert everywhere(site) == {f".quarantine/E/{upload.id}"}
 
 
-async def test_what_a_kill_left_half_done_is_ended(site: Site) -> None:
+async def test_what_a_kill_left_half_done_is_ended(site: Site, quarantine: Quarantine) -> None:
     kept = await site.send("a_data_000001.h5", EVIL)
     freed = await site.send("b_data_000001.h5", EVIL)
     gone = await site.send("c_data_000001.h5", EVIL)
@@ -218,24 +178,24 @@ async def test_what_a_kill_left_half_done_is_ended(site: Site) -> None:
     files.release(kept)  # a kill came before the release was on record
     spare = site.folder / "spare"
     spare.hardlink_to(files.quarantined(freed))
-    await site.quarantine.release(SAM, freed.id, "fine")
+    await quarantine.release(SAM, freed.id, "fine")
     files.quarantined(freed).hardlink_to(spare)  # … before the second name was removed
     spare.unlink()
-    await site.quarantine.delete(SAM, gone.id, "bad")
+    await quarantine.delete(SAM, gone.id, "bad")
     files.quarantined(gone).write_bytes(EVIL)  # … before the file was removed
     for _ in range(2):
-        await asyncio.gather(site.quarantine.recover(), site.quarantine.recover())
-        assert site.everywhere() == {f".quarantine/E/{kept.id}", "E/raw/b_data_000001.h5"}
+        await asyncio.gather(quarantine.recover(), quarantine.recover())
+        assert everywhere(site) == {f".quarantine/E/{kept.id}", "E/raw/b_data_000001.h5"}
     assert files.quarantined(kept).stat().st_mode & 0o777 == 0o600
 
 
-async def test_what_is_being_released_is_not_deleted_beside_it(site: Site) -> None:
+async def test_what_is_being_released_is_not_deleted_beside_it(site: Site, quarantine: Quarantine) -> None:
     upload = await site.send("evil_data_000001.h5", EVIL)
     releasing = Incoming(site.folder).claim(site.experiment, [upload.path])  # as a release does
     assert releasing is not None
-    deleting = asyncio.create_task(site.quarantine.delete(SAM, upload.id, "hostile"))
+    deleting = asyncio.create_task(quarantine.delete(SAM, upload.id, "hostile"))
     await asyncio.wait({deleting}, timeout=0.5)
     assert not deleting.done()
     os.close(releasing)
     assert (await deleting).state is UploadState.FAILED
-    assert site.everywhere() == set()
+    assert everywhere(site) == set()

@@ -7,7 +7,6 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +50,7 @@ from tests.unit.uploading import (
     EVE,
     OTHER_AGENT,
     SAM,
+    Halting,
     Site,
     begin_part,
     broken,
@@ -272,19 +272,12 @@ async def test_a_shared_file_that_was_changed_is_sent_again(site: Site) -> None:
 
 async def test_only_one_request_at_a_time_adds_to_an_upload(site: Site) -> None:
     upload = await site.announce("a.bin", b"12345678")
-    started, go = asyncio.Event(), asyncio.Event()
-
-    async def slow() -> AsyncIterator[bytes]:
-        yield b"1234"
-        started.set()
-        await go.wait()
-        yield b"5678"
-
-    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, Chunks(slow())))
-    await started.wait()
+    body = Halting(b"1234", b"5678")
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, body))
+    await body.halts.wait()
     with pytest.raises(Conflict):
         await site.uploads.append(AGENT, upload.id, 0, parts(b"12345678"))
-    go.set()
+    body.go_on.set()
     assert (await first).state is UploadState.COMPLETE
     assert site.content("raw/a.bin") == b"12345678"
 

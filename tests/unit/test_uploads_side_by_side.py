@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator
 
 import pytest
-from beamhub.body import Chunks
 from beamhub.errors import Conflict, Gone
 from beamhub.incoming import BLOCK
 from beamhub.leftovers import EXPIRES
 from beamhub.schemas import UploadState
 from beamhub.uploads import Uploads
 
-from tests.unit.uploading import ADA, AGENT, Site, parts
+from tests.unit.uploading import ADA, AGENT, Halting, Site, parts
 
 
 async def test_any_process_takes_the_next_part(site: Site, elsewhere: Uploads) -> None:
@@ -30,40 +28,26 @@ async def test_any_process_takes_the_next_part(site: Site, elsewhere: Uploads) -
 
 async def test_what_one_process_has_in_hand_no_other_touches(site: Site, elsewhere: Uploads) -> None:
     upload = await site.announce("a.bin", b"12345678")
-    started, go = asyncio.Event(), asyncio.Event()
-
-    async def slow() -> AsyncIterator[bytes]:
-        yield b"1234"
-        started.set()
-        await go.wait()
-        yield b"5678"
-
-    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, Chunks(slow())))
-    await started.wait()
+    body = Halting(b"1234", b"5678")
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, body))
+    await body.halts.wait()
     with pytest.raises(Conflict):
         await elsewhere.append(AGENT, upload.id, 0, parts(b"12345678"))
     await elsewhere.leftovers.recover()
     for seconds in (0.0, 2 * EXPIRES.total_seconds()):
         await elsewhere.leftovers.expire(seconds)
-    go.set()
+    body.go_on.set()
     assert (await first).state is UploadState.COMPLETE
     assert site.content("raw/a.bin") == b"12345678"
 
 
 async def test_giving_up_in_one_process_stops_another(site: Site, elsewhere: Uploads) -> None:
     upload = await site.announce("a.bin", b"x" * 4 * BLOCK)
-    started, go = asyncio.Event(), asyncio.Event()
-
-    async def slow() -> AsyncIterator[bytes]:
-        yield b"x" * BLOCK
-        started.set()
-        await go.wait()
-        yield b"x" * 3 * BLOCK
-
-    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, Chunks(slow())))
-    await started.wait()
+    body = Halting(b"x" * BLOCK, b"x" * 3 * BLOCK)
+    first = asyncio.create_task(site.uploads.append(AGENT, upload.id, 0, body))
+    await body.halts.wait()
     await elsewhere.terminate(AGENT, upload.id)
-    go.set()
+    body.go_on.set()
     with pytest.raises(Gone):
         await first
     assert site.published() == set()

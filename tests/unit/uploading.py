@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -39,6 +40,20 @@ def parts(content: bytes, size: int = 1000) -> Chunks:
             yield content[start : start + size]
 
     return Chunks(chunks())
+
+
+class Halting(Chunks):
+    """A body that halts behind its beginning, until it may go on."""
+
+    def __init__(self, beginning: bytes, rest: bytes) -> None:
+        super().__init__(self._halting(beginning, rest))
+        self.halts, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def _halting(self, beginning: bytes, rest: bytes) -> AsyncIterator[bytes]:
+        yield beginning
+        self.halts.set()
+        await self.go_on.wait()
+        yield rest
 
 
 async def broken(content: bytes) -> AsyncIterator[bytes]:
