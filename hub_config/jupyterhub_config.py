@@ -18,6 +18,9 @@ site = Site(
     # profiles=..., slurm=...  # jobs on a cluster: see "Slurm" in docs/operator.md
     # in_place={"sim-mx": ["/storage/sim-mx"]},  # files there are published without sending them
     # ingest=2,  # processes that take uploads beside the service
+    # templates=["/opt/facility/templates"],  # notebooks for everybody
+    # require_sandbox=True,  # refuse jobs where bubblewrap doesn't work
+    # all others: see "Settings" in docs/operator.md
 )
 configure(c, site)
 

@@ -194,7 +194,7 @@ class Uploads:
             raise Forbidden(
                 f"{principal.name} may not register {source[:200]!r}: it does not lie in a folder that is "
                 "open for this.",
-                "Upload it, or ask the operators to open its folder (c.BeamhubApp.in_place).",
+                "Upload it, or ask the operators to open its folder (in_place in jupyterhub_config.py).",
             )
 
         async def take(upload: Upload, file: Held) -> Held:

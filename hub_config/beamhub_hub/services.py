@@ -69,12 +69,7 @@ def _settings(site: Site) -> dict[str, str]:
         "BEAMHUB_DATA_DIR": str(site.data.resolve()),
         "BEAMHUB_STATE_DIR": str(site.state.resolve() / "service"),
         "BEAMHUB_DATABASE_URL": site.database,
-        "BEAMHUB_PROFILES": json.dumps([profile.model_dump() for profile in site.profiles]),
-        "BEAMHUB_SLURM": json.dumps(site.slurm),
-        "BEAMHUB_IN_PLACE": json.dumps(
-            {id_: [str(folder.absolute()) for folder in folders] for id_, folders in site.in_place.items()}
-        ),
-        **({"BEAMHUB_CPUS": str(site.cpus)} if site.cpus else {}),
+        "BEAMHUB_SETTINGS": json.dumps(site.settings),
         # reads metrics and does nothing else
         **{name: os.environ[name] for name in ("BEAMHUB_METRICS_TOKEN",) if name in os.environ},
     }

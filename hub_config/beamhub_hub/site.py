@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Annotated
 
 from beamhub.schemas import Profile
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+Folder = Annotated[Path, AfterValidator(Path.absolute)]
+# what of a site the service is told as it stands: traits of beamhub.app.BeamhubApp, by the same names
+SETTINGS = frozenset(
+    {
+        *("cpus", "profiles", "slurm", "in_place", "templates", "require_sandbox", "ready", "stall"),
+        *("patience", "uploads_at_once"),
+    }
+)
 
 
 class Secrets(BaseModel):
@@ -55,7 +63,7 @@ class Site(BaseModel):
     ingest: int = Field(0, ge=0, le=16, description="processes that take uploads; 0: the service does")
     ingest_host: str = Field("127.0.0.1", description="where they listen, all on one port; agents may use it")
     ingest_port: Port = 8084
-    in_place: dict[str, list[Path]] = Field(
+    in_place: dict[str, list[Folder]] = Field(
         {}, description="folders of an instrument whose files are published where they lie: {instrument: […]}"
     )
     database_url: str = Field("", description="postgresql+psycopg://…; empty: SQLite in the state folder")
@@ -65,6 +73,22 @@ class Site(BaseModel):
     )
     slurm: dict[str, JsonValue] = Field(
         {}, description="how a Slurm cluster is reached: beamhub.runners.slurm.SlurmSettings"
+    )
+    templates: tuple[Folder, ...] = Field((), description="the facility's own folders of template notebooks")
+    require_sandbox: bool = Field(
+        False, description="refuse jobs where bubblewrap doesn't work, rather than run them without a sandbox"
+    )
+    ready: int | None = Field(
+        None, ge=0, description="interpreters that wait for jobs of each active experiment; None: two"
+    )
+    stall: float | None = Field(
+        None, gt=0, description="seconds without a file until a dataset counts as stopped; None: 300"
+    )
+    patience: float | None = Field(
+        None, gt=0, description="seconds until a client is given up that sends next to nothing; None: 60"
+    )
+    uploads_at_once: int | None = Field(
+        None, ge=1, description="requests of one sender that may bring bytes at a time; None: 64"
     )
 
     @property
@@ -85,6 +109,11 @@ class Site(BaseModel):
     def ingest_url(self) -> str:
         """The processes that take uploads, without the proxy in between."""
         return f"http://{self.ingest_host}:{self.ingest_port}"
+
+    @property
+    def settings(self) -> dict[str, JsonValue]:
+        """What the service is told of it."""
+        return self.model_dump(mode="json", include=set(SETTINGS), exclude_none=True)
 
     @property
     def database(self) -> str:

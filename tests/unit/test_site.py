@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from beamhub.app import BeamhubApp
+from beamhub.schemas import Profile
 from beamhub_hub import Site, accounts, configure
 from beamhub_hub.credentials import PEOPLE, Credentials
 from beamhub_hub.services import FRESH, services
-from beamhub_hub.site import Secrets, write_private
+from beamhub_hub.site import SETTINGS, Secrets, write_private
 from pydantic import ValidationError
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
@@ -40,6 +43,35 @@ def test_a_service_finds_its_folder_for_temporary_files_empty(site: Site) -> Non
             done = subprocess.run(start, env={**os.environ, **service["environment"]}, capture_output=True)
             assert (done.returncode, done.stdout) == (0, b"")
             assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_service_is_set_up_as_the_site_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(
+        state=tmp_path / "state",
+        data=tmp_path / "data",
+        cpus=3,
+        profiles=(Profile(name="cpu-3", title="3 CPUs", cpus=3, memory=1 << 30, walltime=60),),
+        slurm={"timeout": 5.0},
+        in_place={"sim-mx": [Path("/storage")]},
+        templates=(tmp_path / "templates",),
+        require_sandbox=True,
+        ready=0,
+        stall=60.0,
+        patience=5.0,
+        uploads_at_once=8,
+    )
+    environment = {
+        **services(site, Secrets.of(site.state))[0]["environment"],
+        "JUPYTERHUB_SERVICE_URL": site.service_url,
+        "JUPYTERHUB_SERVICE_PREFIX": "/services/beamhub/",
+        "JUPYTERHUB_API_TOKEN": "token",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    path = files("beamhub_hub") / "config"
+    app = BeamhubApp(config=PyFileConfigLoader("service.py", path=str(path)).load_config())
+    assert set(site.settings) == SETTINGS
+    assert {name: getattr(app, name) for name in SETTINGS} == site.settings
 
 
 def test_broken_secrets_arent_replaced(tmp_path: Path) -> None:

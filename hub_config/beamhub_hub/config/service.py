@@ -31,8 +31,5 @@ c.ServerApp.authorizer_class = "beamhub.app.Closed"  # the server's own API is f
 c.ServerApp.tornado_settings = {"xsrf_cookies": False}
 c.HubOAuth.cache_max_age = 5  # seconds; who loses access loses it soon, and who gains it needn't wait
 
-# the extension finds its folders and its database in the environment by itself
-c.BeamhubApp.cpus = int(os.environ.get("BEAMHUB_CPUS", "0"))
-c.BeamhubApp.profiles = json.loads(os.environ.get("BEAMHUB_PROFILES", "[]"))
-c.BeamhubApp.in_place = json.loads(os.environ.get("BEAMHUB_IN_PLACE", "{}"))
-c.BeamhubApp.slurm = json.loads(os.environ.get("BEAMHUB_SLURM", "{}"))
+# the extension finds its folders and database in the environment by itself; the rest is as the site has it
+c.BeamhubApp.update(json.loads(os.environ["BEAMHUB_SETTINGS"]))
