@@ -89,6 +89,8 @@ class Finalisations:
             if experiment.state is ExperimentState.PLANNED:
                 raise Conflict(f"{id_} has not been running.", "There is nothing to finalise.")
             instrument = access.require_instrument(tx, principal, experiment.instrument)
+            if (earlier := tx.finalisations.command(id_)) is not None:
+                tx.commands.forget_report(earlier)  # which may have come late
             command = None
             if instrument.agent:
                 choice = FilesChoice(reason=f"to finalise {id_}")

@@ -201,6 +201,7 @@ class Publications:
             tx.uploads.end(
                 upload.id,
                 UploadState.SUPERSEDED,
+                experiment=known.experiment,  # another one where its dataset has just been moved
                 path=known.path,
                 version=known.version,
                 digest=upload.digest,

@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 import pytest
 from beamhub import finalisations
 from beamhub.finalisations import Finalisations
-from beamhub.schemas import Finalisation, FinalisationState, FinaliseRequest
+from beamhub.orders import Orders
+from beamhub.schemas import Finalisation, FinalisationState, FinaliseRequest, Heartbeat, JournalReport
 from beamhub.store.finalisations import GOING
 
 from tests.unit.uploading import AGENT, SAM, Site, parts
@@ -106,3 +107,19 @@ async def test_others_write_while_an_experiment_is_compared(
     monkeypatch.setattr(finalisations, "_differences", compare)
     assert (await sign_off(site, signing, force=False)).state is FinalisationState.DONE
     assert [seen and seen.state in GOING for seen in during] == [True]
+
+
+async def test_an_answer_that_comes_too_late_is_not_kept_for_ever(
+    site: Site, signing: Finalisations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finalisations, "PATIENCE", 0.1)
+    orders = Orders(site.store, site.live)
+    await orders.heartbeat(AGENT, "mx", Heartbeat(host="detector", version="1"))
+    blocked = await sign_off(site, signing, force=False)
+    assert blocked.differences == ["The agent of mx has not told what it knows: is it running?"]
+    command = await site.store.read(lambda tx: tx.finalisations.command(site.experiment))
+    assert command is not None
+    await orders.report(AGENT, "mx", command, JournalReport(part=1, last=True, items=[]))
+    assert await site.store.read(lambda tx: tx.commands.reported(command))
+    await sign_off(site, signing, force=False)
+    assert not await site.store.read(lambda tx: tx.commands.reported(command))

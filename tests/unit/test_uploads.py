@@ -588,3 +588,16 @@ async def test_a_sender_has_so_many_uploads_on_their_way_and_no_more(
     whole = await site.uploads.concatenate(ADA, "b.bin", ids, "final;…", experiment=site.experiment)
     assert whole.state is UploadState.COMPLETE
     assert (await site.send("a.bin", b"1", ADA)).state is UploadState.COMPLETE
+
+
+async def test_the_same_file_that_comes_while_the_first_is_moved_goes_along(site: Site) -> None:
+    right = await site.experiments.create(SAM, ExperimentCreate(instrument="mx", title="R", pi="ben"))
+    again, first = await site.announce("a.bin", b"1"), await site.send("a.bin", b"1")
+    # it has been found that both are equal; now their dataset is moved
+    await site.store.write(
+        lambda tx: tx.uploads.move(site.experiment, right.id, "raw/a.bin", "raw/a.bin", version=1)
+    )
+    merged = await site.uploads.publications._merge(again, first)
+    assert (merged.state, merged.experiment) == (UploadState.SUPERSEDED, right.id)
+    assert await site.store.read(lambda tx: tx.uploads.of(site.experiment)) == []
+    assert site.incoming() == []
