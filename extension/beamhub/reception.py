@@ -76,12 +76,8 @@ class Reception:
     ) -> None:
         """Adds a body to the file, and to the running digest if all before it is in there. Bytes that neither
         the checksum nor the digest behind them fits are forgotten: ChecksumMismatch."""
-        if checksum is not None and checksum[0] not in CHECKSUMS:
-            raise Invalid(
-                f"The checksum {checksum[0]!r} is not known.", f"Use one of {', '.join(CHECKSUMS)}."
-            )
+        hasher = _hasher(checksum)
         limit, too_much = await self._limit(upload)
-        hasher = CHECKSUMS[checksum[0]]() if checksum else None
         takers: list[Callable[[memoryview], object]] = [hasher.update] if hasher else []
         running = self._underway.of(upload, file)
         before = running.copy() if checksum else running
@@ -111,9 +107,11 @@ class Reception:
             raise _damaged(upload)
         self._tell(upload, file.position)
 
-    async def replace(self, file: Held, begin: int, end: int, body: Body) -> None:
+    async def replace(
+        self, file: Held, begin: int, end: int, body: Body, checksum: tuple[str, bytes] | None
+    ) -> None:
         """Replaces the bytes from `begin` to before `end` of what has come of a held file."""
-        upload = file.upload
+        upload, hasher = file.upload, _hasher(checksum)
         if end > file.size():
             raise Conflict(
                 f"{file.size()} bytes of {upload.path} have come, so none before {end} can be replaced.",
@@ -126,6 +124,10 @@ class Reception:
                 break
         if len(block) != end - begin:
             raise Invalid(f"These are not the {end - begin} bytes that were announced.", "Send them again.")
+        if checksum and hasher:
+            hasher.update(block)
+            if not secrets.compare_digest(hasher.digest(), checksum[1]):
+                raise _damaged(upload)
         try:
             self._underway.forget(upload.id)
             await self._workers.whole(file.write, begin, block)
@@ -160,6 +162,15 @@ class Reception:
             subject=upload.id,
             data={"path": upload.path, "size": max(upload.size, offset), "offset": offset},
         )
+
+
+def _hasher(checksum: tuple[str, bytes] | None) -> Hasher | None:
+    """What computes such a checksum. Raises Invalid."""
+    if checksum is None:
+        return None
+    if checksum[0] not in CHECKSUMS:
+        raise Invalid(f"The checksum {checksum[0]!r} is not known.", f"Use one of {', '.join(CHECKSUMS)}.")
+    return CHECKSUMS[checksum[0]]()
 
 
 def _damaged(upload: Upload) -> ChecksumMismatch:

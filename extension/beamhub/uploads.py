@@ -377,12 +377,21 @@ class Uploads:
             # a sender that goes away now does not stop what it has waited for
             return await asyncio.shield(self.publications.begin_to_finish(upload, file, until_then.pop_all()))
 
-    async def rewrite(self, principal: Principal, id_: str, begin: int, end: int, body: Body) -> Upload:
+    async def rewrite(
+        self,
+        principal: Principal,
+        id_: str,
+        begin: int,
+        end: int,
+        body: Body,
+        checksum: tuple[str, bytes] | None = None,
+    ) -> Upload:
         """Replaces the bytes from `begin` to before `end` of what has come so far.
 
         For files that are sent while they grow, and whose writer also changes what it has written before.
-        Only the digest at the end can vouch for them, so it has to have been promised. Raises Invalid,
-        Conflict (its digest has come, nothing has come there, another request is sending), TooLarge, Gone.
+        Only the digest at the end can vouch for all, so it has to have been promised; `checksum` is of these
+        bytes. Raises Invalid, ChecksumMismatch, Conflict (its digest has come, nothing has come there,
+        another request is sending), TooLarge, Gone.
         """
         if not 0 <= begin < end <= begin + REWRITE:
             raise Invalid(f"From 1 to {REWRITE} bytes are replaced at a time.", "Replace them in parts.")
@@ -396,7 +405,7 @@ class Uploads:
         async with contextlib.AsyncExitStack() as until_then:
             until_then.push_async_callback(self.workers.let_go, file)
             until_then.enter_context(self.reception.one_more(principal))
-            await self.reception.replace(file, begin, end, body)
+            await self.reception.replace(file, begin, end, body, checksum)
             return upload.model_copy(update={"offset": file.size()})
 
     async def terminate(self, principal: Principal, id_: str) -> None:

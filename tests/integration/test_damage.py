@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+from beamhub.agent.grow import AT_ONCE
 from beamhub.agent.service import PART
 from beamhub.schemas import UploadState
 
-from tests.integration.agents import RunningAgent, write_large
+from tests.integration.agents import RunningAgent, grown, write_large
+from tests.integration.test_agent_growing import say_done
 
 MIB = 2**20
 
@@ -71,9 +74,11 @@ def damaged_way(port: int, *places: int) -> Iterator[Damage]:
         thread = threading.Thread(target=lambda: runner.run(serve()))
         thread.start()
         ready.wait()
-        yield damage
-        loop.call_soon_threadsafe(over.set)
-        thread.join()
+        try:
+            yield damage
+        finally:
+            loop.call_soon_threadsafe(over.set)
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -100,3 +105,24 @@ def test_a_byte_that_is_flipped_on_its_way_costs_its_part(
     assert [u.state for u in agent.uploads()] == [UploadState.COMPLETE]
     assert 0 < damage.carried - 160 * MIB - again < MIB, "what else was sent again?"
     assert agent.log.count("A part of raw/large.cbf was damaged on its way") == len(places)
+
+
+def test_a_byte_that_is_flipped_while_a_file_grows_costs_one_request(agent: RunningAgent) -> None:
+    """Once in what is appended, and once in what is sent again because its writer has changed it."""
+    agent.settings |= {"grow": '["*.log"]', "settle": "3600"}
+    agent.tables = '[done]\nlisten = "./done.sock"\n'
+    path, size = agent.data / "motors.log", 12 * MIB
+    with damaged_way(agent.service.port, 5 * MIB, size + AT_ONCE + MIB // 2) as damage:
+        agent.url = f"http://127.0.0.1:{damage.port}"
+        agent.start()
+        path.write_bytes(os.urandom(size))
+        agent.until(grown(agent, 12))
+        with path.open("r+b") as file:
+            file.write(os.urandom(MIB))
+        say_done(agent, path)
+        agent.until_arrived("motors.log")
+        agent.stop()
+    assert damage.places == []
+    agent.assert_all_there_once()
+    assert [u.state for u in agent.uploads()] == [UploadState.COMPLETE]
+    assert 0 < damage.carried - size - AT_ONCE - 2 * MIB < MIB, "what else was sent again?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
@@ -177,6 +178,10 @@ async def test_what_another_process_replaces_is_in_the_digest(site: Site, elsewh
     assert site.content("raw/a.bin") == content
 
 
+def sha256_of(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
 async def test_what_can_not_be_replaced(site: Site) -> None:
     upload = await site.uploads.create(AGENT, "a.bin", 4, digest_follows="sha256")
     await site.uploads.append(AGENT, upload.id, 0, parts(b"abc"))
@@ -197,6 +202,11 @@ async def test_what_can_not_be_replaced(site: Site) -> None:
             await site.uploads.rewrite(who, upload.id, 0, 1, parts(b"x"))
     with pytest.raises(ConnectionResetError):
         await site.uploads.rewrite(AGENT, upload.id, 0, 2, Chunks(broken(b"x")))
+    with pytest.raises(ChecksumMismatch):
+        await site.uploads.rewrite(AGENT, upload.id, 0, 2, parts(b"xy"), ("sha256", sha256_of(b"xx")))
+    with pytest.raises(Invalid, match="crc7"):
+        await site.uploads.rewrite(AGENT, upload.id, 0, 2, parts(b"xy"), ("crc7", b"x"))
+    await site.uploads.rewrite(AGENT, upload.id, 0, 2, parts(b"ab"), ("sha256", sha256_of(b"ab")))
     without = await site.announce("b.bin", b"abcd")
     await site.uploads.append(AGENT, without.id, 0, parts(b"abc"))
     with pytest.raises(Conflict):

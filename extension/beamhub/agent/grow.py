@@ -2,7 +2,8 @@
 
 A file grows by design when it is an HDF5 file that is open for SWMR writing, when a master names it, or when
 the configuration says so (`grow`). Its whole blocks are sent as they come, into an upload whose length and
-digest are left open: a temporary file that nobody reads. Once the file is ready, what its writer has changed
+digest are left open: a temporary file that nobody reads. Each request has the checksum of its bytes: what was
+damaged on its way is sent again. Once the file is ready, what its writer has changed
 since it was sent is sent again; then it ends like any other.
 """
 
@@ -12,7 +13,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
@@ -26,13 +27,14 @@ from .disk import Disk
 from .file import CHUNK, ChangedError, Digesting, GoneError, Stamp, open_below, printable, read
 from .journal import State
 from .queue import Item
-from .service import OffsetError, RefusedError, RestartError, UnavailableError
+from .service import DamagedError, OffsetError, RefusedError, RestartError, UnavailableError
 
 log = logging.getLogger("beamhub.agent")
 
 BLOCK = CHUNK  # bytes that are sent, and perhaps sent again, as a whole
-AT_ONCE = 16 * BLOCK  # bytes in one request
+AT_ONCE = 8 * BLOCK  # bytes in one request, and in memory: their checksum goes first
 STREAMS = 4  # files at a time
+ATTEMPTS = 3  # at bytes that are damaged on their way
 EXPECTED = 10_000  # files of masters in memory
 MASTERS = ("_master.h5", ".nxs")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -209,27 +211,27 @@ class Growth:
         return location
 
     async def _append(self, file: int, path: str, location: str, end: int, item: Item | None = None) -> None:
+        damaged = 0
         while (offset := self._offsets[path]) < end:
             length = min(AT_ONCE, end - offset)
-            digests = dict[int, bytes]()
-            body = self._body(file, offset, length, digests, item)
-            self._offsets[path] = await self._service.append(location, offset + length, offset, length, body)
+            blocks, digests, checksum = await self._disk.ask(_blocks, file, length, offset, item)
+            body = self._body(blocks)
+            try:
+                self._offsets[path] = await self._service.append(
+                    location, offset + length, offset, length, body, checksum=checksum
+                )
+            except DamagedError as error:
+                damaged += 1
+                if damaged == ATTEMPTS:
+                    raise
+                log.warning("%s: %s (byte %d)", printable(path), error, offset)
+                continue
+            damaged = 0
             self._journal.sent(path, digests)
             self._pause.end()
 
-    async def _body(
-        self, file: int, offset: int, length: int, digests: dict[int, bytes], item: Item | None
-    ) -> AsyncIterator[bytes]:
-        end, stamp = offset + length, item.stamp if item else None
-        while offset < end:
-            block = await self._disk.ask(
-                _read, file, min(BLOCK - offset % BLOCK, end - offset), offset, stamp
-            )
-            if item and item.digesting:
-                item.digesting.add(block, offset)
-            if len(block) == BLOCK:
-                digests[offset // BLOCK] = xxhash.xxh3_64_digest(block)
-            offset += len(block)
+    async def _body(self, blocks: Sequence[bytes]) -> AsyncIterator[bytes]:
+        for block in blocks:
             done = 0
             while done < len(block):
                 piece = self._common.throttle.piece(len(block) - done)
@@ -292,6 +294,24 @@ def open_for_swmr(file: int) -> bool:
     beginning then."""
     head = os.pread(file, 12, 0)
     return len(head) == 12 and head.startswith(_SIGNATURE) and head[8] >= 3 and bool(head[11] & _SWMR)
+
+
+def _blocks(
+    file: int, length: int, position: int, item: Item | None
+) -> tuple[list[bytes], dict[int, bytes], bytes]:
+    """These bytes, by blocks of the file; the digests of those that are whole; and the checksum of all."""
+    blocks, digests, checksum, end = list[bytes](), dict[int, bytes](), xxhash.xxh3_128(), position + length
+    while position < end:
+        size = min(BLOCK - position % BLOCK, end - position)
+        block = _read(file, size, position, item.stamp if item else None)
+        if item and item.digesting:
+            item.digesting.add(block, position)
+        if len(block) == BLOCK:
+            digests[position // BLOCK] = xxhash.xxh3_64_digest(block)
+        checksum.update(block)
+        blocks.append(block)
+        position += size
+    return blocks, digests, checksum.digest()
 
 
 def _read(file: int, length: int, position: int, stamp: Stamp | None = None) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TypeVar
 
 import httpx
+import xxhash
 from pydantic import BaseModel, ValidationError
 
 from beamhub.schemas import (
@@ -234,12 +235,14 @@ class Service:
         body: AsyncIterator[bytes],
         follows: Digesting | None = None,
         *,
+        checksum: bytes | None = None,
         told: bool = True,
     ) -> int:
         """Sends `length` bytes from `offset` on; the answer is how many bytes the service has now.
 
         When these are all, the service has verified and published the file. `follows`: the body has a digest
-        like this one behind these bytes, of all up to there. `told`: the service knows its `size`.
+        like this one behind these bytes, of all up to there. `checksum`: xxh128 of these bytes, where it is
+        known before. `told`: the service knows its `size`.
 
         Raises:
             DamagedError, OffsetError, RestartError, RefusedError
@@ -253,6 +256,7 @@ class Service:
                 "Upload-Offset": str(offset),
                 "Content-Length": str(length + (follows.size if follows else 0)),
                 **({"Upload-Digest-Follows": follows.algorithm} if follows else {}),
+                **(_checksum(checksum) if checksum else {}),
                 **({} if told else {"Upload-Length": str(size)}),
             },
             content=body,
@@ -264,10 +268,11 @@ class Service:
         """Replaces bytes of a file that was sent while it grew.
 
         Raises:
-            OffsetError, RestartError, RefusedError
+            DamagedError, OffsetError, RestartError, RefusedError
         """
         span = f"bytes {position}-{position + len(content) - 1}/*"
-        headers = {**_TUS, "Content-Type": _BYTES, "Content-Range": span}
+        checksum = _checksum(xxhash.xxh3_128_digest(content))
+        headers = {**_TUS, "Content-Type": _BYTES, "Content-Range": span, **checksum}
         self._raise_unless_taken(await self._send("PUT", location, headers, content))
 
     def _raise_unless_taken(self, response: httpx.Response) -> None:
@@ -359,6 +364,10 @@ class Service:
 def _metadata(values: Mapping[str, str]) -> dict[str, str]:
     pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
     return {"Upload-Metadata": ",".join(pairs)}
+
+
+def _checksum(xxh128: bytes) -> dict[str, str]:
+    return {"Upload-Checksum": f"xxh128 {base64.b64encode(xxh128).decode()}"}
 
 
 def _offset(response: httpx.Response, size: int) -> int:

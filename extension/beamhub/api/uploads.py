@@ -189,7 +189,7 @@ async def append_to_upload(call: Call, upload: str) -> Reply[None]:
     "PUT",
     "uploads/{upload}",
     streams_body="application/offset+octet-stream",
-    headers=TUS | {"Content-Range": {"type": "string", "pattern": _RANGE.pattern}},
+    headers=TUS | CHECKSUM | {"Content-Range": {"type": "string", "pattern": _RANGE.pattern}},
 )
 async def rewrite_upload(call: Call, upload: str) -> Reply[None]:
     """Replace some bytes of what has been sent, before the promised digest has come.
@@ -204,7 +204,8 @@ async def rewrite_upload(call: Call, upload: str) -> Reply[None]:
             400, "The header Content-Range is missing or not like bytes 0-1023/*.", "Say which bytes."
         )
     begin, end = int(span[1]), int(span[2]) + 1
-    found = await call.service.uploads.rewrite(call.principal, upload, begin, end, call.body)
+    checksum = _checksum(call.headers.get("Upload-Checksum"))
+    found = await call.service.uploads.rewrite(call.principal, upload, begin, end, call.body, checksum)
     return Reply(None, 204, _progress(found))
 
 
