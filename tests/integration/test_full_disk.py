@@ -131,6 +131,7 @@ with running_service(folder / "service", data_dir=str(data), database_url=databa
         published = data / agent.beamtime.experiment / "raw/large.cbf"
         assert published.read_bytes() == (agent.data / "large.cbf").read_bytes()
         agent.until(lambda: not told(agent))
+        assert "does not answer" not in agent.log, agent.log
     finally:
         if agent.process:
             agent.kill()

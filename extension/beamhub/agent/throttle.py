@@ -6,7 +6,7 @@ import asyncio
 import time
 
 SLICE = 0.05  # seconds of sending in one piece: what is sent comes evenly
-REQUEST = 10.0  # seconds of sending in one request
+REQUEST = 5.0  # seconds of sending in one request
 BURST = 0.1  # seconds of sending that may be caught up with after a standstill
 
 

@@ -74,7 +74,6 @@ class Handler(JupyterHandler):
     async def prepare(self, **_: Any) -> None:
         """Authenticate, choose the route, and make ready for the body."""
         self._preparing = True
-        large = 0
         try:
             override = self.request.headers.get("X-HTTP-Method-Override")
             if self.request.method == "POST" and override in ("PATCH", "DELETE"):  # tus 1.0 asks for it
@@ -88,33 +87,41 @@ class Handler(JupyterHandler):
             if self._route is None:
                 raise self._no_such_method()
             self._limit_body(STREAM_LIMIT if self._route.streams_body else BODY_LIMIT)
-            if self._route.streams_body and not self._finished and not (large := Wire.fits(self.request)):
-                self._inflow = _Inflow()
-                self._streamed = asyncio.create_task(self._run(self._route))
-                self._streamed.add_done_callback(self._inflow.abandon)
         except Exception as error:
             # told after the body has been taken in: whoever is still sending often never reads the answer
             self._refused = error
-            self._limit_body(BODY_LIMIT, refuse=False)
-        if large and self._route:
-            await self._answer_by_wire(self._route, large)
-        elif not self._finished:
-            self._watch_pace(0)
+        wanted = self._route if self._refused is None and self._route and self._route.streams_body else None
+        length = length_of(self.request.headers)
+        limit = STREAM_LIMIT if wanted else max(BODY_LIMIT, length)
+        self.request.connection.set_max_body_size(limit)  # type: ignore[union-attr]
+        if (wanted or self._refused) and (large := Wire.fits(self.request)):
+            await self._answer_by_wire(wanted, large)
+            return
+        if self._refused and length > BODY_LIMIT:
+            # too much to wait for: answered at once, which also ends the connection
+            self._write_problem(self._refused)
+            return
+        if wanted:
+            self._inflow = _Inflow()
+            self._streamed = asyncio.create_task(self._run(wanted))
+            self._streamed.add_done_callback(self._inflow.abandon)
+        self._watch_pace(0)
 
-    async def _answer_by_wire(self, route: Route, length: int) -> None:
+    async def _answer_by_wire(self, wanted: Route | None, length: int) -> None:
         """All of a request with a large body, past Tornado, which hears of it only when it is over."""
         assert self.serverapp is not None  # noqa: S101 (as in every request)
-        wire = Wire(self.serverapp.http_server, self.request, length)
+        wire = Wire(self.serverapp.http_server, self.request, length, wanted=wanted is not None)
         self.request.connection, self._inflow = wire, wire
         try:
             self._watch_pace(0)
-            self._streamed = asyncio.create_task(self._run(route))
-            await asyncio.wait({self._streamed})
+            if wanted:
+                self._streamed = asyncio.create_task(self._run(wanted))
+                await asyncio.wait({self._streamed})
             if wire.left <= BODY_LIMIT:
                 await wire.drain()
             if not self._finished:  # else it took too long
                 await self._answer()
-                await wire.hear_out()
+                await wire.hear_out(self._service.patience)
         finally:
             await wire.give_back()
 
@@ -146,16 +153,14 @@ class Handler(JupyterHandler):
         if self._pace is not None:
             self._pace.cancel()
 
-    def _limit_body(self, limit: int, *, refuse: bool = True) -> None:
+    def _limit_body(self, limit: int) -> None:
+        """Raises TooLarge."""
         length = length_of(self.request.headers)
-        self.request.connection.set_max_body_size(max(limit, length))  # type: ignore[union-attr]
         if length > limit:
-            error = TooLarge(
+            raise TooLarge(
                 f"The request's body has {length} bytes; this route takes {limit}.",
                 "Send less; large files go through /uploads.",
             )
-            # too much to wait for: answered at once, which also ends the connection
-            self._write_problem(error if refuse else (self._refused or error))
 
     async def _authenticate(self) -> Principal:
         """The instrument's agent, or whom the server's identity provider knows."""

@@ -26,7 +26,7 @@ from tornado.iostream import IOStream, StreamClosedError
 
 LARGE = 2**20  # bytes of a body from which on this is worth its while
 LINGER = 10  # milliseconds that a thread waits for the next bytes before it does something else
-LAST = 30.0  # seconds for which what comes after a refusal is still taken
+HEARD_OUT = 128 * 2**20  # bytes that are still taken after a refusal; parts of files have at most half of it
 
 
 def length_of(headers: HTTPHeaders) -> int:
@@ -38,8 +38,11 @@ def length_of(headers: HTTPHeaders) -> int:
 class Wire(HTTPConnection):
     """A connection with one request on it, whose body it is (see beamhub.body); it takes the answer, too."""
 
-    def __init__(self, server: HTTPServer, request: HTTPServerRequest, length: int) -> None:
-        """Takes the connection of this request, whose body has `length` bytes and is still to come."""
+    def __init__(
+        self, server: HTTPServer, request: HTTPServerRequest, length: int, *, wanted: bool = True
+    ) -> None:
+        """Takes the connection of this request, whose body has `length` bytes and is still to come. Who asks
+        whether it is `wanted` is told so."""
         assert isinstance(request.connection, HTTP1Connection)  # noqa: S101 (see `fits`)
         stream = request.connection.detach()
         self._server = server
@@ -59,7 +62,7 @@ class Wire(HTTPConnection):
         self._coming: Future[None] | None = None
         self.waiting = True  # for the sender, rather than the sender for us
         self._answer: IOStream | None = None
-        if request.headers.get("Expect", "").lower() == "100-continue":
+        if wanted and request.headers.get("Expect", "").lower() == "100-continue":
             with contextlib.suppress(OSError):  # the sender has gone: who takes finds out
                 self._socket.send(b"HTTP/1.1 100 (Continue)\r\n\r\n")
 
@@ -178,17 +181,23 @@ class Wire(HTTPConnection):
     def finish(self) -> None:
         """The answer is written; `give_back` ends it all."""
 
-    async def hear_out(self) -> None:
+    async def hear_out(self, patience: float) -> None:
         """Takes the rest of a body that was refused for nothing: who is still sending reads the answer later,
-        and to close the connection before would take it away."""
+        and to close the connection before would take it away. However slowly it comes, as long as it does
+        within `patience` seconds; and not for ever."""
         if self._answer is None or not self.left or self._gone:
             return
         self._over = False
+        buffer, end = memoryview(bytearray(2**16)), self.left - HEARD_OUT
         with contextlib.suppress(StreamClosedError, OSError, TimeoutError):
-            async with asyncio.timeout(LAST):
+            async with asyncio.timeout(patience):
                 await self._answer.write(b"")  # until all of it is on its way
-                self._socket.shutdown(socket.SHUT_WR)
-                await self.drain()
+            self._socket.shutdown(socket.SHUT_WR)
+            while self.left > end:
+                async with asyncio.timeout(patience):
+                    if not await self.come():
+                        return
+                await asyncio.to_thread(self.take, buffer)
 
     async def give_back(self) -> None:
         """Lets Tornado have the connection again for its next request, or ends it. Nobody may be taking."""
