@@ -11,14 +11,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from tests.benchmarks import beamtime, frames, ingest, local, many_jobs, rules, slurm
+from tests.benchmarks import beamtime, frames, ingest, local, many_jobs, rules, slurm, takeover
 from tests.benchmarks.result import Result, publish
 
 
 def jobs() -> Iterator[Result]:
     """From an event to a job, how soon one begins, and what the service adds to one on a cluster."""
     yield from local.rows()
-    yield from (Result("jobs", *row) for row in (*rules.rows(), *many_jobs.rows(), *slurm.rows()))
+    yield from (
+        Result("jobs", *row) for row in (*rules.rows(), *many_jobs.rows(), *takeover.rows(), *slurm.rows())
+    )
 
 
 AREAS = {

@@ -183,8 +183,12 @@ async def test_a_job_that_kills_its_processes_three_times_is_not_started_again(l
         "Its processes were killed. It was started 3 times, and is not started again.",
     )
     assert lab.kinds(job).count("job.running") == 3
+    attempts = lab.store.read_sync(lambda tx: tx.attempts.of_job(job.id))
+    assert [one.outcome for one in attempts] == ["interrupted", "interrupted", "failed"]
+    assert len({one.ref for one in attempts}) == 3  # processes, each killed by what it ran
     assert len(ledger(lab, job, LedgerKind.HOLD)) == 3
-    assert sum(ledger(lab, job, LedgerKind.CHARGE)) == done.cpu_seconds
+    assert ledger(lab, job, LedgerKind.CHARGE) == [one.cpu_seconds for one in attempts]
+    assert sum(one.cpu_seconds for one in attempts) == done.cpu_seconds
     licence = lab.store.read_sync(lambda tx: tx.licences.get("lab"))
     assert licence
     assert (licence.held, licence.charged) == (0, done.cpu_seconds)
