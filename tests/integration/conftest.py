@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from beamhub.testing import RunningService
+from beamhub.testing import RunningService, running_service
 
 from tests.integration.agents import RunningAgent
 from tests.integration.laboratory import Lab
@@ -35,3 +35,10 @@ def own_agent(own_service: RunningService, tmp_path: Path) -> Iterator[RunningAg
     yield agent
     if agent.process is not None:
         agent.kill()
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service that waits half a second for clients that send too slowly."""
+    with running_service(tmp_path_factory.mktemp("impatient"), patience=0.5) as service:
+        yield service

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -18,12 +17,7 @@ from beamhub.incoming import BLOCK
 from beamhub.schemas import BATCH, UploadState
 from beamhub.testing import Beamtime, RunningService, running_service
 
-TUS = {"Tus-Resumable": "1.0.0"}
-BINARY = {"Content-Type": "application/offset+octet-stream"}
-
-
-def agent_of(service: RunningService, token: str) -> httpx.Client:
-    return httpx.Client(base_url=service.api, headers={"Authorization": f"Bearer {token}", **TUS}, timeout=60)
+from tests.integration.tus import agent_of, announce, metadata, open_patch, send
 
 
 @pytest.fixture
@@ -35,42 +29,6 @@ def beamtime(service: RunningService) -> Beamtime:
 def agent(service: RunningService, beamtime: Beamtime) -> Iterator[httpx.Client]:
     with agent_of(service, beamtime.agent_token) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """A service that waits half a second for clients that send too slowly."""
-    with running_service(tmp_path_factory.mktemp("impatient"), patience=0.5) as service:
-        yield service
-
-
-def metadata(**values: str) -> dict[str, str]:
-    pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
-    return {"Upload-Metadata": ",".join(pairs)}
-
-
-def announce(agent: httpx.Client, name: str, size: int, digest: str | None = None) -> str:
-    """The URL of a new upload."""
-    given = metadata(filename=name, **({"xxh128": digest} if digest else {}))
-    answer = agent.post("uploads", headers={"Upload-Length": str(size), **given})
-    assert answer.status_code == 201, answer.text
-    return str(answer.url.join(answer.headers["Location"]))
-
-
-def send(agent: httpx.Client, url: str, offset: int, content: bytes) -> httpx.Response:
-    return agent.patch(url, headers={"Upload-Offset": str(offset), **BINARY}, content=content)
-
-
-def open_patch(service: RunningService, token: str, url: str, length: int) -> socket.socket:
-    """A connection on which the head of a PATCH has been sent, and none of its body."""
-    connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
-    head = (
-        f"PATCH {httpx.URL(url).raw_path.decode()} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-        f"Authorization: Bearer {token}\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
-        f"Content-Type: application/offset+octet-stream\r\nContent-Length: {length}\r\n\r\n"
-    )
-    connection.sendall(head.encode())
-    return connection
 
 
 # --- names ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from beamhub.schemas import UploadState
 from beamhub.testing import Beamtime, Ingest, RunningService, write_dataset
 
 from tests.integration.test_events_feed import listening
-from tests.integration.test_tus import BINARY, TUS, metadata
+from tests.integration.tus import BINARY, TUS, metadata
 
 
 @pytest.fixture(scope="module")

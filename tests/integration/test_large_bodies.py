@@ -17,10 +17,7 @@ from beamhub.api.wire import LARGE
 from beamhub.incoming import BLOCK
 from beamhub.testing import Beamtime, RunningService
 
-from tests.integration.test_bad_uploads import agent_of, announce, impatient, metadata, open_patch, send
-from tests.integration.test_tus import BINARY, TUS
-
-__all__ = ["impatient"]  # a fixture
+from tests.integration.tus import BINARY, TUS, agent_of, announce, metadata, open_patch, send
 
 
 @pytest.fixture

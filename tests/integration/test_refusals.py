@@ -14,7 +14,7 @@ from beamhub.schemas import ExperimentChange, Problem, UploadState
 from beamhub.testing import RunningService, running_service
 
 from tests.integration.agents import RunningAgent, write_large
-from tests.integration.test_bad_uploads import agent_of, announce
+from tests.integration.tus import agent_of, announce
 
 PATIENCE = 0.5  # seconds of the service
 PIECE, PACE = 2**18, 0.06  # bytes at a time, and seconds between them

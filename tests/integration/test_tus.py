@@ -14,8 +14,7 @@ import xxhash
 from beamhub.schemas import Role
 from beamhub.testing import Beamtime, RunningService
 
-TUS = {"Tus-Resumable": "1.0.0"}
-BINARY = {"Content-Type": "application/offset+octet-stream"}
+from tests.integration.tus import BINARY, TUS, agent_of, metadata
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +24,8 @@ def beamtime(service: RunningService) -> Beamtime:
 
 @pytest.fixture
 def agent(service: RunningService, beamtime: Beamtime) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {beamtime.agent_token}", **TUS}
-    with httpx.Client(base_url=service.api, headers=headers, timeout=30) as client:
+    with agent_of(service, beamtime.agent_token) as client:
         yield client
-
-
-def metadata(**values: str) -> dict[str, str]:
-    pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
-    return {"Upload-Metadata": ",".join(pairs)}
 
 
 def announce(agent: httpx.Client, name: str, content: bytes) -> str:
