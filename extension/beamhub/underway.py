@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from beamhub.digests import Running, algorithm_of
-from beamhub.incoming import Held, Stamp, running_digest
+from beamhub.incoming import Held, Source, Stamp, running_digest
 from beamhub.schemas import Upload
 
 
@@ -31,7 +31,7 @@ class Underway:
     def of(self, upload: Upload, file: Held) -> Running:
         """The digest of what has come of a file, as far as this process has seen it come. That is all of it,
         unless there was a kill, or another process has written into it."""
-        if upload.source is not None:  # others may have changed it
+        if isinstance(file, Source):  # others may have changed it
             return running_digest(upload)
         return self._seen(upload, file).running
 

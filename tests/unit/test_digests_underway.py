@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from beamhub.body import Followed
@@ -44,7 +47,10 @@ async def test_bytes_that_somebody_else_has_written_are_read_again(site: Site) -
     assert site.published() == set()
 
 
-async def test_what_was_verified_is_not_read_again_when_it_could_not_be_published(site: Site) -> None:
+@pytest.mark.parametrize("way", ["sent", "copied"])
+async def test_what_was_verified_is_not_read_again_when_it_could_not_be_published(
+    site: Site, way: str
+) -> None:
     content, attempts = os.urandom(5000), 0
 
     async def examine(_: Sequence[Upload]) -> Findings:
@@ -54,10 +60,18 @@ async def test_what_was_verified_is_not_read_again_when_it_could_not_be_publishe
             raise OSError(errno.EIO, "the disk stumbles")
         return Findings({}, lambda tx: None)
 
-    uploads = Uploads(site.store, site.live, site.folder, examine)
-    upload = await site.announce("a.bin", content)
-    with pytest.raises(OSError, match="stumbles"):
-        await uploads.append(AGENT, upload.id, 0, parts(content))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as storage:
+        uploads = Uploads(site.store, site.live, site.folder, examine, {"mx": [Path(storage)]})
+        if way == "sent":
+            announced = await site.announce("a.bin", content)
+            arriving = uploads.append(AGENT, announced.id, 0, parts(content))
+        else:  # from another file system
+            source = Path(storage, "a.bin")
+            await asyncio.to_thread(source.write_bytes, content)
+            arriving = uploads.register(AGENT, str(source), "a.bin", len(content), sha256(content))
+        with pytest.raises(OSError, match="stumbles"):
+            await arriving
+    (upload,) = await site.store.read(lambda tx: tx.uploads.receiving())
     temporary = site.folder / site.experiment / ".incoming" / upload.id
     before = temporary.stat()
     temporary.chmod(0o600)
