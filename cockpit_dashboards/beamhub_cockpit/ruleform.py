@@ -90,7 +90,7 @@ def _said(draft: Draft) -> Element:
 
 def _input(draft: Draft, name: str, label: str, hint: str = "", **more: Any) -> Element:
     problem, ident = draft.wrong.get(name, ""), f"rule-{name}"
-    tag, unit = more.pop("tag", "input"), more.pop("unit", "")
+    tag, unit, wide = more.pop("tag", "input"), more.pop("unit", ""), more.pop("wide", False)
     within = el(
         tag,
         type="text",
@@ -104,7 +104,7 @@ def _input(draft: Draft, name: str, label: str, hint: str = "", **more: Any) -> 
     )
     if unit:
         within = el("div.bh-input-unit", within, el("span.bh-unit", unit))
-    return form.row(name, label, ident, within, hint, problem)
+    return form.row(name, label, ident, within, hint, problem, wide=wide)
 
 
 def _select(
@@ -143,7 +143,9 @@ def _occasion(draft: Draft, around: Around) -> Element:
         el("legend", "When"),
         el(
             "div.bh-fields",
-            _input(draft, "title", "Title", placeholder="As the template", maxlength="200", focus=True),
+            _input(
+                draft, "title", "Title", placeholder="As the template", maxlength="200", focus=True, wide=True
+            ),
             _select(
                 draft,
                 "event",

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from beamhub.schemas import MetricSpec, Profile, Quantity
 from beamhub_cockpit import format as shown
+from beamhub_cockpit.parts import actor, by_rule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,3 +136,18 @@ def test_dates_counts_and_profiles() -> None:
     )
     two = Profile(name="cpu-2", title="2 CPUs", cpus=2, memory=8 * 2**30, walltime=3600)
     assert shown.profile(two) == f"2 CPUs · 8{N}GiB · up to 1{N}h"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.2, "5 s"), (43, "45 s"), (119, "2 min"), (3514, "59 min"), (4000, "1 h 7 min"), (43_900, "12 h")],
+)
+def test_what_nobody_knows_exactly_is_not_told_to_the_second(seconds: float, expected: str) -> None:
+    assert shown.about(seconds).replace(N, " ") == expected
+
+
+def test_who_did_something_is_told_in_words() -> None:
+    assert actor("ada", {}) == "by ada"
+    assert actor("trigger:3", {}) == "by rule 3"
+    assert actor("beamhub", {}) == "by beamhub itself"
+    assert by_rule("trigger:x") is None  # a name like any other
