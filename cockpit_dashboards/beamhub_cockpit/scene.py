@@ -206,7 +206,9 @@ class Scene:
         readable = message.data.get("frames_readable")
         if what == "frames" and known is not None and isinstance(readable, int):
             if readable > known.frames_readable:
-                self.datasets[number] = known.model_copy(update={"frames_readable": readable})
+                announced = max(known.frames_announced, readable)  # of a series: as many as have come
+                seen = {"frames_readable": readable, "frames_announced": announced}
+                self.datasets[number] = known.model_copy(update=seen)
         else:
             found = self.client.dataset(number)
             if self.experiment is not None and found.experiment == self.experiment.id:

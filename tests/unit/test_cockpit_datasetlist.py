@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from beamhub.client import Client, Message
+from beamhub.schemas import Me
 from beamhub_cockpit.datasetlist import AT_ONCE, DatasetList, named, panel
 from beamhub_cockpit.html import Element, find, text
 from beamhub_cockpit.links import Links
+from beamhub_cockpit.parts import arrived
+from beamhub_cockpit.scene import Scene
 
-from tests.unit.cockpit import EXPERIMENT, dataset
+from tests.unit.cockpit import EXPERIMENT, dataset, experiment
 
 LINKS = Links("/", "ben")
 MANY = [dataset(number) for number in range(1, 601)]
@@ -58,3 +62,15 @@ def test_few_datasets_need_no_search_and_who_may_not_run_gets_no_boxes() -> None
 def test_a_list_that_is_not_whole_says_where_the_rest_is() -> None:
     assert not find(shown(DatasetList(), 499), "bh-datasets-cut")
     assert EXPERIMENT in text(find(shown(DatasetList(), 500), "bh-datasets-cut")[0])
+
+
+def test_a_series_has_never_more_frames_than_it_is_said_to_have() -> None:
+    scene = Scene(
+        Client("http://127.0.0.1:1", "token"), Me(name="ben", kind="user", operator=False, staff_of=[])
+    )
+    scene.experiment = experiment()
+    began = {"open_ended": True, "state": "receiving", "frames_announced": 1, "frames_readable": 1}
+    scene.datasets = {7: dataset(7, **began)}
+    frames = Message(1, "dataset.frames", EXPERIMENT, "mx-1", "7", data={"frames_readable": 4})
+    assert scene.heard(frames)
+    assert arrived(scene.datasets[7]) == "4 frames so far"
