@@ -190,7 +190,8 @@ def refusal(tx: Transaction, job: Job) -> str:
         return f"There is no licence {job.sponsor}."
     role = access.role_in(tx, Principal(job.launched_by, "user"), experiment.id)
     case = Case.of(experiment.model_copy(update={"role": role}), job.notebook or job.template)
-    why = terms.refusal(licence, case, datetime.now(UTC))
+    left = "" if licence.owner == job.launched_by else _left(tx, licence, experiment)
+    why = left or terms.refusal(licence, case, datetime.now(UTC))
     return f"{why.removesuffix('.')}: rerun the job with another sponsor." if why else ""
 
 
@@ -250,8 +251,18 @@ def require_terms(tx: Transaction, experiment: Experiment, template: str, sponso
     """The same for what starts by itself."""
     licence = tx.licences.get(sponsor)
     case = Case.of(experiment.model_copy(update={"role": None}), template)
-    if licence is not None and (why := terms.refusal(licence, case, datetime.now(UTC))):
+    if licence is None:
+        return
+    if why := _left(tx, licence, experiment) or terms.refusal(licence, case, datetime.now(UTC)):
         raise Invalid(why, "Rerun it with another licence, or let the staff change the rule.")
+
+
+def _left(tx: Transaction, licence: Licence, experiment: Experiment) -> str:
+    """Why a user's own licence does not pay there for what others or rules start; "" if it does."""
+    if licence.owner is None or access.role_in(tx, Principal(licence.owner, "user"), experiment.id):
+        return ""
+    owner = f"{licence.owner}, who does not belong to {experiment.id}"
+    return f"The licence {licence.id} is of {owner}."
 
 
 def _instead(choices: Sequence[Licence]) -> str:

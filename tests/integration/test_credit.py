@@ -20,11 +20,13 @@ from beamhub.schemas import (
     LicenceCreate,
     Role,
     SponsorshipRule,
+    TriggerCreate,
+    TriggerEvent,
 )
 from beamhub.store import Transaction
 from sqlalchemy.event import listen
 
-from tests.integration.laboratory import ADA, COUNT, OPERATOR, SAM, Lab, condition, gone, template
+from tests.integration.laboratory import ADA, COUNT, OPERATOR, SAM, Lab, condition, gone, made, template
 
 
 async def test_a_job_without_credit_waits_and_a_grant_lets_it_go_on(lab: Lab) -> None:
@@ -194,6 +196,47 @@ async def test_time_that_the_service_was_away_is_not_charged(lab: Lab) -> None:
     assert abs(done.ended - wrote) < timedelta(seconds=0.1)
     assert done.cpu_seconds == math.ceil((done.ended - done.started).total_seconds())
     lab.assert_settled(job)
+
+
+async def test_who_has_left_pays_for_no_rule_any_more(lab: Lab) -> None:
+    """Nor could ada change the rule then."""
+    template(lab.templates, "try_it", "1")
+    await lab.licences.create(
+        OPERATOR, LicenceCreate(id="own", title="Own", kind="user", owner="ada", cpu_hours=0.2)
+    )
+    request = TriggerCreate(
+        title="All", event=TriggerEvent.DATASET_COMPLETE, template="try_it", profile="cpu-1", sponsor="own"
+    )
+    await lab.rules.create_for(ADA, lab.experiment, request)
+    await lab.rules.create_for(ADA, lab.experiment, request)
+    lab.store.write_sync(lambda tx: tx.datasets.change(lab.dataset, frames_readable=100))
+    engine = lab.engine()
+    lab.told("dataset.complete")
+    await engine.dispatch()
+    paid, waits = made(lab)
+    assert (paid.state, waits.state) == (JobState.QUEUED, JobState.PENDING)
+    lab.store.write_sync(lambda tx: tx.members.remove(lab.experiment, "ada"))
+    await lab.licences.grant(OPERATOR, "own", Grant(cpu_hours=1))
+    await engine._admit()
+    why = f"The licence own is of ada, who does not belong to {lab.experiment}"
+    assert [job.state for job in made(lab)] == [JobState.QUEUED, JobState.PENDING]
+    assert made(lab)[1].reason == f"{why}: rerun the job with another sponsor."
+
+    def another(tx: Transaction) -> None:
+        changed = tx.triggers.list("sim-mx", after=None, limit=9).items
+        assert changed == []
+        for one in tx.triggers.applying("sim-mx", lab.experiment):
+            tx.triggers.change(one.id, author="sam", title="Changed")  # for a new version: a new job
+
+    lab.store.write_sync(another)
+    lab.told("dataset.complete")
+    await engine.dispatch()
+    later = made(lab)[2:]
+    assert [job.state for job in later] == [JobState.FAILED] * 2
+    assert {
+        job.reason.startswith("The rule that started this job cannot be followed: ") for job in later
+    } == {True}
+    assert all(f"{why}." in job.reason for job in later)
 
 
 # Says that it has finished, works on, and ends what would say so in truth.
