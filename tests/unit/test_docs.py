@@ -118,3 +118,11 @@ def test_requests_that_are_shown_exist() -> None:
     for method, path in re.findall(r"`(GET|POST|PUT|PATCH|DELETE) ([a-z][^`?\s]*)", text("docs/api.md")):
         wanted = re.sub(r"\{[^}]*\}|<[^>]*>", "*", path)
         assert (method, wanted) in routes, f"{method} {path}"
+
+
+def test_tests_that_are_named_exist() -> None:
+    rows = text("docs/developer.md").split("## What has been tried with jobs")[1].split("## ")[0]
+    for path, names in re.findall(r"`(\S*test_\w+\.py)`((?: \w+(?=[,; |]),?)*)", rows):
+        tests = text(path if "/" in path else f"tests/integration/{path}")
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"def test_\w*{name}", tests), f"{path} {name}"
