@@ -77,6 +77,13 @@ class Acquisition:
 @click.option("--detector", type=click.Choice(["1M", "4M", "16M"]), default="1M", show_default=True)
 @click.option("--cpus", type=click.IntRange(1), help="That jobs may use at a time.  [default: all]")
 @click.option(
+    "--ingest",
+    type=click.IntRange(0, 16),
+    default=1,
+    show_default=True,
+    help="Processes that take uploads; 0: the service does.",
+)
+@click.option(
     "--slurm", is_flag=True, help="Run jobs on a real Slurm of two nodes, started here; takes root."
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
@@ -89,6 +96,7 @@ def demo(
     width: float,
     detector: str,
     cpus: int | None,
+    ingest: int,
     *,
     fresh: bool,
     no_acquisition: bool,
@@ -117,7 +125,7 @@ def demo(
                 _clear(state)
             with console.status("Installing the proxy"):
                 proxy.install()  # here, where its failure is one sentence
-            _run(console, state, port, cpus, acquisition, slurm=slurm)
+            _run(console, state, port, cpus, ingest, acquisition, slurm=slurm)
     except KeyboardInterrupt:
         console.print("\nEnded. `make demo` or `beamhub demo` goes on from here.")
     except OSError as error:
@@ -132,7 +140,14 @@ def _check(*found: machine.Finding) -> None:
 
 
 def _run(
-    console: Console, state: Path, port: int, cpus: int | None, acquisition: Acquisition, *, slurm: bool
+    console: Console,
+    state: Path,
+    port: int,
+    cpus: int | None,
+    ingest: int,
+    acquisition: Acquisition,
+    *,
+    slurm: bool,
 ) -> None:
     hub_port, proxy_port, service_port, cockpit_port, ingest_port = free_ports(5)
     site = Site(
@@ -143,7 +158,7 @@ def _run(
         proxy_port=proxy_port,
         service_port=service_port,
         cockpit_port=cockpit_port,
-        ingest=1,
+        ingest=ingest,
         ingest_port=ingest_port,
         cpus=cpus,
         profiles=_profiles(cpus or os.cpu_count() or 1) if slurm else (),
