@@ -231,10 +231,13 @@ class Automation:
         """Follows a rule, as it applies in their experiments, on what has happened to these before, as far as
         it has not been followed there already."""
 
-        def work(tx: Transaction) -> Page[TriggerTrial]:
-            rule = require_rule(tx, principal, rule_id)
-            return Page(items=self.follow_again(tx, rule, past(tx, rule, wanted=request.admits)))
+        def look(tx: Transaction) -> Sequence[Occasion]:
+            return past(tx, require_rule(tx, principal, rule_id), wanted=request.admits)
 
+        def work(tx: Transaction) -> Page[TriggerTrial]:
+            return Page(items=self.follow_again(tx, require_rule(tx, principal, rule_id), occasions))
+
+        occasions = await self._store.read(look)  # others have to write meanwhile
         return await self._store.write(work)
 
     def follow_again(

@@ -44,6 +44,7 @@ from beamhub.schemas import (
 )
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue
+from sqlalchemy.event import listen
 
 START = Moment("this boot", 1000.0)
 ADA, SAM = Principal("ada", "user"), Principal("sam", "user")
@@ -318,6 +319,16 @@ async def test_gathering_is_tried_out_and_followed_later(site: Site) -> None:
     site.follow(*(event for _, event in told))
     await site.later(600)
     assert len(site.made()) == 1
+
+
+async def test_a_long_past_keeps_nobody_from_writing(site: Site) -> None:
+    rule = await site.rule("one")
+    datasets = [site.dataset()[0] for _ in range(20)]
+    statements: list[str] = []
+    listen(site.store._write_engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+    (outcome,) = (await site.automation.replay(SAM, rule.id, TriggerReplay(datasets=datasets[:1]))).items
+    assert outcome.job is not None
+    assert sum("FROM datasets" in one for one in statements) < 10
 
 
 async def test_a_file_and_an_activation_start_jobs(site: Site) -> None:
