@@ -6,14 +6,16 @@ import asyncio
 import datetime
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from beamhub.agent.config import Config
 from beamhub.agent.file import Digesting, Stamp
 from beamhub.agent.service import (
+    Body,
     DamagedError,
     DigestRequiredError,
     OffsetError,
@@ -23,6 +25,7 @@ from beamhub.agent.service import (
     UnavailableError,
 )
 from beamhub.agent.sync import Agent
+from beamhub.agent.wire import Wire
 from beamhub.schemas import Heartbeat, UploadState
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -78,13 +81,15 @@ async def stranger(
         await server.wait_closed()
 
 
-async def zeros(count: int) -> AsyncIterator[bytes]:
-    yield bytes(count)
+def zeros(count: int) -> Body:
+    async def write(out: Callable[[bytes | memoryview], bool]) -> None:
+        await asyncio.to_thread(out, bytes(count))
+
+    return write
 
 
-async def nothing() -> AsyncIterator[bytes]:
-    for chunk in list[bytes]():
-        yield chunk
+async def nothing(_: Callable[[bytes | memoryview], bool]) -> None:
+    """The body of a request without one."""
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ async def test_the_token_goes_to_no_other_host(tmp_path: Path, location: str) ->
         where, upload = await service.create("a", 5, DIGEST, experiment=None, key="k")
         assert where.startswith("/")
         assert upload.state is UploadState.RECEIVING
-        assert await service.append(where, 5, 5, 0, nothing()) == 5
+        assert await service.append(where, 5, 5, 0, nothing) == 5
 
         assert len(server.requests) == 2
         assert server.requests[1].startswith(f"PATCH {where} HTTP/1.1\r\n")
@@ -142,7 +147,7 @@ async def test_the_token_goes_to_no_other_host(tmp_path: Path, location: str) ->
 async def test_an_impossible_offset(tmp_path: Path, offset: str) -> None:
     async with stranger(f"HTTP/1.1 204 No Content\nUpload-Offset: {offset}\n\n", tmp_path) as (_, service):
         with pytest.raises(UnavailableError, match="Upload-Offset is"):
-            await service.append("/uploads/1", 5, 5, 0, nothing())
+            await service.append("/uploads/1", 5, 5, 0, nothing)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,7 @@ async def test_what_to_do_when_bytes_are_not_taken(
 ) -> None:
     async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
         with pytest.raises(error):
-            await service.append("/uploads/1", 5, 5, 0, nothing())
+            await service.append("/uploads/1", 5, 5, 0, nothing)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +306,86 @@ async def test_only_a_certificate_that_is_trusted_gets_the_token(tmp_path: Path)
     async with stranger(answer, tmp_path, context, verify=False) as (server, service):
         await service.heartbeat(beat)
         assert len(server.requests) == 1
+
+
+async def test_bytes_of_files_go_to_a_trusted_certificate_only(tmp_path: Path) -> None:
+    context = certificate(tmp_path)
+    answer = "HTTP/1.1 204 No Content\nUpload-Offset: 5\n\n"
+    async with stranger(answer, tmp_path, context) as (server, service):
+        with pytest.raises(UnavailableError, match="certificate verify failed"):
+            await service.append("/uploads/1", 5, 0, 5, zeros(5))
+        assert server.requests == []
+    async with stranger(answer, tmp_path, context, ca_file="hub.pem") as (server, service):
+        for _ in range(2):
+            assert await service.append("/uploads/1", 5, 0, 5, zeros(5)) == 5
+        assert [request.partition(" ")[0] for request in server.requests] == ["PATCH"] * 2
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_bytes_of_files_go_by_the_proxy_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """As all else does: it is told by whom, and for which service."""
+    async with stranger("HTTP/1.1 502 Bad Gateway\n\n", tmp_path) as (proxy, service):
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://ada:pa%20ss@127.0.0.1:{proxy.port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        service._base = service._base.copy_with(scheme=scheme, host="hub.example.org", port=None)
+        with pytest.raises(UnavailableError, match="502"):
+            await service.append("/uploads/1", 5, 0, 5, zeros(5))
+        by = "CONNECT hub.example.org:443" if scheme == "https" else "PATCH http://hub.example.org/uploads/1"
+        assert proxy.requests[0].startswith(f"{by} HTTP/1.")
+        assert "Proxy-Authorization: Basic YWRhOnBhIHNz\r\n" in proxy.requests[0]
+        assert ("Bearer secret" in proxy.requests[0]) == (scheme == "http")
+
+
+async def test_who_is_answered_before_the_end_sends_no_more(tmp_path: Path) -> None:
+    written = list[bool]()
+
+    async def endless(write: Callable[[bytes | memoryview], bool]) -> None:
+        while not written or written[-1]:
+            written.append(await asyncio.to_thread(write, bytes(1000)))
+
+    async with stranger("HTTP/1.1 413 Too Large\n\n", tmp_path) as (_, service):
+        with pytest.raises(RefusedError):
+            await service.append("/uploads/1", 10**15, 0, 10**15, endless)
+        assert written[-1] is False
+        assert service._wires == {}  # the rest of the body is missing: it is of no use for another request
+
+
+async def test_what_is_given_up_while_it_is_sent_ends_at_once(tmp_path: Path) -> None:
+    """Though nobody takes it, and the thread that writes it waits."""
+    taken, begun = asyncio.Event(), asyncio.Event()
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(1)
+        begun.set()
+        await taken.wait()
+        writer.close()
+
+    server = await asyncio.start_server(deaf, "127.0.0.1", limit=2**16)
+    wire = Wire(
+        httpx.URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), ssl.create_default_context()
+    )
+    await asyncio.to_thread(wire.begin, "PATCH", "/uploads/1", {"Content-Length": str(10**9)})
+    writing = asyncio.create_task(asyncio.to_thread(wire.write, bytes(10**8)))
+    await begun.wait()
+    assert not writing.done()
+    wire.end()
+    assert await writing is False
+    with pytest.raises(httpx.TransportError, match="over"):
+        wire.answer()
+    taken.set()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_an_endless_answer_ends(tmp_path: Path) -> None:
+    async with stranger(f"HTTP/1.1 404 No\n\n{'x' * (2 << 20)}", tmp_path) as (_, service):
+        with pytest.raises(RestartError):
+            await service.append("/uploads/1", 5, 5, 0, nothing)
+        assert service._wires == {}
 
 
 async def test_a_name_that_is_too_long_to_be_registered_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The threads that touch one watched directory."""
+"""Threads for what may keep whoever does it waiting."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 class Disk:
-    """Whatever touches a watched directory is done here: a file server that is gone keeps whoever asks it
-    waiting, for ever, and must not keep those who see to other directories.
+    """Whatever touches a watched directory is done in its threads: a file server that is gone keeps whoever
+    asks it waiting, for ever, and must not keep those who see to other directories.
 
     Args:
         threads: at most so many questions at a time; more wait for an answer to an earlier one.

@@ -13,8 +13,9 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import xxhash
 
@@ -215,7 +216,7 @@ class Growth:
         while (offset := self._offsets[path]) < end:
             length = min(AT_ONCE, end - offset)
             blocks, digests, checksum = await self._disk.ask(_blocks, file, length, offset, item)
-            body = self._body(blocks)
+            body = partial(self._write, blocks)
             try:
                 self._offsets[path] = await self._service.append(
                     location, offset + length, offset, length, body, checksum=checksum
@@ -230,13 +231,14 @@ class Growth:
             self._journal.sent(path, digests)
             self._pause.end()
 
-    async def _body(self, blocks: Sequence[bytes]) -> AsyncIterator[bytes]:
+    async def _write(self, blocks: Sequence[bytes], write: Callable[[bytes | memoryview], bool]) -> None:
         for block in blocks:
             done = 0
             while done < len(block):
                 piece = self._common.throttle.piece(len(block) - done)
                 await self._common.throttle.take(piece)
-                yield block[done : done + piece]
+                if not await self._disk.ask(write, memoryview(block)[done : done + piece]):
+                    return
                 done += piece
                 self._common.rate.add(piece)
 

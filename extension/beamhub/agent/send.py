@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
 
 from beamhub.digests import algorithm_of
 from beamhub.schemas import Upload, UploadState
@@ -28,7 +29,7 @@ from .file import (
     moved,
     open_in_state,
     printable,
-    read,
+    read_into,
     rest,
 )
 from .grow import Growth
@@ -49,6 +50,7 @@ from .watch import Sighting
 log = logging.getLogger("beamhub.agent")
 
 TOGETHER = 4 << 20  # bytes of small files that are sent together
+PIECE = 4 << 20  # bytes that a thread reads and sends before it is asked to go on
 BATCHES = 2  # of them, on their way at a time
 ATTEMPTS = 5  # from the beginning, at one file in one state
 
@@ -335,7 +337,7 @@ class Sender:
             digesting = await self._caught_up(file, item, upload)
             part = max(upload.offset + self._common.throttle.part(PART), digesting.position)
             length = min(part, size) - upload.offset
-            body = self._body(file, item, upload.offset, length)
+            body = partial(self._write, file, item, upload.offset, length)
             told = not upload.deferred
             try:
                 offset = await self._common.service.append(
@@ -370,36 +372,25 @@ class Sender:
         await self._disk.ask(item.digesting.catch_up, file, item.stamp, upload.offset, stop)
         return item.digesting
 
-    async def _body(self, file: int, item: Item, offset: int, length: int) -> AsyncIterator[bytes]:
-        """A part of a file, piece by piece, and the digest of all up to its end. While a piece is sent, the
-        next is read and goes into the digest."""
+    async def _write(
+        self, file: int, item: Item, offset: int, length: int, write: Callable[[bytes | memoryview], bool]
+    ) -> None:
+        """A part of a file, piece by piece, and the digest of all up to its end."""
         end, throttle = offset + length, self._common.throttle
-
-        def ahead(position: int) -> asyncio.Future[bytes] | None:
-            length = throttle.piece(min(CHUNK, end - position))
-            return self._disk.begin(_read, file, item, length, position) if position < end else None
-
-        reading = ahead(offset)
-        try:
-            while reading is not None:
-                chunk = await reading
-                reading = ahead(offset + len(chunk))
-                await throttle.take(len(chunk))
-                if offset + len(chunk) == item.stamp.size:
-                    await self._same_file(file, item)
-                yield chunk
-                offset += len(chunk)
-                item.sent = offset
-                self._common.rate.add(len(chunk))
-        finally:
-            if reading is not None and not reading.cancel():
-                reading.exception()  # nobody waits for it any more
+        while offset < end:
+            length = throttle.piece(min(PIECE, end - offset))
+            await throttle.take(length)
+            if not await self._disk.ask(_write, file, item, offset, length, write):
+                return
+            offset += length
+            item.sent = offset
+            self._common.rate.add(length)
         assert item.digesting  # noqa: S101 (it has come as far as this)
         digest = item.digesting.digest()
         if offset == item.stamp.size:
             await self._same_file(file, item)
             self._common.journal.digested(item.path, digest)
-        yield bytes.fromhex(digest.partition(":")[2])
+        await self._disk.ask(write, bytes.fromhex(digest.partition(":")[2]))
 
     async def _same_file(self, file: int, item: Item) -> None:
         """Raises GoneError when it is called otherwise by now: it is sent by that name."""
@@ -438,11 +429,19 @@ def _answered(item: Item) -> None:
         announcing.set()
 
 
-def _read(file: int, item: Item, length: int, offset: int) -> bytes:
-    chunk = read(file, item.stamp, length, offset)
-    if item.digesting:
-        item.digesting.add(chunk, offset)
-    return chunk
+def _write(
+    file: int, item: Item, position: int, length: int, write: Callable[[bytes | memoryview], bool]
+) -> bool:
+    """Reads, digests and writes; whether more is wanted."""
+    buffer, end = memoryview(bytearray(min(CHUNK, length))), position + length
+    while position < end:
+        piece = buffer[: read_into(file, item.stamp, buffer[: end - position], position)]
+        if item.digesting:
+            item.digesting.add(piece, position)
+        if not write(piece):
+            return False
+        position += len(piece)
+    return True
 
 
 def _close(opening: asyncio.Future[int]) -> None:

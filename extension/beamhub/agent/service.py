@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import httpx
@@ -27,15 +27,22 @@ from beamhub.schemas import (
 from beamhub.text import one_line
 
 from .config import Config, ConfigError
+from .disk import Disk
 from .file import Digesting
+from .wire import CONNECT, READ, WRITE, Wire
 
 M = TypeVar("M", bound=BaseModel)
+C = TypeVar("C")
+
+# Given what writes bytes, and blocks (see Wire.write), it has the body of a request written, in threads.
+Body = Callable[[Callable[[bytes | memoryview], bool]], Awaitable[None]]
 
 PART = 64 * 2**20  # bytes in one PATCH; what one that breaks off has delivered is kept all the same
 LONGEST_REASON = 300
+THREADS = 64  # that begin requests, or wait for answers
 
 # The answer to the last bytes comes after the whole file has been verified and flushed to the disk.
-_TIMEOUT = httpx.Timeout(30.0, read=300.0, connect=10.0, pool=None)
+_TIMEOUT = httpx.Timeout(WRITE, read=READ, connect=CONNECT, pool=None)
 _NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 _TUS = {"Tus-Resumable": "1.0.0"}
 _BYTES = "application/offset+octet-stream"
@@ -84,10 +91,15 @@ class Service:
         self._tls = config.service.tls()
         # one connection each: a client with many looks through all of them at each request
         self._resting: dict[httpx.AsyncClient, str] = {}  # and where its last request went
+        self._wires: dict[Wire, str] = {}  # as these
+        self._threads = Disk(THREADS)
 
     async def close(self) -> None:
         for client in self._resting:
             await client.aclose()
+        for wire in self._wires:
+            wire.end()
+        await self._threads.close()
 
     async def instrument(self) -> Instrument:
         """The instrument, and whether an experiment is active on it."""
@@ -232,7 +244,7 @@ class Service:
         size: int,
         offset: int,
         length: int,
-        body: AsyncIterator[bytes],
+        body: Body,
         follows: Digesting | None = None,
         *,
         checksum: bytes | None = None,
@@ -247,10 +259,9 @@ class Service:
         Raises:
             DamagedError, OffsetError, RestartError, RefusedError
         """
-        response = await self._send(
-            "PATCH",
+        response = await self._carry(
             location,
-            headers={
+            {
                 **_TUS,
                 "Content-Type": _BYTES,
                 "Upload-Offset": str(offset),
@@ -259,7 +270,7 @@ class Service:
                 **(_checksum(checksum) if checksum else {}),
                 **({} if told else {"Upload-Length": str(size)}),
             },
-            content=body,
+            body,
         )
         self._raise_unless_taken(response)
         return _offset(response, size)
@@ -301,24 +312,48 @@ class Service:
         method: str,
         where: str,
         headers: Mapping[str, str] | None = None,
-        content: bytes | AsyncIterator[bytes] | None = None,
+        content: bytes | None = None,
     ) -> httpx.Response:
         """Any answer of the service but 401. `where` is relative to the API, or an absolute path."""
         url = (
             self._base.copy_with(raw_path=where.encode()) if where.startswith("/") else self._base.join(where)
         )
-        identity = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         client = self._connection(where)
         try:
             response = await client.request(
-                method, url, headers={**identity, **(headers or {})}, content=content
+                method, url, headers={**self._identity(), **(headers or {})}, content=content
             )
         except httpx.HTTPError as error:
-            what = "can't be reached" if isinstance(error, _NO_CONNECTION) else "does not answer"
-            reason = one_line(str(error), LONGEST_REASON) or type(error).__name__
-            raise UnavailableError(f"{self._config.service.url} {what} ({reason})") from error
+            raise self._unavailable(error) from error
         finally:
             self._resting[client] = where
+        return self._accepted(response)
+
+    async def _carry(self, location: str, headers: Mapping[str, str], body: Body) -> httpx.Response:
+        """As `_send`, of a PATCH whose body threads write."""
+        wire = self._wire(location)
+        try:
+            await self._threads.ask(wire.begin, "PATCH", location, {**self._identity(), **headers})
+            await body(wire.write)
+            response = await self._threads.ask(wire.answer)
+        except httpx.HTTPError as error:
+            raise self._unavailable(error) from error
+        except BaseException:
+            wire.end()
+            raise
+        if not wire.over:
+            self._wires[wire] = location
+        return self._accepted(response)
+
+    def _identity(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+
+    def _unavailable(self, error: httpx.HTTPError) -> UnavailableError:
+        what = "can't be reached" if isinstance(error, _NO_CONNECTION) else "does not answer"
+        reason = one_line(str(error), LONGEST_REASON) or type(error).__name__
+        return UnavailableError(f"{self._config.service.url} {what} ({reason})")
+
+    def _accepted(self, response: httpx.Response) -> httpx.Response:
         if response.status_code == 401:
             self._reread_token()
             raise UnavailableError(
@@ -329,12 +364,10 @@ class Service:
 
     def _connection(self, where: str) -> httpx.AsyncClient:
         """All of an upload by one, where that can be: then one process of the service sees all of it come."""
-        known = next((client for client, last in self._resting.items() if last == where), None)
-        if known is None and not self._resting:
-            return httpx.AsyncClient(verify=self._tls, timeout=_TIMEOUT)
-        known = known or next(reversed(self._resting))
-        del self._resting[known]
-        return known
+        return _taken(self._resting, where) or httpx.AsyncClient(verify=self._tls, timeout=_TIMEOUT)
+
+    def _wire(self, location: str) -> Wire:
+        return _taken(self._wires, location) or Wire(self._base, self._tls)
 
     def _reread_token(self) -> None:
         """A new token may have been put into the file while the agent runs."""
@@ -359,6 +392,15 @@ class Service:
             raise UnavailableError(
                 f"{self._config.service.api} does not answer like beamhub: check url under [service]"
             ) from error
+
+
+def _taken(resting: dict[C, str], where: str) -> C | None:
+    """The connection whose last request went there, or any other; it does not rest any more."""
+    known = next((connection for connection, last in resting.items() if last == where), None)
+    known = known or next(reversed(resting), None)
+    if known is not None:
+        del resting[known]
+    return known
 
 
 def _metadata(values: Mapping[str, str]) -> dict[str, str]:
