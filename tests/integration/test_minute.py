@@ -237,7 +237,7 @@ def on_slurm(tmp_path: Path) -> Iterator[Site]:
         running_cluster(tmp_path / "cluster") as cluster,
         site(
             *(tmp_path / "slurm", "one"),
-            lambda: cluster.kill("slurmctld"),
+            cluster.stop_controller,
             cluster.start_controller,
             database_url=f"sqlite:///{tmp_path / 'slurm.db'}",
             slurm={"conf": str(cluster.conf)},
