@@ -322,19 +322,19 @@ def test_what_the_service_refuses_is_said_in_the_form(
     page.locator(".bh-invite [name=user]").fill("not a name")
     page.locator(".bh-invite [type=submit]").click()
     expect(page.locator(".bh-invite .bh-error")).to_contain_text("Give the name", timeout=WAIT)
-    page.locator(".bh-invite [name=user]").fill("zoe")
+    page.locator(".bh-invite [name=user]").fill("eve")
     page.locator(".bh-invite [type=submit]").click()
-    expect(page.locator(".bh-member[data-user=zoe]")).to_be_visible(timeout=WAIT)
+    expect(page.locator(".bh-member[data-user=eve]")).to_be_visible(timeout=WAIT)
     expect(page.locator(".bh-invite .bh-error")).to_have_count(0)
-    page.locator(".bh-member[data-user=zoe] .bh-member-remove").click()
+    page.locator(".bh-member[data-user=eve] .bh-member-remove").click()
     page.locator(".bh-question-no").click()
     expect(page.locator(".bh-question")).to_have_count(0)
     # whoever goes by keyboard is where they were
-    expect(page.locator(".bh-member[data-user=zoe] .bh-member-remove")).to_be_focused()
-    expect(page.locator(".bh-member[data-user=zoe]")).to_be_visible()
-    page.locator(".bh-member[data-user=zoe] .bh-member-remove").click()
+    expect(page.locator(".bh-member[data-user=eve] .bh-member-remove")).to_be_focused()
+    expect(page.locator(".bh-member[data-user=eve]")).to_be_visible()
+    page.locator(".bh-member[data-user=eve] .bh-member-remove").click()
     page.locator(".bh-question-yes").click()
-    expect(page.locator(".bh-member[data-user=zoe]")).to_have_count(0, timeout=WAIT)
+    expect(page.locator(".bh-member[data-user=eve]")).to_have_count(0, timeout=WAIT)
 
 
 def test_staff_pause_and_resume_uploads(

@@ -377,7 +377,7 @@ async def test_while_the_controller_is_away_jobs_stay_as_they_are(own_lab: Slurm
         job, other = await lab.submit("count", "one"), await lab.submit("count", "node")
         await lab.says(job, "begun")
         await lab.says(other, "begun")
-        await asyncio.to_thread(lab.cluster.kill, "slurmctld")
+        await asyncio.to_thread(lab.cluster.stop_controller)
         late = await lab.submit("count", "one")
         for one, state in ((job, JobState.RUNNING), (late, JobState.QUEUED)):
             told = await lab.waits_for(one, "Slurm has not answered since")
