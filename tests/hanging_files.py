@@ -1,8 +1,9 @@
-"""A file system that hangs when this process is stopped, as one on a network does when its server is gone.
+"""A file system that hangs when it is told to, as one on a network does when its server is gone.
 
 `python hanging_files.py FOLDER PID-FILE COMMAND…` mounts it at FOLDER and becomes the command; what serves
-the files is a child process, whose number is in the PID file. It has one folder with files `far-1.bin` and
-so on. It needs Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
+the files is a child process, whose number is in the PID file: SIGUSR1 stops it, SIGCONT lets it go on. (At
+any moment SIGSTOP could find it with a request that it has read and not answered: the kernel lets nobody who
+waits for such an answer be killed.) It has one folder with files `far-1.bin` and so on. It needs Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
 (https://www.kernel.org/doc/html/latest/filesystems/fuse.html, linux/fuse.h), as there is nothing smaller.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
+import signal
 import stat
 import struct
 import sys
@@ -67,9 +70,20 @@ def answer(code: int, node: int, body: bytes) -> bytes | int:
 
 
 def serve(device: int) -> None:
+    stopping, tell = os.pipe()
+    for descriptor in (device, tell):
+        os.set_blocking(descriptor, False)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.set_wakeup_fd(tell)
     while True:
+        ready, _, _ = select.select([device, stopping], [], [])
+        if stopping in ready:
+            os.read(stopping, 1)
+            os.kill(os.getpid(), signal.SIGSTOP)
         try:
             request = os.read(device, 2**20)
+        except BlockingIOError:
+            continue
         except OSError as error:
             if error.errno == errno.ENODEV:  # unmounted
                 return

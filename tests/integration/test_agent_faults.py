@@ -279,7 +279,7 @@ def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
     agent.until(lambda: sum(u.state is UploadState.RECEIVING and u.offset > 0 for u in agent.uploads()) == 2)
     number = int(server.read_text())
     try:
-        os.kill(number, signal.SIGSTOP)  # all slots of one directory are taken
+        os.kill(number, signal.SIGUSR1)  # all slots of one directory are taken
         with h5py.File(near / "scan.h5", "w") as scan:  # a child has to be started to look into it
             scan["counts"] = 1
         write_large(near / "near.cbf", 1)
@@ -314,7 +314,7 @@ def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
         agent.until_arrived("far-1.bin", "done.cbf", "scan.h5")
         agent.until(lambda: agent.status is not None and not agent.status.errors)
         assert not {"far-2.bin", "far-3.bin"} & set(agent.files())
-        os.kill(number, signal.SIGSTOP)
+        os.kill(number, signal.SIGUSR1)
         near.joinpath("last.cbf").write_text("last")
         agent.until_arrived("last.cbf")
         agent.until(lambda: agent.status is not None and silent in agent.status.errors)
