@@ -3,7 +3,8 @@
 `python hanging_files.py FOLDER PID-FILE COMMAND…` mounts it at FOLDER and becomes the command; what serves
 the files is a child process, whose number is in the PID file: SIGUSR1 stops it, SIGCONT lets it go on. (At
 any moment SIGSTOP could find it with a request that it has read and not answered: the kernel lets nobody who
-waits for such an answer be killed.) It has one folder with files `far-1.bin` and so on. It needs Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
+waits for such an answer be killed.) It has one folder with files `far-1.bin` and so on. It needs Linux, a
+mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
 (https://www.kernel.org/doc/html/latest/filesystems/fuse.html, linux/fuse.h), as there is nothing smaller.
 """
 

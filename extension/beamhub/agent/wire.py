@@ -59,9 +59,10 @@ class Wire:
             # over TLS there may be something to be read that is no answer
             plain = not isinstance(self._http.sock, ssl.SSLSocket)
             self._answered = self._answered or (plain and _readable(self._http.sock))
+            rest = memoryview(b"" if self._answered else data)
             try:
-                if not self._answered:
-                    self._http.sock.sendall(data)
+                while rest:  # on a slow line each step may take its time, rather than all together
+                    rest = rest[self._http.sock.send(rest) :]
             except (BrokenPipeError, ConnectionResetError):
                 self._http.sock.settimeout(LAST_WORDS)  # one that refuses may have said so before
                 self._answered = True
