@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -464,8 +465,8 @@ def test_a_series_of_cbf_files(service: RunningService, tmp_path: Path) -> None:
         ada.end_dataset(dataset.id)
     refused(error, 403)
     assert sam.end_dataset(dataset.id).state == "complete"
-    events = ada.events(mine.experiment, last_id=0)
-    job = next(event for event in events if event.kind == "job.created").subject
+    with contextlib.closing(ada.events(mine.experiment, last_id=0)) as events:
+        job = next(event for event in events if event.kind == "job.created").subject
     assert ada.wait(int(job), timeout=120).inputs[0].id == dataset.id
 
 
@@ -529,9 +530,9 @@ def test_trigger_rules_start_jobs(service: RunningService) -> None:
     with pytest.raises(ApiError) as error:
         ada.delete_trigger(rule.id)
     refused(error, 403)
-    events = ada.events(beamtime.experiment, last_id=0)
     service.dataset(beamtime)
-    created = next(m for m in events if m.kind == "job.created")
+    with contextlib.closing(ada.events(beamtime.experiment, last_id=0)) as events:
+        created = next(m for m in events if m.kind == "job.created")
     job = ada.wait(int(created.subject), timeout=120)
     assert (job.state, job.launched_by, job.reason) == (JobState.FINISHED, f"trigger:{rule.id}", "")
     assert job.parameters == {"word": "automatic"}

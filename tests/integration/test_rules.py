@@ -58,8 +58,8 @@ def wanted(beamtime: Beamtime, event: TriggerEvent, word: Any = "hello", **condi
 
 def jobs(client: Client, beamtime: Beamtime, count: int) -> list[Job]:
     """The first so many jobs of the beamtime, ended."""
-    messages = client.events(beamtime.experiment, last_id=0)
-    created = [next(m for m in messages if m.kind == "job.created") for _ in range(count)]
+    with contextlib.closing(client.events(beamtime.experiment, last_id=0)) as messages:
+        created = [next(m for m in messages if m.kind == "job.created") for _ in range(count)]
     return [client.wait(int(message.subject), timeout=120) for message in created]
 
 
@@ -222,10 +222,10 @@ def test_an_experiment_has_a_rule_as_it_wants_it(service: RunningService, beamti
         {"word": "ours"},
         {"word": "everybody"},
     ]
-    log = (event for event in ada.events(beamtime.experiment, last_id=0) if event.kind.startswith("trigger."))
-    assert [(event.kind, event.actor) for event in itertools.islice(log, 2)] == [
-        ("trigger.overridden", "ada")
-    ] * 2
+    with contextlib.closing(ada.events(beamtime.experiment, last_id=0)) as events:
+        log = (event for event in events if event.kind.startswith("trigger."))
+        told = [(event.kind, event.actor) for event in itertools.islice(log, 2)]
+    assert told == [("trigger.overridden", "ada")] * 2
 
 
 def test_an_experiment_switches_a_rule_off(service: RunningService, beamtime: Beamtime) -> None:

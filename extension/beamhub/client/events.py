@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -36,10 +36,13 @@ class Events(Wire):
         """Stored events after the one with id `after`, oldest first."""
         return self._list(Event, "events", limit, experiment=experiment, after=after)
 
-    def events(self, experiment: str | None = None, last_id: int | None = None) -> Iterator[Message]:
+    def events(
+        self, experiment: str | None = None, last_id: int | None = None
+    ) -> Generator[Message, None, None]:
         """What happens from now on (or after event `last_id`), as it happens; never ends by itself.
 
         Breaks of the connection are bridged: no stored event is lost or told twice. A refusal is raised.
+        Close it where it outlives its loop (`contextlib.closing`): its connection stays open until then.
         """
         pauses = Pauses()
         params = {"experiment": experiment} if experiment else {}
