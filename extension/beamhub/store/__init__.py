@@ -317,9 +317,7 @@ def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
 
 def _postgresql(url: str, **options: Any) -> Engine:
     """Connections that the server has ended are noticed, and made anew."""
-    return create_engine(
-        url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}, **options
-    )
+    return _engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}, **options)
 
 
 def _read_only(connection: Connection) -> None:
