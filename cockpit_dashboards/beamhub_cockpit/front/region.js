@@ -75,12 +75,17 @@ function create(tree, context) {
   const node = document.createElement(tag);
   node._tree = [tag, {}];
   update(node, tree, context);
-  if (attributes.modal) requestAnimationFrame(() => node.isConnected && !node.open && node.showModal());
+  if (attributes.modal) queueMicrotask(() => open(node)); // as soon as it is in its place: Esc is for it then
   if (attributes.focus) {
     node.autofocus = true; // for a dialog that opens around it
     requestAnimationFrame(() => node.focus());
   }
   return node;
+}
+
+function open(dialog) {
+  if (dialog.isConnected) dialog.showModal();
+  else requestAnimationFrame(() => dialog.isConnected && dialog.showModal()); // its region is still to be shown
 }
 
 function update(node, tree, context) {
