@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -39,7 +40,7 @@ class Notice:
     until: float  # monotonic; endless for problems
 
 
-class Page:
+class Page(ABC):
     """A page for one viewer.
 
     Subclasses say what it shows (`regions`), knows (`load`, `heard`) and does (`actions`).
@@ -78,16 +79,16 @@ class Page:
 
     # --- what a page is made of ---
 
+    @abstractmethod
     def load(self) -> None:
         """Ask the service for all that this page shows."""
-        raise NotImplementedError
 
-    def heard(self, message: Message) -> None:
+    def heard(self, message: Message) -> None:  # noqa: B027 (not every page listens)
         """Take in a message of the live feed."""
 
+    @abstractmethod
     def regions(self) -> Mapping[str, tuple[Element, ...]]:
         """What each region shows now; a region that is left out stays as it is."""
-        raise NotImplementedError
 
     def layout(self) -> Element:
         """Where the regions are."""
@@ -105,7 +106,7 @@ class Page:
         """What stands in the bar beside the navigation."""
         return ()
 
-    def every(self) -> None:
+    def every(self) -> None:  # noqa: B027 (not every page needs it)
         """Called every couple of seconds while somebody looks."""
 
     # --- helpers for subclasses ---

@@ -18,7 +18,6 @@ from beamhub.rules import Rules
 from beamhub.runners import Phase, Runner
 from beamhub.runners.local import LocalRunner
 from beamhub.schemas import (
-    DatasetKind,
     Event,
     ExperimentState,
     InstrumentCreate,
@@ -34,6 +33,8 @@ from beamhub.schemas import (
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Task
 from beamhub.templates import Catalogue
+
+from tests.records import rotation
 
 ADA = Principal("ada", "user")  # PI
 BEN = Principal("ben", "user")  # viewer
@@ -111,19 +112,8 @@ class Lab:
         lab = LicenceCreate(id="lab", title="Lab", kind="lab", instruments=["sim-mx"])
         tx.licences.create(lab)
         grant(tx, "lab", 100 * 3600, actor="root")
-        dataset = tx.datasets.create(
-            experiment=experiment,
-            name="lyso",
-            path="raw/lyso_master.h5",
-            format="nxmx",
-            open_ended=False,
-            kind=DatasetKind.ROTATION,
-            frames_announced=100,
-            shape=(10, 10),
-            metadata={},
-            files=[],
-        )
-        return experiment, other, dataset.id
+        dataset = rotation(tx, experiment, "lyso", frames=100)
+        return experiment, other, dataset
 
     def engine(self, runner: Runner | None = None) -> Engine:
         return Engine(self.store, self.live, self.jobs, {"local": runner or self.runner()}, self.data_dir)

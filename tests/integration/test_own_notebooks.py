@@ -18,7 +18,6 @@ import pytest
 from beamhub.errors import Invalid, NotFound
 from beamhub.jobfolder import JobFolder
 from beamhub.schemas import (
-    DatasetKind,
     DatasetState,
     Job,
     JobCancel,
@@ -31,6 +30,7 @@ from beamhub.store import Transaction
 from beamhub.templates import Catalogue
 
 from tests.integration.laboratory import ADA, BEN, EVE, Lab, condition, template
+from tests.records import rotation
 
 
 def block(**changes: Any) -> dict[str, Any]:
@@ -65,20 +65,9 @@ def second(lab: Lab, name: str = "thaumatin") -> int:
     """Another dataset of the experiment."""
 
     def work(tx: Transaction) -> int:
-        dataset = tx.datasets.create(
-            experiment=lab.experiment,
-            name=name,
-            path=f"raw/{name}_master.h5",
-            format="nxmx",
-            open_ended=False,
-            kind=DatasetKind.ROTATION,
-            frames_announced=10,
-            shape=(10, 10),
-            metadata={},
-            files=[],
-        )
-        tx.datasets.change(dataset.id, state=DatasetState.COMPLETE)
-        return dataset.id
+        dataset = rotation(tx, lab.experiment, name)
+        tx.datasets.change(dataset, state=DatasetState.COMPLETE)
+        return dataset
 
     (lab.data_dir / lab.experiment / "raw" / f"{name}_master.h5").write_text(f"data of {name}")
     return lab.store.write_sync(work)

@@ -25,7 +25,6 @@ from beamhub.credits import (
 )
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
 from beamhub.schemas import (
-    DatasetKind,
     ExperimentState,
     Grant,
     InstrumentCreate,
@@ -41,6 +40,8 @@ from beamhub.schemas import (
     SponsorshipRule,
 )
 from beamhub.store import Store, Transaction
+
+from tests.records import rotation
 
 ADA = Principal("ada", "user")
 SAM = Principal("sam", "user")
@@ -58,19 +59,7 @@ def dataset(store: Store) -> int:
     def work(tx: Transaction) -> int:
         tx.instruments.create(InstrumentCreate(id="sim-mx", title="MX", staff=["sam"]))
         experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
-        dataset = tx.datasets.create(
-            experiment=experiment,
-            name="x",
-            path="raw/x_master.h5",
-            format="nxmx",
-            open_ended=False,
-            kind=DatasetKind.ROTATION,
-            frames_announced=1,
-            shape=(1, 1),
-            metadata={},
-            files=[],
-        )
-        return dataset.id
+        return rotation(tx, experiment, "x")
 
     return store.write_sync(work)
 
