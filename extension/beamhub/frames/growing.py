@@ -1,10 +1,15 @@
 """Files that are still written: which of their frames have come, and where in the file each lies.
 
-What has come of such a file lies in an experiment's folder `.growing`, beside an index of the frames in it
-that are whole. HDF5 itself can't read such a file, whose own lists are from different moments; it need not:
-a frame is read from its place and unpacked. The sender vouches for the index: it has found each frame in the
+What has come of such a file lies in an experiment's folder `.growing`, beside a list of the frames in it that
+are whole. HDF5 itself can't read such a file, whose own lists are from different moments; it need not: a
+frame is read from its place and unpacked. The sender vouches for the list: it has found each frame in the
 lists of the original, which a SWMR writer adds it to after it has written it, and has then sent the bytes as
 they were after that.
+
+There are three files for each: `<upload>` has the bytes, `<upload>.json` (a `Label`) tells whose they are and
+how frames are stored, and `<upload>.frames` has 16 bytes for each frame, in their order: where it begins and
+how long it is, as unsigned little-endian numbers. The last one grows behind the first, and the label is
+there before both, so whoever reads beside the writer finds nothing that is not there.
 """
 
 from __future__ import annotations
@@ -12,8 +17,11 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import os
 import stat
+import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -28,11 +36,12 @@ if TYPE_CHECKING:  # an ingest process, which shows no frames, does without nump
     from numpy.typing import NDArray
 
 FOLDER = ".growing"  # in an experiment's folder
-INDEX = ".json"  # behind the name of the file that it is of
-MAX_INDEX = 1 << 29  # bytes
+LABEL, TABLE = ".json", ".frames"  # behind the name of the file that they are of
+MAX_LABEL = 1 << 21  # bytes
 MAX_MASK = 1 << 19  # bytes of one, packed
 MAX_TOLD = 10_000  # frames that are told at a time
-PLACE = 2**63 - 1
+_ENTRY = struct.Struct("<QQ")
+_PLACE = 2**63 - 1
 
 
 def _sizes(info: DatasetInfo) -> DatasetInfo:
@@ -52,12 +61,12 @@ def _mask(packed: str) -> str:
 
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-Offset = Annotated[int, Field(ge=0, le=PLACE)]
+Offset = Annotated[int, Field(ge=0, le=_PLACE)]
 Bytes = Annotated[int, Field(ge=1, le=4 * 2 * MAX_PIXELS)]
 
 
-class Growing(Request):
-    """What is known of a file that is still written, and of the frames that have been added to it."""
+class Stack(Request):
+    """How the frames of a file that is still written are stored in it."""
 
     link: str = Field(max_length=1000, description="the path of the frames inside the file")
     shape: tuple[Side, Side] = Field(description="rows and columns of a frame")
@@ -72,32 +81,6 @@ class Growing(Request):
     mask: Annotated[str, AfterValidator(_mask)] = Field(
         "", max_length=MAX_MASK, description="one bit a pixel, 1: it doesn't count; by zlib, in base64"
     )
-    begin: int = Field(0, ge=0, le=MAX_FRAMES, description="the frame of the file that `chunks` begin with")
-    chunks: tuple[tuple[Offset, Bytes], ...] = Field(
-        max_length=MAX_FRAMES, description="where each frame lies: the first of its bytes, and how many"
-    )
-
-    @property
-    def frames(self) -> int:
-        """How many there are, from the first one on."""
-        return self.begin + len(self.chunks)
-
-    @property
-    def end(self) -> int:
-        """The first byte behind all of these frames."""
-        return max((offset + size for offset, size in self.chunks), default=0)
-
-    def followed_by(self, more: Growing) -> Growing:
-        """All that is known after this. Raises ValueError where something lies between the two."""
-        if more.begin > self.frames or self.begin:
-            raise ValueError(f"frames {self.frames + 1} to {more.begin} have not been told")
-        return more.model_copy(
-            update={
-                "begin": 0,
-                "chunks": self.chunks[: more.begin] + more.chunks,
-                "mask": more.mask or self.mask,
-            }
-        )
 
     def bad(self) -> NDArray[np.bool_]:
         """The mask: True where a pixel doesn't count. Raises UnreadableFile."""
@@ -118,27 +101,57 @@ class Growing(Request):
         return bad.reshape(self.shape)
 
 
+class Growing(Stack):
+    """What is known of a file that is still written, and the frames that have been added to it."""
+
+    begin: int = Field(0, ge=0, le=MAX_FRAMES, description="the frame of the file that `chunks` begin with")
+    chunks: tuple[tuple[Offset, Bytes], ...] = Field(
+        max_length=MAX_TOLD, description="where each frame lies: the first of its bytes, and how many"
+    )
+
+    @property
+    def frames(self) -> int:
+        """How many there are, from the first one on."""
+        return self.begin + len(self.chunks)
+
+    @property
+    def end(self) -> int:
+        """The first byte behind all of these frames."""
+        return max((offset + size for offset, size in self.chunks), default=0)
+
+
 def packed(bad: NDArray[np.bool_]) -> str:
-    """A mask as `Growing` has it; "" if it is too large for that."""
+    """A mask as `Stack` has it; "" if it is too large for that."""
     import numpy as np
 
     text = base64.b64encode(zlib.compress(np.packbits(bad.reshape(-1)).tobytes(), 6)).decode()
     return text if len(text) <= MAX_MASK else ""
 
 
-class Index(Request):
-    """What lies beside a file that is still written."""
+class Label(Request):
+    """Whose bytes those of a file are that is still written."""
 
     path: str  # that it is going to have, relative to the experiment's folder
-    growing: Growing
+    stack: Stack
+
+
+def entries(chunks: Sequence[tuple[int, int]]) -> bytes:
+    """As they are in a table."""
+    return b"".join(_ENTRY.pack(*chunk) for chunk in chunks)
+
+
+def position(frame: int) -> int:
+    """Where the entry of a frame (from 0) begins in a table."""
+    return frame * _ENTRY.size
 
 
 class Come:
     """A file that is still written, as it lies in the experiment: `file` has its bytes."""
 
-    def __init__(self, file: Path, growing: Growing) -> None:
+    def __init__(self, file: Path, stack: Stack) -> None:
         self.file = file
-        self.growing = growing
+        self.stack = stack
+        self._table = file.with_suffix(TABLE)
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
@@ -146,17 +159,36 @@ class Come:
         for home in path.parents:
             folder = home / FOLDER
             if _is_folder(folder):
-                return cls._find(folder, str(PurePosixPath(path.relative_to(home))))
+                found = cls._all(folder, str(PurePosixPath(path.relative_to(home))))
+                return max(found, key=lambda come: come.frames, default=None)
         return None
 
     @classmethod
-    def _find(cls, folder: Path, path: str) -> Self | None:
-        best: Self | None = None
-        for place in folder.glob(f"*{INDEX}"):
-            index = _read(place)
-            if index and index.path == path and (best is None or index.growing.frames > best.growing.frames):
-                best = cls(place.with_suffix(""), index.growing)
-        return best
+    def _all(cls, folder: Path, path: str) -> list[Self]:
+        """One, but where several senders send the same file."""
+        labels = {place: _read(place) for place in folder.glob(f"*{LABEL}")}
+        return [
+            cls(place.with_suffix(""), label.stack)
+            for place, label in labels.items()
+            if label is not None and label.path == path
+        ]
+
+    @property
+    def frames(self) -> int:
+        """How many have come by now, from the first one on."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._table.stat().st_size // _ENTRY.size
+        return 0
+
+    def place(self, frame: int) -> tuple[int, int] | None:
+        """Where frame `frame` (from 0) lies in the file: its first byte, and how many; None while it has not
+        come."""
+        with contextlib.suppress(FileNotFoundError), self._table.open("rb", buffering=0) as table:
+            entry = os.pread(table.fileno(), _ENTRY.size, position(frame))
+            if len(entry) == _ENTRY.size:
+                offset, size = _ENTRY.unpack(entry)
+                return offset, size
+        return None
 
 
 def _is_folder(path: Path) -> bool:
@@ -165,14 +197,14 @@ def _is_folder(path: Path) -> bool:
     return False
 
 
-def _read(path: Path) -> Index | None:
-    """An index; None where it has just been taken away."""
+def _read(path: Path) -> Label | None:
+    """A label; None where it has just been taken away."""
     try:
         with path.open("rb") as stream:
-            content = stream.read(MAX_INDEX)
+            content = stream.read(MAX_LABEL)
     except FileNotFoundError:
         return None
     try:
-        return Index.model_validate_json(content)
+        return Label.model_validate_json(content)
     except ValidationError as error:
-        raise UnreadableFile(path.name, f"it is no index of frames ({error.error_count()} faults)") from error
+        raise UnreadableFile(path.name, f"it is no label ({error.error_count()} faults)") from error
