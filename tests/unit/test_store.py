@@ -22,7 +22,7 @@ from alembic.migration import MigrationContext
 from beamhub.errors import BeamhubError, DiskFull, Invalid, Unavailable
 from beamhub.events import emit
 from beamhub.schemas import Experiment, Heartbeat, InstrumentCreate, Page, Role
-from beamhub.store import Store, Transaction, _json
+from beamhub.store import WRITERS_LOCK, Store, Transaction, _json
 from beamhub.store.tables import metadata
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -482,6 +482,51 @@ async def test_a_database_that_is_locked_says_so_and_keeps_nobody_for_longer_tha
             "Try again in a minute; if it stays so, tell the facility's operators."
         )
     await store.write(lambda tx: tx.instruments.create(instrument("one")))
+    store.close()
+
+
+async def test_what_others_have_locked_in_postgresql_keeps_nobody_for_longer_than_once(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that somebody works on by hand, a table that is being rebuilt, a writer that has stopped."""
+    monkeypatch.setattr("beamhub.store.BUSY_TIMEOUT", 1.0)
+    store = Store(postgresql_url)
+    store.migrate()
+    await store.write(lambda tx: tx.instruments.create(instrument("one")))
+    other = create_engine(postgresql_url)
+    entered = threading.Event()
+
+    def rename(tx: Transaction, title: str) -> None:
+        entered.set()
+        tx.instruments.change("one", title=title)
+
+    with other.connect() as holder:
+        holder.execute(text("UPDATE instruments SET title = 'held' WHERE id = 'one'"))
+        first = asyncio.ensure_future(store.write(partial(rename, title="first")))
+        await asyncio.to_thread(entered.wait, 60)
+        late = [asyncio.ensure_future(store.write(partial(rename, title="late"))) for _ in range(100)]
+        free = asyncio.ensure_future(store.write(lambda tx: tx.instruments.create(instrument("two"))))
+        failed = await asyncio.gather(first, *late, return_exceptions=True)
+        await free
+        holder.rollback()
+
+        holder.execute(text("LOCK TABLE instruments"))
+        with pytest.raises(OperationalError) as read:
+            await store.read(lambda tx: tx.instruments.get("one"))
+        holder.rollback()
+
+        holder.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITERS_LOCK})
+        with pytest.raises(OperationalError) as write:
+            await store.write(partial(rename, title="third"))
+        holder.rollback()
+    for error in (*failed, read.value, write.value):
+        told = store.explained(error)
+        assert isinstance(told, Unavailable), error
+        assert str(told).startswith("The service's database is locked. ")
+    await store.write(partial(rename, title="last"))
+    there = store.read_sync(lambda tx: tx.instruments.list(only=None, after=None, limit=5)).items
+    assert [one.title for one in there] == ["last", "two"]
+    other.dispose()
     store.close()
 
 

@@ -3,7 +3,8 @@
 Transactions that write follow one another, on SQLite (BEGIN IMMEDIATE) as on PostgreSQL (an advisory lock):
 no rule of the service depends on an interleaving, and events become visible in the order of their ids. A
 transaction is durable when it returns; those that wait meanwhile are committed together, each for itself all
-or nothing. Reads see one consistent snapshot and never wait for writers.
+or nothing. Reads see one consistent snapshot and never wait for writers. Nobody waits for ever for what somebody
+else has locked.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ T = TypeVar("T")
 
 READERS = 4
 TOGETHER = 100  # transactions that are committed at once
-BUSY_TIMEOUT = 30.0  # seconds that a writer waits for another process's writer
+BUSY_TIMEOUT = 30.0  # seconds that a writer waits for another process's writer, or whatever else has a lock
 CONNECT_TIMEOUT = 10  # seconds that PostgreSQL's server may take to answer
+LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL says of it
 WRITERS_LOCK = 0x6265616D687562  # "beamhub": the key of PostgreSQL's advisory lock
 
 
@@ -196,10 +198,15 @@ class Store:
         if not together:
             return  # an earlier call has done it
         done: list[tuple[Future[Any], Any, Exception | None]] = []
+        patient = True
         try:
             with self._write_engine.begin() as connection:
                 for work, future in together:
                     done.append((future, *_apart(connection, work)))
+                    if patient and _locked(done[-1][2]):  # the others have waited with it
+                        patient = False
+                        connection.execute(text("SET LOCAL lock_timeout = 1"))
+                        together += self._next(sys.maxsize)
         except Exception as error:  # of the database itself: nothing has been committed
             if not done:  # it is locked, or away: nobody waits for it longer than clients wait for an answer
                 together += self._next(sys.maxsize)
@@ -226,13 +233,12 @@ class Store:
         locked or away; else the error itself."""
         if not isinstance(error, DBAPIError):
             return error
-        code = getattr(error.orig, "sqlite_errorcode", 0)
-        if code == SQLITE_FULL or getattr(error.orig, "sqlstate", None) == "53100":
+        if _code(error) in (SQLITE_FULL, "53100"):
             return DiskFull(
                 "There is no room on the disk of the service's database.",
                 "Ask the operators for space, then try again: nothing has been changed.",
             )
-        locked = code & 0xFF == SQLITE_BUSY
+        locked = _locked(error)
         away = self._read_engine.dialect.name == "postgresql" and isinstance(error, OperationalError)
         if locked or away or error.connection_invalidated:
             return Unavailable(
@@ -288,6 +294,20 @@ def _apart(connection: Connection, work: Callable[[Transaction], T]) -> tuple[T 
     return result, None
 
 
+def _locked(error: BaseException | None) -> bool:
+    """Whether the database could not do it as others have locked it, or what it is about."""
+    if not isinstance(error, DBAPIError):
+        return False
+    code = _code(error)
+    return code & 0xFF == SQLITE_BUSY if isinstance(code, int) else code == LOCK_NOT_AVAILABLE
+
+
+def _code(error: DBAPIError) -> int | str:
+    """SQLite's number or PostgreSQL's five characters for what went wrong; "" if it is neither."""
+    found: int | str | None = getattr(error.orig, "sqlite_errorcode", getattr(error.orig, "sqlstate", None))
+    return found or ""
+
+
 def _engine(url: str, **options: Any) -> Engine:
     return create_engine(url, json_deserializer=_json, **options)
 
@@ -317,7 +337,15 @@ def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
 
 def _postgresql(url: str, **options: Any) -> Engine:
     """Connections that the server has ended are noticed, and made anew."""
-    return _engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}, **options)
+    reach = {"connect_timeout": CONNECT_TIMEOUT}
+    engine = _engine(url, pool_pre_ping=True, connect_args=reach, **options)
+
+    def connect(connection: Any, _record: Any) -> None:
+        connection.execute(f"SET lock_timeout = {round(BUSY_TIMEOUT * 1000)}")
+        connection.commit()
+
+    event.listen(engine, "connect", connect)
+    return engine
 
 
 def _read_only(connection: Connection) -> None:
