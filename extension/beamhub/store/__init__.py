@@ -3,8 +3,8 @@
 Transactions that write follow one another, on SQLite (BEGIN IMMEDIATE) as on PostgreSQL (an advisory lock):
 no rule of the service depends on an interleaving, and events become visible in the order of their ids. A
 transaction is durable when it returns; those that wait meanwhile are committed together, each for itself all
-or nothing. Reads see one consistent snapshot and never wait for writers. Nobody waits for ever for what somebody
-else has locked.
+or nothing. Reads see one consistent snapshot and never wait for writers. Nobody waits for ever for what
+somebody else has locked.
 """
 
 from __future__ import annotations
