@@ -13,7 +13,7 @@ from beamhub.schemas import Dataset, Job
 from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.live import Live
-from beamhub_cockpit.parts import acquisition_facts, ago, arrived, bar, card, state
+from beamhub_cockpit.parts import acquisition_facts, ago, arrived, bar, card, state, why
 from beamhub_cockpit.series import Follower, begun
 
 THUMBNAIL: Final = 300  # pixels, at most
@@ -122,9 +122,9 @@ def _waiting(job: Job | None, dataset: Dataset) -> str:
             else "No live feedback ran on this dataset."
         )
     if job.started is None:
-        return f"Live feedback is {job.state}" + (f": {job.reason}" if job.reason else ".")
+        return f"Live feedback is {job.state}" + (f": {why(job)}" if job.reason else ".")
     return (
         "Waiting for the first frame's numbers."
         if not job.state.ended
-        else f"Live feedback {job.state}" + (f": {job.reason}" if job.reason else ".")
+        else f"Live feedback {job.state}" + (f": {why(job)}" if job.reason else ".")
     )

@@ -83,7 +83,7 @@ def paused(why: UploadsPaused, *, may_resume: bool) -> Element:
             el("p.bh-paused-why", why.reason),
             el("p.bh-hint", f"by {why.by} · ", ago(why.since), " · new files wait at the instrument"),
         ),
-        button("Resume", ["uploads.resume"], css="bh-uploads-resume") if may_resume else None,
+        button("Resume", ["uploads.resume"], css="bh-uploads-resume", twin="uploads") if may_resume else None,
     )
 
 
@@ -92,7 +92,9 @@ def tools(seen: Instrument, quarantined: int) -> Element:
     return el(
         "div.bh-upload-control",
         _unsent_line(seen.agent, quarantined),
-        None if seen.uploads_paused else button("Pause uploads …", ["uploads.pause"], css="bh-uploads-pause"),
+        None
+        if seen.uploads_paused
+        else button("Pause uploads …", ["uploads.pause"], css="bh-uploads-pause", twin="uploads"),
     )
 
 

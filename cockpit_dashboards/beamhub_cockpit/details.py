@@ -39,6 +39,7 @@ from beamhub_cockpit.parts import (
     starter,
     state,
     template_of,
+    why,
 )
 from beamhub_cockpit.question import Question
 from beamhub_cockpit.series import Follower, undrawn
@@ -197,12 +198,16 @@ def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Ele
                         title,
                         type="button",
                         role="tab",
+                        id=f"bh-tab-{job.id}-{name}",
                         aria_selected="true" if detail.tab == name else "false",
+                        aria_controls=f"bh-panel-{job.id}",
+                        tabindex="0" if detail.tab == name else "-1",
                         on={"click": ["job.tab", job.id, name]},
                     )
                     for name, title in TABS
                 ],
                 role="tablist",
+                aria_label=f"Job {job.id}",
             ),
             el("div.bh-tab-links", tools(job, around, whole=True)),
         ),
@@ -210,6 +215,9 @@ def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Ele
             "div.bh-tab-panel",
             sections.get(detail.tab, sections["results"])(),
             role="tabpanel",
+            id=f"bh-panel-{job.id}",
+            aria_labelledby=f"bh-tab-{job.id}-{detail.tab}",
+            tabindex="0",
             key=detail.tab,
         ),
         key=f"detail-{job.id}",
@@ -295,7 +303,7 @@ def _beside(job: Job, around: Around) -> int | None:
 
 def _results(job: Job, detail: Detail, around: Around) -> list[Child]:
     if job.started is None:
-        return [el("p.bh-empty", job.reason or "Not started yet.")]
+        return [el("p.bh-empty", why(job) or "Not started yet.")]
     drawn = [f.plot for f in detail.followers.values() if f.plot is not None]
     pictures = [a for a in plots(job) if f"{job.id}/{a.path}" in detail.images]
     table = metrics_table(job, around.templates.get(template_of(job)))
@@ -347,7 +355,7 @@ def problem(job: Job, detail: Detail | None) -> Element | None:
     where = failure.title if failure else ""
     return el(
         f"div.bh-problem.bh-problem-{job.state}",
-        el("p.bh-reason", job.reason),
+        el("p.bh-reason", why(job)),
         el("p.bh-hint.bh-failed-cell", f"It stopped in the part “{where}” of the notebook.")
         if where
         else None,
@@ -576,7 +584,7 @@ def summary(job: Job, around: Around) -> Element:
     """The head of a job's own page."""
     return el(
         "div.bh-job-summary",
-        state(str(job.state), "bh-job-state", job.reason),
+        state(str(job.state), "bh-job-state", why(job)),
         facts(
             [
                 ("Dataset", _input(job, around)),

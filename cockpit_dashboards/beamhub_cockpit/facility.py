@@ -14,7 +14,7 @@ from beamhub_cockpit.details import progress
 from beamhub_cockpit.format import cpu_hours, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
-from beamhub_cockpit.parts import ago, card, runtime, starter, state
+from beamhub_cockpit.parts import ago, card, runtime, starter, state, why
 from beamhub_cockpit.question import Question
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.scene import with_progress
@@ -247,12 +247,12 @@ class Facility(Page):
                     [
                         el(
                             "tr.bh-job-line",
-                            el("td", state(str(j.state), "bh-job-state", j.reason)),
+                            el("td", state(str(j.state), "bh-job-state", why(j))),
                             el(
                                 "td",
                                 el("a.bh-link", f"#{j.id} {j.title}", href=self.links.job(j.id)),
                                 el("span.bh-sub", j.experiment),
-                                el("span.bh-sub", j.reason) if j.reason else progress(j),
+                                el("span.bh-sub", why(j)) if j.reason else progress(j),
                             ),
                             el("td", starter(j, {}), el("span.bh-sub", ago(j.created))),
                             el("td.bh-right", number(j.profile.cpus)),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, timedelta
 from typing import Final
 
 from beamhub.schemas import MetricSpec, Profile, Quantity
 
 NARROW: Final = "\u202f"  # narrow no-break space: between thousands, and between a number and its unit
+CPU_HOURS: Final = f"{NARROW}CPU\u2011h"  # no line breaks at its hyphen either
 NONE: Final = "–"
 
 
@@ -139,9 +141,14 @@ def cpu_hours(cpu_seconds: int) -> str:
     """CPU-seconds as CPU-hours, with as many digits as say something."""
     hours = cpu_seconds / 3600
     if hours == 0:
-        return f"0{NARROW}CPU-h"
+        return f"0{CPU_HOURS}"
     digits = 0 if abs(hours) >= 100 else 1 if abs(hours) >= 10 else 2 if abs(hours) >= 0.1 else 4
-    return f"{hours:,.{digits}f}".replace(",", NARROW).replace("-", "−") + f"{NARROW}CPU-h"
+    return f"{hours:,.{digits}f}".replace(",", NARROW).replace("-", "−") + CPU_HOURS
+
+
+def unbroken(sentence: str) -> str:
+    """What the service says, with its CPU-hours as `cpu_hours` writes them."""
+    return re.sub(r" CPU-h\b", CPU_HOURS, sentence)
 
 
 def day(moment: datetime | None) -> str:

@@ -10,7 +10,7 @@ from beamhub_cockpit import selection
 from beamhub_cockpit.details import Around, Detail, key_metrics, progress, show
 from beamhub_cockpit.format import cpu_hours, number, plural
 from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.parts import ago, button, card, more_button, runtime, starter, state, template_of
+from beamhub_cockpit.parts import ago, button, card, more_button, runtime, starter, state, template_of, why
 from beamhub_cockpit.selection import Selection
 
 
@@ -92,7 +92,7 @@ def _job(job: Job, detail: Detail | None, around: Around, *, ticked: bool) -> El
         el(
             "tr.bh-job-row",
             el("td.bh-job-tick", selection.box(job, ticked=ticked)),
-            el("td", state(str(job.state), "bh-job-state", job.reason), _turn(job)),
+            el("td", state(str(job.state), "bh-job-state", why(job)), _turn(job)),
             el(
                 "td.bh-job-what",
                 el("span.bh-job-title", job.title, title=job.title),
@@ -160,7 +160,7 @@ def _results(job: Job, around: Around) -> list[Child]:
     if job.state is JobState.RUNNING:
         return [progress(job), el("div.bh-key-metrics", found) if found else None]
     if job.state in (JobState.FAILED, JobState.PENDING, JobState.CANCELLED) and job.reason:
-        return [el("span.bh-job-reason", job.reason)]
+        return [el("span.bh-job-reason", why(job))]
     if job.state is JobState.QUEUED:
-        return [el("span.bh-job-reason", job.reason or f"waits for {plural(job.profile.cpus, 'free CPU')}")]
+        return [el("span.bh-job-reason", why(job) or f"waits for {plural(job.profile.cpus, 'free CPU')}")]
     return [el("div.bh-key-metrics", found)]

@@ -8,7 +8,7 @@ from typing import Final
 
 from beamhub.schemas import Dataset, Experiment, Job, JobState, Role, Trigger
 
-from beamhub_cockpit.format import cpu_hours, duration, number, plural, quantity
+from beamhub_cockpit.format import cpu_hours, duration, number, plural, quantity, unbroken
 from beamhub_cockpit.html import Child, Element, el
 
 # state -> how it looks (the word itself is always there too)
@@ -83,11 +83,13 @@ def button(
     disabled: bool = False,
     focus: bool = False,
     key: str | None = None,
+    twin: str | None = None,
     expanded: bool | None = None,
 ) -> Element:
     """A button that does something; without an action, it sends the form that it is in.
 
     `look` is "bh-button", "bh-text-button" or "bh-icon-button"; `said` is its name where the label is a sign.
+    A button that comes elsewhere when another one goes, as Resume when Pause does, has its `twin`'s name.
     """
     return el(
         f"button.{look}",
@@ -98,6 +100,7 @@ def button(
         aria_label=said or None,
         disabled=disabled or None,
         focus=focus or None,
+        data_twin=twin,
         aria_expanded=None if expanded is None else "true" if expanded else "false",
         on={"click": action} if action else None,
         key=key,
@@ -152,6 +155,11 @@ def runtime(job: Job) -> Element | None:
     if job.ended is None:
         return el("time.bh-runtime", since=job.started.isoformat())
     return el("span.bh-runtime", duration(job.ended - job.started))
+
+
+def why(job: Job) -> str:
+    """Why a job is as it is; "" where there is nothing to say."""
+    return unbroken(job.reason)
 
 
 def cost(job: Job) -> str:

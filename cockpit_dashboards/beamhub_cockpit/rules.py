@@ -213,7 +213,7 @@ class Rules(Page):
                         el("p.bh-reason", "Automation is paused: no rule starts anything"),
                         el("p.bh-hint", "What would have been started is noted, and can be made up for."),
                     ),
-                    button("Resume", ["automation.set", 1], css="bh-automation-toggle")
+                    button("Resume", ["automation.set", 1], css="bh-automation-toggle", twin="automation")
                     if self.operates
                     else None,
                 )
@@ -273,7 +273,9 @@ class Rules(Page):
         ordered = sorted(self.rules.values(), key=lambda rule: rule.id)
         toggle = None
         if self.operates and seen.automation:
-            toggle = button("Pause automation", ["automation.set", 0], css="bh-automation-toggle")
+            toggle = button(
+                "Pause automation", ["automation.set", 0], css="bh-automation-toggle", twin="automation"
+            )
         return card(
             "Rules",
             el(

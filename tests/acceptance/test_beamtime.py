@@ -357,7 +357,7 @@ def test_sam_sees_licences(facility: RunningDemo, people: People) -> None:
     sam = people.page("sam")
     sam.goto(f"{facility.url}{COCKPIT}?experiment={facility.credentials.experiment}")
     lab = sam.locator(".bh-licence[data-licence=lab-sim-mx]")
-    expect(lab.locator(".bh-licence-left")).to_contain_text("CPU-h")
+    expect(lab.locator(".bh-licence-left")).to_contain_text("CPU\u2011h")
     people.picture(sam, "cockpit-staff")
     sam.goto(f"{facility.url}/services/cockpit/voila/render/facility.ipynb")
     expect(sam.locator(".bh-instrument-row[data-instrument=sim-mx]")).to_be_visible(timeout=LONG)

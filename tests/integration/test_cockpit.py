@@ -245,10 +245,22 @@ def test_a_beamtime_shows_by_itself(
         str(len(HOSTILE)), timeout=WAIT
     )
     expect(row.locator(".bh-series")).to_have_attribute("data-rows", "3", timeout=WAIT)
-    row.locator(".bh-tab-log").click()
+    # the tabs are one stop of the Tab key, and the arrows lead from one to the next
+    expect(row.locator("[role=tab][tabindex='0']")).to_have_text("Results")
+    row.locator(".bh-tab-results").press("ArrowRight")
+    expect(row.locator(".bh-tab-log")).to_be_focused()
     expect(row.locator(".bh-log")).to_contain_text(HOSTILE)
-    row.locator(".bh-tab-parameters").click()
+    expect(row.locator("[role=tab][tabindex='0']")).to_have_text("Log")
+    expect(row.get_by_role("tabpanel", name="Log")).to_be_visible()
+    page.keyboard.press("ArrowRight")
     expect(row.locator(".bh-parameters")).to_contain_text(HOSTILE)
+    page.keyboard.press("End")
+    expect(row.locator(".bh-tab-history")).to_be_focused()
+    page.keyboard.press("ArrowRight")  # on from the last is the first
+    expect(row.locator(".bh-tab-results")).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Home")
+    expect(row.locator(".bh-tab-results")).to_have_attribute("aria-selected", "true", timeout=WAIT)
     row.locator(".bh-tab-files").click()
     expect(row.locator(".bh-file", has_text="said.txt")).to_contain_text("What was said")
     assert "taken" not in page.title()
@@ -335,6 +347,7 @@ def test_what_the_service_refuses_is_said_in_the_form(
     page.locator(".bh-member[data-user=eve] .bh-member-remove").click()
     page.locator(".bh-question-yes").click()
     expect(page.locator(".bh-member[data-user=eve]")).to_have_count(0, timeout=WAIT)
+    expect(page.locator(".bh-member-remove, #invite-user").first).to_be_focused()  # what is nearest
 
 
 def test_staff_pause_and_resume_uploads(
@@ -350,11 +363,13 @@ def test_staff_pause_and_resume_uploads(
     page.locator(".bh-question-yes").click()
     expect(page.locator(".bh-paused-why")).to_have_text("<b>sample change", timeout=WAIT)
     expect(page.locator(".bh-uploads-paused")).to_contain_text("by sam")
+    expect(page.locator(".bh-uploads-resume")).to_be_focused()  # what had it is gone
     paused = service.client("sam").instrument(beamtime.instrument).uploads_paused
     assert paused is not None
     assert paused.reason == "<b>sample change"
-    page.locator(".bh-uploads-resume").click()
+    page.keyboard.press("Enter")
     expect(page.locator(".bh-uploads-paused")).to_have_count(0, timeout=WAIT)
+    expect(page.locator(".bh-uploads-pause")).to_be_focused()
     assert service.client("sam").instrument(beamtime.instrument).uploads_paused is None
 
 

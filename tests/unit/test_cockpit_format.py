@@ -103,7 +103,12 @@ def test_durations(seconds: float, expected: str) -> None:
     ],
 )
 def test_cpu_hours(seconds: int, expected: str) -> None:
-    assert shown.cpu_hours(seconds) == f"{expected}{N}CPU-h"
+    assert shown.cpu_hours(seconds) == f"{expected}{N}CPU\u2011h"
+
+
+def test_no_line_breaks_within_cpu_hours() -> None:
+    said = "Waits for credit: 1 CPU may use 0.17 CPU-h, and 0.1 CPU-hours are left."
+    assert shown.unbroken(said) == said.replace(" CPU-h,", f"{N}CPU\u2011h,")
 
 
 def test_how_good_a_metric_is() -> None:

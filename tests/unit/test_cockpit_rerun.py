@@ -262,7 +262,7 @@ def test_a_job_on_each_of_many_datasets_says_what_all_of_them_take(scene: Scene)
     said = text(shown).replace(NARROW, " ")
     assert "New jobs on 12 datasets" in said
     assert "one on each of lyso_1, lyso_2, lyso_3 and 9 more" in said
-    assert "Sets aside at most 24.0 CPU-h" in said  # 12 × 2 CPUs × 1 h
+    assert "Sets aside at most 24.0 CPU\u2011h" in said  # 12 × 2 CPUs × 1 h
     assert "Each takes about" in said
     assert " together" in said
     assert text(find(shown, "bh-form-submit")[0]) == "Start 12 jobs"

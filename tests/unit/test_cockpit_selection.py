@@ -201,9 +201,9 @@ def test_a_licence_that_does_not_pay_any_more_is_told_beforehand() -> None:
 
 def test_what_is_set_aside_follows_the_cpus() -> None:
     wanted = again(job(1), job(2, profile=TWO))
-    assert "at most 3.00\u202fCPU-h" in text(shown(wanted))
+    assert "at most 3.00\u202fCPU\u2011h" in text(shown(wanted))
     wanted.take({"profile": "cpu-2"})
-    assert "at most 4.00\u202fCPU-h" in text(shown(wanted))
+    assert "at most 4.00\u202fCPU\u2011h" in text(shown(wanted))
 
 
 # --- priority ---

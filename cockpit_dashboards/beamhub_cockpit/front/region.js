@@ -13,6 +13,7 @@
 //   modal   a <dialog> that opens as modal; closing it with Esc sends its "cancel" action
 //   tail    a scrolling element that follows its end while the reader is at the end
 //   focus   takes the focus when it appears
+//   data-twin  a name: what has the same one takes the focus when this goes that had it
 //   vars    CSS custom properties, {"--done": "34%"}
 
 const TAGS = new Set(("a article aside b button caption code dd details dialog div dl dt em fieldset figcaption figure " +
@@ -84,8 +85,48 @@ function create(tree, context) {
 }
 
 function open(dialog) {
-  if (dialog.isConnected) dialog.showModal();
-  else requestAnimationFrame(() => dialog.isConnected && dialog.showModal()); // its region is still to be shown
+  if (!dialog.isConnected) return requestAnimationFrame(() => dialog.isConnected && open(dialog)); // its region is still to be shown
+  dialog._from = place(document.activeElement);
+  dialog.showModal();
+}
+
+// ---- the keyboard ----------------------------------------------------------------------------------------------
+
+const FOCUSABLE = "a[href], button:not(:disabled), input:not(:disabled), select:not(:disabled), textarea:not(:disabled), summary, [tabindex='0']";
+
+// Where an element is: what it is in, from the inside out, and where in it.
+function place(element) {
+  const around = [];
+  for (let node = element, parent; (parent = node?.parentElement); node = parent) around.push([parent, [...parent.children].indexOf(node)]);
+  return { element, twin: element?.dataset?.twin, around };
+}
+
+// Whoever works by keyboard and has made go what they were on, goes on from its twin or else from what is nearest.
+function returnTo({ element, twin, around }) {
+  if (!element || element.isConnected || !around.length) return;
+  const usable = (node) => node.matches(FOCUSABLE) && node.tabIndex >= 0 && node.getClientRects().length > 0;
+  const twins = twin ? [...document.querySelectorAll("[data-twin]")].filter((node) => node.dataset.twin === twin) : [];
+  const near = function* () {
+    yield* twins;
+    for (const [parent, index] of around) {
+      if (!parent.isConnected) continue;
+      const children = [...parent.children];
+      for (const child of [...children.slice(index), ...children.slice(0, index).reverse()]) yield* [child, ...child.querySelectorAll(FOCUSABLE)];
+    }
+  };
+  for (const node of near()) if (usable(node)) return node.focus({ preventScroll: true });
+}
+
+// Tabs: one of them is in the order of the Tab key, and the arrows, Home and End lead to the others.
+function onKey(event) {
+  const tab = event.target.closest("[role=tab]"), list = tab?.closest("[role=tablist]");
+  if (!list || event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  const tabs = [...list.querySelectorAll("[role=tab]")], at = tabs.indexOf(tab), last = tabs.length - 1;
+  const to = { ArrowLeft: at > 0 ? at - 1 : last, ArrowRight: at < last ? at + 1 : 0, Home: 0, End: last }[event.key];
+  if (to === undefined) return;
+  event.preventDefault(); // regions lie within each other: the outer one has nothing to do any more
+  tabs[to].focus();
+  tabs[to].click();
 }
 
 function update(node, tree, context) {
@@ -201,6 +242,7 @@ function updateChildren(parent, trees, context) {
     const next = here.nextSibling;
     if (here.tagName === "DIALOG" && here.open) here.close(); // gives the focus back to what had it before
     here.remove();
+    if (here._from) returnTo(here._from);
     here = next;
   }
 }
@@ -253,9 +295,10 @@ export default {
     };
     let tree = [], version = 0;
     const draw = () => {
-      const at = document.activeElement;
+      const at = document.activeElement, from = el.contains(at) ? place(at) : {};
       updateChildren(el, tree, context);
       if (at !== document.activeElement && el.contains(at)) at.focus({ preventScroll: true }); // its row has moved
+      else if (document.activeElement === document.body && !at?.closest("dialog")) returnTo(from);
       tick(el);
       if (tree.length && !model.get("pulse")) opened();
     };
@@ -269,12 +312,14 @@ export default {
       draw();
     });
     model.on("change:blobs", draw);
+    el.addEventListener("keydown", onKey);
     ask();
     window.addEventListener(RESYNC, ask);
     const clock = setInterval(() => tick(el), 1000);
     const stopWatching = model.get("pulse") ? watch(model) : () => {};
     signal.addEventListener("abort", () => {
       clearInterval(clock);
+      el.removeEventListener("keydown", onKey);
       window.removeEventListener(RESYNC, ask);
       stopWatching();
       for (const [, url] of urls.values()) URL.revokeObjectURL(url);
