@@ -8,8 +8,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from beamhub.schemas import DatasetState, JobState, UploadState, UsageKey
+from beamhub.schemas import (
+    DatasetState,
+    InstrumentCreate,
+    JobState,
+    LicenceCreate,
+    Profile,
+    UploadState,
+    UsageKey,
+)
 from beamhub.store import Store, Transaction
+from beamhub.store.jobs import Draft
 from beamhub.store.pages import APART, _encode
 from beamhub.store.usage import Report
 from sqlalchemy import event, text
@@ -170,6 +179,40 @@ def plan(store: Store, ask: Callable[[Transaction], Any]) -> str:
             return "\n".join(row[0] for row in rows)
         rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         return "\n".join(row[3] for row in rows)
+
+
+def test_jobs_that_a_runner_has_are_found_however_many_they_are(store: Store) -> None:
+    """SQLite and PostgreSQL take so many parameters and no more, and each costs more than what it finds."""
+    handed: list[int] = []
+    parameters: list[Any] = []
+    event.listen(store._read_engine, "before_cursor_execute", lambda *told: parameters.append(told[3]))
+
+    def work(tx: Transaction) -> None:
+        tx.instruments.create(InstrumentCreate(id="sim-mx", title="MX", staff=["sam"]))
+        experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
+        profile = Profile(name="one", title="1 CPU", cpus=1, memory=1, walltime=1)
+        tx.licences.create(LicenceCreate(id="lab", title="Lab", kind="lab", instruments=["sim-mx"]))
+        draft = Draft(
+            experiment=experiment,
+            template="t",
+            template_version="v",
+            title="T",
+            parameters={},
+            inputs=[],
+            profile=profile,
+            sponsor="lab",
+            launched_by="ada",
+        )
+        for job in tx.jobs.create_all([draft] * 100):
+            tx.jobs.change(job.id, JobState.PENDING, state=JobState.RUNNING)
+            handed.append(job.id)
+
+    store.write_sync(work)
+    found = store.read_sync(lambda tx: tx.jobs.handed_over({}))
+    assert list(found) == handed
+    again = store.read_sync(lambda tx: tx.jobs.handed_over(found))
+    assert all(again[id_] is found[id_] for id_ in handed)
+    assert max(map(len, parameters)) < 10
 
 
 @pytest.mark.parametrize("what", ASKED)

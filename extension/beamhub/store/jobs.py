@@ -187,7 +187,8 @@ class Jobs:
         query = select(*columns).where(or_(jobs.c.state == JobState.RUNNING, handed)).order_by(jobs.c.id)
         found = {row.id: tuple(row)[1:] for row in self._connection.execute(query)}
         same = {id_ for id_, now in found.items() if id_ in known and _mutable(known[id_]) == now}
-        changed = self._connection.execute(select(jobs).where(jobs.c.id.in_(found.keys() - same)))
+        others = among(self._connection, jobs.c.id, found.keys() - same)
+        changed = self._connection.execute(select(jobs).where(others))
         tasks = {id_: known[id_] for id_ in same} | {row.id: _task(row) for row in changed}
         return {id_: tasks[id_] for id_ in found}
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     Column,
     ColumnElement,
     Connection,
@@ -32,11 +33,14 @@ from beamhub.store.tables import UTCDateTime
 T = TypeVar("T")
 
 
-def among(connection: Connection, column: Column[Any], values: Collection[str]) -> ColumnElement[bool]:
-    """As `column.in_(values)`, but one parameter however many texts there are: taking a list of names apart
-    into a hundred parameters costs more than looking them up."""
+def among(
+    connection: Connection, column: Column[Any], values: Collection[str] | Collection[int]
+) -> ColumnElement[bool]:
+    """As `column.in_(values)`, but one parameter however many texts or numbers there are: taking a list of
+    names apart into a hundred parameters costs more than looking them up."""
     if connection.dialect.name == "postgresql":
-        return column == func.any(literal(list(values), ARRAY(String)))
+        kind = BigInteger if column.type.python_type is int else String
+        return column == func.any(literal(list(values), ARRAY(kind)))
     return column.in_(select(func.json_each(json.dumps(list(values))).table_valued("value").c.value))
 
 
