@@ -232,7 +232,8 @@ class Automation:
         it has not been followed there already."""
 
         def look(tx: Transaction) -> Sequence[Occasion]:
-            return past(tx, require_rule(tx, principal, rule_id), wanted=request.admits)
+            rule = require_rule(tx, principal, rule_id)
+            return past(tx, rule.event, rule.instrument, rule.experiment, wanted=request.admits)
 
         def work(tx: Transaction) -> Page[TriggerTrial]:
             return Page(items=self.follow_again(tx, require_rule(tx, principal, rule_id), occasions))
@@ -279,6 +280,15 @@ class Automation:
     ) -> JobRuleMade:
         """Makes a job the rule of its instrument, and follows that on the datasets that are chosen."""
 
+        def look(tx: Transaction) -> Sequence[Occasion]:
+            job = require_job(tx, principal, job_id, Action.OPERATE)
+            chosen = TriggerReplay(datasets=request.backfill)
+            if request.replaces is None:
+                instrument = access.require(tx, principal, job.experiment, Action.OPERATE).instrument
+                return past(tx, request.event, instrument, None, wanted=chosen.admits)
+            rule = require_rule(tx, principal, request.replaces)
+            return past(tx, request.event, rule.instrument, rule.experiment, wanted=chosen.admits)
+
         def work(tx: Transaction) -> JobRuleMade:
             job = require_job(tx, principal, job_id, Action.OPERATE)
             if job.notebook is not None:
@@ -304,10 +314,9 @@ class Automation:
                     {**wanted.model_dump(exclude_unset=True), "group": None}
                 )
                 rule = rules.edit(tx, principal, request.replaces, change)
-            chosen = TriggerReplay(datasets=request.backfill).admits if request.backfill else None
-            occasions = past(tx, rule, wanted=chosen) if chosen else []
             return JobRuleMade(rule=rule, backfill=self.follow_again(tx, rule, occasions))
 
+        occasions = await self._store.read(look) if request.backfill else []  # as in a replay
         return await self._store.write(work)
 
     async def missed(self, principal: Principal, instrument: str) -> Page[TriggerTrial]:

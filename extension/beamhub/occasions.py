@@ -38,14 +38,19 @@ def occasion(tx: Transaction, event: Event) -> Occasion | None:
 
 
 def past(
-    tx: Transaction, rule: Trigger, *, last: int = 0, wanted: Callable[[TriggerSubject], bool] | None = None
+    tx: Transaction,
+    kind: TriggerEvent,
+    instrument: str,
+    experiment: str | None,
+    *,
+    last: int = 0,
+    wanted: Callable[[TriggerSubject], bool] | None = None,
 ) -> list[Occasion]:
-    """What has happened of the kind that the rule waits for, oldest first: to the last so many datasets (or
-    files, or experiments), or to those that are wanted."""
+    """What has happened of this kind on an instrument, or in one of its experiments, oldest first: to the
+    last so many datasets (or files, or experiments), or to those that are wanted."""
     found: list[Occasion] = []
     subjects: set[tuple[str, str]] = set()
-    events = tx.events.latest_of(rule.instrument, rule.event, experiment=rule.experiment, limit=EVENTS)
-    for event in events:
+    for event in tx.events.latest_of(instrument, kind, experiment=experiment, limit=EVENTS):
         one = occasion(tx, event)
         if one is None or (wanted is not None and not wanted(one.subject)):
             continue

@@ -193,7 +193,8 @@ class Rules:
         rule = Trigger(
             id=0, instrument=instrument, experiment=experiment, version=0, **request.rule.model_dump()
         )
-        return Page(items=trials(tx, rule, past(tx, rule, last=request.datasets))[::-1])
+        occasions = past(tx, rule.event, instrument, experiment, last=request.datasets)
+        return Page(items=trials(tx, rule, occasions)[::-1])
 
     async def call(self, principal: Principal, instrument: str, request: TriggerCall) -> Event:
         """Something outside has happened to a dataset: rules that wait for it start their jobs."""

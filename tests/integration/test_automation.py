@@ -329,6 +329,9 @@ async def test_a_long_past_keeps_nobody_from_writing(site: Site) -> None:
     (outcome,) = (await site.automation.replay(SAM, rule.id, TriggerReplay(datasets=datasets[:1]))).items
     assert outcome.job is not None
     assert sum("FROM datasets" in one for one in statements) < 10
+    made = await site.automation.make_rule(SAM, site.rules, outcome.job, JobRule(backfill=datasets[:1]))
+    assert len(made.backfill) == 1
+    assert sum("FROM datasets" in one for one in statements) < 20
 
 
 async def test_a_file_and_an_activation_start_jobs(site: Site) -> None:
