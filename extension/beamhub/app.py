@@ -37,6 +37,7 @@ from beamhub.experiments import Experiments
 from beamhub.finalisations import Finalisations
 from beamhub.forecasts import Forecasts
 from beamhub.frames.inspect import Inspector
+from beamhub.growth import Growth
 from beamhub.jobs import Jobs
 from beamhub.moves import Moves
 from beamhub.orders import Orders
@@ -239,6 +240,7 @@ class BeamhubApp(ExtensionApp):
             duty=self._duty,
             experiments=Experiments(store, data_dir),
             uploads=uploads,
+            growth=Growth(store, uploads.workers),
             batches=Batches(store, uploads),
             datasets=datasets,
             catalogue=catalogue,

@@ -26,6 +26,7 @@ from beamhub import digests, folders
 from beamhub.body import Body
 from beamhub.digests import Running
 from beamhub.errors import ChecksumMismatch, Conflict, DiskFull, Gone, NotFound
+from beamhub.previews import Previews
 from beamhub.schemas import DigestAlgorithm, Upload, UploadState
 
 MAX_VERSIONS = 100  # of one path
@@ -53,6 +54,7 @@ class Incoming:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
+        self.previews = Previews(data_dir)
 
     def temporary(self, upload: Upload) -> Path:
         return self._data_dir / upload.experiment / folders.INCOMING / upload.id
@@ -321,6 +323,7 @@ class Incoming:
     def discard(self, *uploads: Upload) -> None:
         """Removes their temporary files; the published names stay."""
         for upload in uploads:
+            self.previews.discard(upload)
             self.temporary(upload).unlink(missing_ok=True)
 
     def withdraw(self, upload: Upload, others: Collection[str]) -> None:

@@ -44,9 +44,11 @@ class Leftovers:
         """Cleans up what a killed process has left behind, and begins to finish what can be finished, in the
         background. What a living process has in hand is left to it."""
         found, had = await self._workers.run(self._incoming.found), self._underway.known()
+        shown = await self._workers.run(self._incoming.previews.found)
         waiting = await self._store.read(lambda tx: tx.uploads.receiving())
         known = {upload.id for upload in waiting}
         self._underway.forget(*(had - known))
+        await self._workers.run(self._incoming.previews.sweep, shown, known)
         for temporary in found:
             if temporary.name not in known:
                 with _alone(f"the temporary file {temporary}"):

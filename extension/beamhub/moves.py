@@ -153,6 +153,9 @@ def _check(tx: Transaction, dataset: Dataset, source: Experiment, target: Experi
             raise Conflict(f"{experiment.id} is being finalised.", "Wait until that has ended.")
     if dataset.state is DatasetState.RECEIVING:
         raise Conflict(f"{dataset.name} is still being received.", "Wait until it has ended, or end it.")
+    names = {dataset.path, *(file.path for file in tx.datasets.files(dataset.id))}
+    if coming := names.intersection(tx.uploads.on_their_way(source.id)):
+        raise Conflict(f"{min(coming)} of {dataset.name} is on its way.", "Wait until it has arrived.")
     if jobs := tx.jobs.unfinished(dataset.id):
         raise Conflict(
             f"{len(jobs)} jobs work on {dataset.name}: {', '.join(map(str, jobs[:10]))}.",

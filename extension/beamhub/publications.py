@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from beamhub import folders
+from beamhub import datasetstate, folders
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
 from beamhub.events import emit, emit_all
 from beamhub.incoming import AHEAD, Held, explained, versions
@@ -165,6 +165,7 @@ class Publications:
                 experiment=first.experiment,
                 data={id_: {"path": upload.path, "size": upload.size} for id_, upload in placed.items()},
             )
+            datasetstate.withdraw(tx, first.experiment, [arrival.upload.path for arrival in arrivals])
             findings.record(tx)
             _outdate(tx, *placed.values())
             return tx.uploads.all(placed)
@@ -176,11 +177,13 @@ class Publications:
 
     async def _quarantine(self, upload: Upload, file: Held, reason: str) -> Upload:
         """What is built to mislead its readers reaches none of them."""
+        announced = file.upload.path
         await self._workers.run(self._incoming.isolate, upload, file, upload.path)
 
         def work(tx: Transaction) -> Upload | None:
             change = {"path": upload.path, "version": upload.version, "digest": upload.digest}
             tx.uploads.end(upload.id, UploadState.QUARANTINED, error=reason, **change)
+            datasetstate.withdraw(tx, upload.experiment, [announced])
             _emit(tx, upload, "file.quarantined", upload.created_by, reason=reason)
             _outdate(tx, upload)
             return tx.uploads.get(upload.id)
@@ -206,6 +209,7 @@ class Publications:
                 version=known.version,
                 digest=upload.digest,
             )
+            datasetstate.withdraw(tx, upload.experiment, [upload.path])
             return tx.uploads.get(upload.id)
 
         merged = await self._store.write(work)
@@ -229,7 +233,8 @@ class Publications:
             if going(tx).concat == PARTIAL:
                 tx.uploads.forget([upload.id])
                 return
-            tx.uploads.end(upload.id, UploadState.FAILED, error=reason)
+            tx.uploads.end(upload.id, UploadState.FAILED, error=reason, frames=None)
+            datasetstate.withdraw(tx, upload.experiment, [upload.path])
             _emit(tx, upload, "upload.failed", actor, reason=reason)
 
         others = await self._store.read(published)

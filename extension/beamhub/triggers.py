@@ -211,10 +211,12 @@ def _obstacle(condition: TriggerCondition, occasion: Occasion, values: Mapping[s
 
 
 def _frames(occasion: Occasion, dataset: Dataset) -> int:
-    """How many frames there were at the occasion; at the start only the announced number can be known."""
+    """How many frames there were at the occasion, for whoever reads published files; at the start only the
+    announced number can be known."""
     if occasion.event.kind == TriggerEvent.DATASET_STARTED:
         return dataset.frames_announced
-    then = occasion.event.data.get("frames_readable")
+    told = occasion.event.data
+    then = told.get("frames_published", told.get("frames_readable"))
     return then if isinstance(then, int) else dataset.frames_readable
 
 

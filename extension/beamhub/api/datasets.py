@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from beamhub.api.routes import Call, Content, Paging, route
-from beamhub.schemas import BigInt, Dataset, DatasetMove, Page, Request
+from beamhub.schemas import BigInt, Dataset, DatasetMove, DatasetState, Page, Request
 
 
 class FrameQuery(Request):
@@ -49,11 +49,12 @@ async def get_dataset(call: Call, dataset: BigInt) -> Dataset:
 async def get_frame(call: Call, dataset: BigInt, n: BigInt, query: FrameQuery) -> Content:
     """Frame n (from 1) as an array of counts in NumPy's .npy format, rows by columns; masked pixels have the
     largest value of its type. Or as a picture."""
+    found = await call.service.datasets.get(call.principal, dataset)
     array = await call.service.datasets.frame(call.principal, dataset, n, bin=query.bin, region=query.region)
     from beamhub.frames import picture  # numpy, which an ingest process does without
 
-    # a frame never changes once it can be read
-    headers = {"Cache-Control": "private, max-age=3600"}
+    # a frame never changes once its file is published; one that is still written may begin anew
+    headers = {"Cache-Control": f"private, max-age={10 if found.state is DatasetState.RECEIVING else 3600}"}
     if query.format == "png":
         return Content(await asyncio.to_thread(picture.to_png, array), "image/png", headers)
     return Content(await asyncio.to_thread(picture.to_npy, array), "application/x-npy", headers)

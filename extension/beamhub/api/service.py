@@ -14,6 +14,7 @@ from beamhub.events import Feed, Live
 from beamhub.experiments import Experiments
 from beamhub.finalisations import Finalisations
 from beamhub.forecasts import Forecasts
+from beamhub.growth import Growth
 from beamhub.jobs import Jobs
 from beamhub.moves import Moves
 from beamhub.orders import Orders
@@ -33,6 +34,7 @@ class Service:
     duty: Duty
     experiments: Experiments
     uploads: Uploads
+    growth: Growth
     batches: Batches
     datasets: Datasets
     catalogue: Catalogue

@@ -18,6 +18,7 @@ from beamhub.api.routes import Call, Paging, Reply, route
 from beamhub.body import Body, Followed
 from beamhub.digests import ALGORITHMS
 from beamhub.errors import Gone, Invalid
+from beamhub.frames.growing import Growing
 from beamhub.leftovers import EXPIRES
 from beamhub.reception import CHECKSUMS
 from beamhub.schemas import Because, DigestAlgorithm, Page, Registration, Upload, UploadState
@@ -207,6 +208,16 @@ async def rewrite_upload(call: Call, upload: str) -> Reply[None]:
     checksum = _checksum(call.headers.get("Upload-Checksum"))
     found = await call.service.uploads.rewrite(call.principal, upload, begin, end, call.body, checksum)
     return Reply(None, 204, _progress(found))
+
+
+@route("PUT", "uploads/{upload}/frames")
+async def show_frames(call: Call, upload: str, body: Growing) -> Upload:
+    """Let members read frames of a detector's file that is sent while it grows, before all of it has come.
+
+    For the agent, which finds them in the lists of an HDF5 file that is open for SWMR writing. The bytes of
+    each have to have been sent, as they were when it was in these lists. `begin` says which frame `chunks`
+    begin with; `frames` of the answer, how many are known now: where it is less, tell those between (409)."""
+    return await call.service.growth.show(call.principal, upload, body)
 
 
 @route("GET", "instruments/{instrument}/quarantine")

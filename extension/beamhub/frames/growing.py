@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError
 
 from beamhub.frames.format import MAX_FRAMES, MAX_PIXELS, MAX_SIDE, DatasetInfo, check_size
-from beamhub.frames.outside import FileProblem, UnreadableFile
+from beamhub.frames.outside import FileProblem, UnreadableFile, confined_name
 from beamhub.schemas import Request
 
 if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
@@ -40,15 +40,22 @@ LABEL, TABLE = ".json", ".frames"  # behind the name of the file that they are o
 MAX_LABEL = 1 << 21  # bytes
 MAX_MASK = 1 << 19  # bytes of one, packed
 MAX_TOLD = 10_000  # frames that are told at a time
+MAX_FILES, MAX_METADATA = 20_000, 100  # of what is announced
 _ENTRY = struct.Struct("<QQ")
+ENTRY = _ENTRY.size  # bytes of a frame in a table
 _PLACE = 2**63 - 1
 
 
-def _sizes(info: DatasetInfo) -> DatasetInfo:
+def _possible(info: DatasetInfo) -> DatasetInfo:
     try:
         check_size("the file", info.frames_announced or 0, info.shape)
+        for file in info.files:
+            if confined_name("the file", file.name) != file.name:
+                raise ValueError(f"names {file.name[:200]!r} in a roundabout way")
     except FileProblem as problem:
         raise ValueError(problem.reason) from problem
+    if len(info.files) > MAX_FILES or len(info.metadata) > MAX_METADATA:
+        raise ValueError("announces too much")
     return info
 
 
@@ -75,7 +82,7 @@ class Stack(Request):
     first: int | None = Field(
         None, ge=0, le=MAX_FRAMES, description="the number (from 0) of its first frame, where the file tells"
     )
-    info: Annotated[DatasetInfo, AfterValidator(_sizes)] | None = Field(
+    info: Annotated[DatasetInfo, AfterValidator(_possible)] | None = Field(
         None, description="what the file announces, if it announces a dataset"
     )
     mask: Annotated[str, AfterValidator(_mask)] = Field(
@@ -110,6 +117,11 @@ class Growing(Stack):
     )
 
     @property
+    def stack(self) -> Stack:
+        """What is known of the file."""
+        return Stack(**{name: getattr(self, name) for name in Stack.model_fields})
+
+    @property
     def frames(self) -> int:
         """How many there are, from the first one on."""
         return self.begin + len(self.chunks)
@@ -138,11 +150,6 @@ class Label(Request):
 def entries(chunks: Sequence[tuple[int, int]]) -> bytes:
     """As they are in a table."""
     return b"".join(_ENTRY.pack(*chunk) for chunk in chunks)
-
-
-def position(frame: int) -> int:
-    """Where the entry of a frame (from 0) begins in a table."""
-    return frame * _ENTRY.size
 
 
 class Come:
@@ -177,15 +184,15 @@ class Come:
     def frames(self) -> int:
         """How many have come by now, from the first one on."""
         with contextlib.suppress(FileNotFoundError):
-            return self._table.stat().st_size // _ENTRY.size
+            return self._table.stat().st_size // ENTRY
         return 0
 
     def place(self, frame: int) -> tuple[int, int] | None:
         """Where frame `frame` (from 0) lies in the file: its first byte, and how many; None while it has not
         come."""
         with contextlib.suppress(FileNotFoundError), self._table.open("rb", buffering=0) as table:
-            entry = os.pread(table.fileno(), _ENTRY.size, position(frame))
-            if len(entry) == _ENTRY.size:
+            entry = os.pread(table.fileno(), ENTRY, frame * ENTRY)
+            if len(entry) == ENTRY:
                 offset, size = _ENTRY.unpack(entry)
                 return offset, size
         return None

@@ -39,6 +39,7 @@ class Upload(Model):
     concat: str | None = None  # tus: "partial", or "final;" and the uploads that it was put together from
     deferred: bool = False  # tus: its length is still to come
     digest_follows: DigestAlgorithm | None = None  # the sender tells this digest with the last bytes
+    frames: int | None = None  # that can be read in a detector's file, also while it is still written
     error: str = ""
     created: datetime
     ended: datetime | None

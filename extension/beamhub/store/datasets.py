@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, func, insert, select, update
 
 from beamhub.schemas import Dataset, DatasetKind, DatasetState, Page, Quantity
 from beamhub.store.pages import among, paginate
@@ -21,13 +21,15 @@ RUN = 1000  # files of a series that are looked at together
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A data file of a dataset; `frames` is None until it has arrived.
+    """A data file of a dataset. `frames` is None until it has arrived; `growing`, how many have come of one that
+    is still written.
 
     `number` is its place among the master's links, from 1; in a series, the number in its name."""
 
     number: int
     path: str
     frames: int | None
+    growing: int | None = None
 
 
 class Datasets:
@@ -105,16 +107,35 @@ class Datasets:
             )
             .returning(datasets)
         ).one()
-        if files:
-            numbered = [
-                {"dataset": inserted.id, "number": number, "path": file}
-                for number, file in enumerate(files, 1)
-            ]
-            self._connection.execute(insert(dataset_files), numbered)
+        self._name_files(inserted.id, files)
         return _dataset(inserted)
 
+    def announce(
+        self,
+        dataset: int,
+        kind: DatasetKind,
+        frames: int,
+        shape: tuple[int, int],
+        metadata: Mapping[str, Quantity],
+        files: Sequence[str],
+    ) -> None:
+        """Its master tells this now; it has told other things while it was still written."""
+        told = {key: value.model_dump() for key, value in metadata.items()}
+        rows, columns = shape
+        self.change(dataset, kind=kind, frames_announced=frames, rows=rows, columns=columns, metadata=told)
+        if [file.path for file in self.files(dataset)] != list(files):
+            self._connection.execute(delete(dataset_files).where(dataset_files.c.dataset == dataset))
+            self._name_files(dataset, files)
+
+    def _name_files(self, dataset: int, files: Sequence[str]) -> None:
+        if files:
+            numbered = [
+                {"dataset": dataset, "number": number, "path": file} for number, file in enumerate(files, 1)
+            ]
+            self._connection.execute(insert(dataset_files), numbered)
+
     def change(self, dataset: int, **values: Any) -> None:
-        """Sets columns: state, kind, metadata, frames_announced, frames_readable, ended."""
+        """Sets columns: state, kind, metadata, frames_announced, frames_readable, rows, columns, ended."""
         self._connection.execute(update(datasets).where(datasets.c.id == dataset).values(**values))
 
     def move(self, dataset: int, experiment: str, name: str, path: str, files: Mapping[str, str]) -> None:
@@ -142,7 +163,13 @@ class Datasets:
 
     def files(self, dataset: int) -> Sequence[DatasetFile]:
         """In the order of the master's links."""
-        query = select(dataset_files.c.number, dataset_files.c.path, dataset_files.c.frames)
+        columns = (
+            dataset_files.c.number,
+            dataset_files.c.path,
+            dataset_files.c.frames,
+            dataset_files.c.growing,
+        )
+        query = select(*columns)
         query = query.where(dataset_files.c.dataset == dataset).order_by(dataset_files.c.number)
         return [DatasetFile(*row) for row in self._connection.execute(query)]
 
@@ -231,11 +258,29 @@ class Datasets:
 
     def arrived(self, dataset: int, frames: Mapping[str, int]) -> None:
         """Data files have come, with so many frames: path -> frames."""
+        self._count(dataset, frames, dataset_files.c.frames)
+
+    def grows(self, dataset: int, frames: Mapping[str, int]) -> None:
+        """So many frames have come of files that are still written: path -> frames."""
+        self._count(dataset, frames, dataset_files.c.growing)
+
+    def withdraw(self, experiment: str, paths: Collection[str]) -> Collection[int]:
+        """Nothing is known any longer of the frames of these files, which were still written; the datasets
+        that they belong to."""
+        grew = dataset_files.c.growing.is_not(None), among(self._connection, dataset_files.c.path, paths)
+        query = select(datasets.c.id).join(dataset_files, datasets.c.id == dataset_files.c.dataset)
+        found = set(self._connection.scalars(query.where(datasets.c.experiment == experiment, *grew)))
+        for dataset in found:
+            changed = update(dataset_files).where(dataset_files.c.dataset == dataset, *grew)
+            self._connection.execute(changed.values(growing=None))
+        return found
+
+    def _count(self, dataset: int, frames: Mapping[str, int], column: ColumnElement[int | None]) -> None:
         statement = update(dataset_files).where(
             dataset_files.c.dataset == dataset, dataset_files.c.path == bindparam("_path")
         )
         self._connection.execute(
-            statement.values(frames=bindparam("_frames")),
+            statement.values({column: bindparam("_frames")}),
             [{"_path": path, "_frames": count} for path, count in frames.items()],
         )
 

@@ -240,6 +240,7 @@ dataset_files = Table(
     ),  # from 1, in the order of the master's links; or a series' own
     Column("path", String(1000), nullable=False),
     Column("frames", Integer),  # None: not arrived
+    Column("growing", Integer),  # that have come of one that is still written
     Index("ix_dataset_files_path", "path"),
 )
 

@@ -121,10 +121,19 @@ class Uploads:
 
     def frames(self, experiment: str, paths: Collection[str]) -> dict[str, int]:
         """How many frames the detector files published at these paths have."""
+        return self._frames(experiment, paths, PUBLISHED)
+
+    def growing(self, experiment: str, paths: Collection[str]) -> dict[str, int]:
+        """How many frames have come of the files that are still written and are to have these paths."""
+        return self._frames(experiment, paths, [UploadState.RECEIVING])
+
+    def _frames(
+        self, experiment: str, paths: Collection[str], states: Sequence[UploadState]
+    ) -> dict[str, int]:
         query = select(uploads.c.path, uploads.c.frames).where(
             uploads.c.experiment == experiment,
             among(self._connection, uploads.c.path, paths),
-            uploads.c.state.in_(PUBLISHED),
+            uploads.c.state.in_(states),
             uploads.c.frames.is_not(None),
         )
         return {row.path: row.frames for row in self._connection.execute(query)}
