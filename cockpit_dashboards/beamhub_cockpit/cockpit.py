@@ -17,7 +17,7 @@ from beamhub.schemas import (
 )
 from pydantic import ValidationError
 
-from beamhub_cockpit import acquisition, aside, control, datasetlist, finalise, shared
+from beamhub_cockpit import acquisition, aside, control, datasetlist, finalise, shared, stages
 from beamhub_cockpit.acquisition import Acquisition
 from beamhub_cockpit.control import Unsent
 from beamhub_cockpit.datasetlist import DatasetList
@@ -262,6 +262,7 @@ class Cockpit(JobList):
                     ["experiment.activate"],
                     css="bh-activate",
                     title="The instrument's files go here from now on",
+                    key="activate",
                 )
                 if operate and not experiment.active
                 else None,
@@ -270,9 +271,11 @@ class Cockpit(JobList):
                     ["finalise.open"],
                     css="bh-finalise-open",
                     title="Check that everything has arrived, and write the manifest",
+                    key="finalise",
                 )
                 if can(experiment, "instrument.operate")
                 else None,
+                stages.tool(experiment),
                 el(
                     "a.bh-button.bh-open-lab",
                     "Open JupyterLab",
@@ -336,6 +339,7 @@ class Cockpit(JobList):
             **super().actions(),
             "experiment.switch": self._switch,
             "experiment.activate": self._activate,
+            "experiment.step": self._step,
             "dataset.show": self._show,
             "datasets.find": self._find,
             "datasets.tick": self._tick_dataset,
@@ -423,6 +427,13 @@ class Cockpit(JobList):
             ),
             name="bh-activating",
         )
+
+    def _step(self, action: Action) -> None:
+        def stepped(after: Experiment, step: stages.Step) -> None:
+            self.notify(f"{after.id} {step.done}")
+            self._load()
+
+        self.question = stages.ask(self.client, str(action.args[0]), stepped)
 
     def _show(self, action: Action) -> None:
         number = int(action.args[0])

@@ -14,6 +14,7 @@ def dialog(
     *,
     close: str,
     closer: str = "",
+    leave: str = "Close",
     key: str,
     hint: Child = None,
     submit: str | None = None,
@@ -26,8 +27,8 @@ def dialog(
 
     `name` is its class. `close`, `submit` and `change` are the actions for when it is left (by ×, Close or
     Esc), sent, and typed into; with one of the latter two, all in it is one form. The first child of `foot`
-    stands before the button "Close" (whose class is `closer`), the others after it. `refused` says why what
-    was sent was not done.
+    stands before the button that leaves it (whose label is `leave` and class is `closer`), the others after
+    it. `refused` says why what was sent was not done.
     """
     is_form = submit is not None or change is not None
     on = {event: [action] for event, action in (("submit", submit), ("change", change)) if action}
@@ -49,7 +50,7 @@ def dialog(
                 body,
                 key=body_key,
             ),
-            el("footer.bh-dialog-foot", said or el("p"), button("Close", [close], css=closer), *rest),
+            el("footer.bh-dialog-foot", said or el("p"), button(leave, [close], css=closer), *rest),
             on=on or None,
         ),
         modal=True,

@@ -9,7 +9,7 @@ from beamhub.client import Message
 from beamhub.schemas import Experiment, ExperimentCreate, Instrument
 from pydantic import ValidationError
 
-from beamhub_cockpit import form, question
+from beamhub_cockpit import form, question, stages
 from beamhub_cockpit.format import day, plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
@@ -58,6 +58,7 @@ class Experiments(Page):
         return {
             "experiments.find": self._find,
             "experiment.new": self._new,
+            "experiment.step": self._step,
             "question.yes": self._yes,
             "question.no": self._no,
         }
@@ -95,6 +96,13 @@ class Experiments(Page):
             "New experiment", "Create", create, _asked(self.instruments), name="bh-new-experiment"
         )
 
+    def _step(self, action: Action) -> None:
+        def stepped(after: Experiment, step: stages.Step) -> None:
+            self.experiments = [after if one.id == after.id else one for one in self.experiments]
+            self.notify(f"{after.id} {step.done}")
+
+        self.question = stages.ask(self.client, str(action.args[0]), stepped)
+
     def _nothing(self) -> Element:
         return el(
             "section.bh-nothing",
@@ -127,6 +135,7 @@ class Experiments(Page):
                             "Ended",
                         )
                     ],
+                    el("th", el("span.bh-unseen", "Next step"), scope="col"),
                 ),
             ),
             el("tbody", [self._row(e) for e in found]),
@@ -157,6 +166,7 @@ class Experiments(Page):
             el("td", ROLES[e.role] if e.role else "operator"),
             el("td", day(e.started)),
             el("td", day(e.ended)),
+            el("td.bh-right", stages.tool(e, small=True)),
             key=e.id,
             data_experiment=e.id,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from beamhub.client import ApiError
+from pydantic import ValidationError
 
 from beamhub_cockpit.dialog import dialog
 from beamhub_cockpit.html import Child, Element, el
@@ -20,8 +21,8 @@ class UnusableError(Exception):
 class Question:
     """What is asked, and what is done with the answer. Nothing is done when it is closed.
 
-    `do` gets the fields of the form by name. An ApiError or UnusableError that it raises is shown in the
-    dialog, which then stays open.
+    `do` gets the fields of the form by name. An ApiError, an UnusableError or a ValidationError (of a reason)
+    that it raises is shown in the dialog, which then stays open.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Question:
     body: tuple[Child, ...] = ()
     danger: bool = False
     name: str = ""  # a class of its own, as a hook
+    leave: str = "Close"  # the label of the button that does nothing
     refused: str = ""
 
 
@@ -63,6 +65,8 @@ def answer(question: Question | None, fields: Mapping[str, str]) -> Question | N
         question.do(fields)
     except (ApiError, UnusableError) as error:
         return replace(question, refused=str(error))
+    except ValidationError:
+        return replace(question, refused="Write it on one line, of at most 500 characters.")
     return None
 
 
@@ -76,6 +80,7 @@ def show(question: Question) -> Element:
         [None, button(question.label, None, css=f"{tone} bh-question-yes")],
         close="question.no",
         closer="bh-question-no",
+        leave=question.leave,
         submit="question.yes",
         refused=question.refused,
         key=f"question-{question.title}",

@@ -184,7 +184,8 @@ class Experiments:
 
     async def change(self, principal: Principal, id_: str, request: ExperimentChange) -> Experiment:
         """Changes what is given. One that stops running is no longer its instrument's active one."""
-        given = request.model_dump(exclude_none=True)
+        given = request.model_dump(exclude_none=True, exclude={"reason"})
+        why = {"reason": request.reason} if request.reason else {}
         if "quota" in request.model_fields_set:
             given["quota"] = request.quota
 
@@ -205,7 +206,7 @@ class Experiments:
                     principal,
                     experiment,
                     "experiment.changed",
-                    data={k: changed[k] for k in given if k in changed},
+                    data={k: changed[k] for k in given if k in changed} | why,
                 )
             return self._shown(access.require(tx, principal, id_, Action.READ))
 

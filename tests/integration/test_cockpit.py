@@ -20,6 +20,7 @@ import pytest
 from beamhub.schemas import (
     CommandKind,
     ExperimentChange,
+    ExperimentState,
     FileProgress,
     Heartbeat,
     LicenceCreate,
@@ -557,6 +558,52 @@ def test_staff_begin_an_experiment(
     expect(row).to_be_visible(timeout=WAIT)
     number = row.get_attribute("data-experiment")
     assert number in {one.id for one in service.client("ada").experiments()}
+
+
+def test_staff_end_close_and_reopen_an_experiment(
+    page: Page, cockpits: dict[str, RunningCockpit], service: RunningService
+) -> None:
+    sam = service.client("sam")
+    found = service.beamtime()
+    here = found.experiment
+    open_cockpit(page, cockpits, found, "sam")
+    step, dialog = page.locator(".bh-experiment-step"), page.locator(".bh-stepping")
+    step.click()
+    expect(dialog).to_contain_text("It is active now")
+    expect(dialog).to_contain_text("It is not finalised")
+    picture(page, "end-beamtime")
+    dialog.locator(".bh-question-no").click()
+    expect(step).to_be_focused()
+    assert sam.experiment(here).active
+    step.click()
+    dialog.locator("[name=reason]").fill("<b>beam</b> is gone")
+    dialog.locator(".bh-question-yes").click()
+    expect(page.locator(".bh-experiment-state")).to_have_text("processing", timeout=WAIT)
+    expect(step).to_be_focused()
+    assert sam.past_events(here)[-1].data == {"state": "processing", "reason": "<b>beam</b> is gone"}
+
+    # closed on the page with all of them, by somebody who has also the experiment's own page open
+    listed = page.context.new_page()
+    listed.goto(cockpits["sam"].page("experiments.ipynb"))
+    row = listed.locator(f".bh-experiment-row[data-experiment='{here}']")
+    row.locator(".bh-experiment-step").click(timeout=WAIT)
+    asked = listed.locator(".bh-stepping")
+    expect(asked).to_contain_text("change nothing")
+    picture(listed, "close-experiment")
+    asked.locator(".bh-question-yes").click()
+    expect(row).to_contain_text("closed", timeout=WAIT)
+    expect(page.locator(".bh-experiment-state")).to_have_text("closed", timeout=WAIT)
+    ada = service.client("ada")
+    assert "experiment.edit" not in ada.experiment(here).actions
+
+    step.click()
+    expect(dialog).to_contain_text("It is processing then")
+    sam.change_experiment(here, ExperimentChange(state=ExperimentState.PROCESSING))
+    dialog.locator(".bh-question-yes").click()  # too late: it does not close it again
+    expect(dialog.locator(".bh-form-refused")).to_contain_text("somebody was faster", timeout=WAIT)
+    dialog.locator(".bh-question-no").click()
+    expect(page.locator(".bh-experiment-state")).to_have_text("processing", timeout=WAIT)
+    listed.close()
 
 
 def test_a_job_is_cancelled_with_a_click(

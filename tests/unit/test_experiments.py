@@ -231,7 +231,13 @@ async def test_a_closed_experiment_is_reopened_by_staff_only(lab: Lab) -> None:
         await lab.experiments.change(ADA, experiment.id, reopen)
     with pytest.raises(Conflict):
         await lab.activate(experiment.id)
+    reopen = ExperimentChange(state=ExperimentState.PROCESSING, reason="another look at the data")
     assert (await lab.experiments.change(SAM, experiment.id, reopen)).state is ExperimentState.PROCESSING
+    data = lab.events()[-1].data
+    assert data == {"state": ExperimentState.PROCESSING, "reason": "another look at the data"}
+    before = lab.kinds()
+    await lab.experiments.change(SAM, experiment.id, reopen)  # a reason alone is no change
+    assert lab.kinds() == before
 
 
 async def test_members_come_change_and_go(lab: Lab) -> None:

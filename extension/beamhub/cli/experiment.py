@@ -55,12 +55,13 @@ def experiment_create(client: Client, instrument: str, title: str, pi: str) -> A
 @experiment.command("state")
 @click.argument("experiment")
 @click.argument("state", type=click.Choice(["planned", "running", "processing", "closed"]))
+@click.option("--reason", "-r", default="", help="Why; it goes on record.")
 @connected
-def experiment_state(client: Client, experiment: str, state: str) -> Any:
+def experiment_state(client: Client, experiment: str, state: str, reason: str) -> Any:
     """Move an experiment on."""
     from beamhub.schemas import ExperimentChange, ExperimentState
 
-    return client.change_experiment(experiment, ExperimentChange(state=ExperimentState(state)))
+    return client.change_experiment(experiment, ExperimentChange(state=ExperimentState(state), reason=reason))
 
 
 @experiment.command("quota")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from beamhub.schemas.models import Model, Request
 from beamhub.schemas.people import Role
-from beamhub.schemas.words import Digest, Line, Slug, UserName
+from beamhub.schemas.words import Digest, Line, Reason, Slug, UserName
 
 __all__ = [
     "Experiment",
@@ -55,11 +55,13 @@ class ExperimentCreate(Request):
 
 
 class ExperimentChange(Request):
-    """Only what is given is changed. `quota` (bytes) is for the instrument's staff; null lifts it."""
+    """Only what is given is changed. `quota` (bytes) is for the instrument's staff; null lifts it. The
+    `reason` goes on record."""
 
     title: Line | None = None
     state: ExperimentState | None = None
     quota: int | None = Field(None, ge=0, le=2**63 - 1)
+    reason: Reason = ""
 
 
 class Member(Model):
