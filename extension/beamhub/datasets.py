@@ -16,7 +16,7 @@ from beamhub.errors import Conflict, Gone, Invalid, NotFound
 from beamhub.frames import formats
 from beamhub.frames.format import Contents, MissingFrameError, Part
 from beamhub.frames.inspect import Inspector, Mask, Place
-from beamhub.frames.outside import FileProblem, HostileFile
+from beamhub.frames.outside import FileProblem, HostileFile, superblock
 from beamhub.publications import Findings
 from beamhub.schemas import Dataset, DatasetState, Page, Upload
 from beamhub.silence import Silences
@@ -147,20 +147,25 @@ class Datasets:
     async def examine(self, uploads: Sequence[Upload]) -> Findings:
         """Looks at files of one experiment that have just been published; what is to be recorded of them is
         run in the transaction that completes their uploads. A detector file that can't be used stays a file,
-        and its upload says why; one that is built to mislead its readers is hostile."""
-        detectors: list[tuple[Upload, Part, Place]] = []
+        and its upload says why; one that is built to mislead its readers is hostile, and so is any other HDF5
+        file in raw/, whatever it is called."""
+        found: list[tuple[Upload, Part | None, Place]] = []
         for upload in uploads:
             path = PurePosixPath(upload.path)
-            if path.parts[0] == folders.RAW and (part := formats.part(path)):
-                home = self._data_dir / upload.experiment
-                detectors.append((upload, part, Place(part.format, home / path, home / folders.RAW)))
-        answers = await self._inspector.look_at_all([place for _, _, place in detectors])
+            if path.parts[0] == folders.RAW:
+                part, home = formats.part(path), self._data_dir / upload.experiment
+                place = Place(part.format if part else None, home / path, home / folders.RAW)
+                found.append((upload, part, place))
+        looking = await asyncio.to_thread(lambda: [one for one in found if one[1] or _is_hdf5(one[2])])
+        answers = await self._inspector.look_at_all([place for _, _, place in looking])
         looked: list[Looked] = []
         hostile: dict[str, str] = {}
-        for (upload, part, _), answer in zip(detectors, answers, strict=True):
+        for (upload, part, _), answer in zip(looking, answers, strict=True):
             match answer:
                 case HostileFile():
                     hostile[upload.id] = answer.reason
+                case _ if part is None:
+                    continue
                 case FileProblem():
                     reason = f"not usable as a detector file: {answer.reason}"
                     looked.append(Looked(upload, part, Contents(None, None), reason))
@@ -177,6 +182,15 @@ class Datasets:
             return
         if await self._store.read(lambda tx: datasetstate.stopped(tx, silent)):
             await self._store.write(lambda tx: datasetstate.give_up(tx, silent))
+
+
+def _is_hdf5(place: Place) -> bool:
+    """Whether a published file is one, by its content."""
+    try:
+        with place.path.open("rb") as file:
+            return superblock(file.fileno()) is not None
+    except FileNotFoundError:
+        return False
 
 
 def _with_first(tx: Transaction, dataset: Dataset) -> tuple[Dataset, int | None]:

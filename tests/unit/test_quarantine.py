@@ -18,10 +18,10 @@ from beamhub.schemas import Upload, UploadState
 from tests.unit.uploading import ADA, AGENT, EVE, SAM, Site, deliver, parts, sha256
 
 
-def hostile(target: str) -> bytes:
-    """A data file whose frames are said to lie in another file."""
+def hostile(target: str, block: int = 0) -> bytes:
+    """A data file whose frames are said to lie in another file, behind a block of so many bytes."""
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with h5py.File(buffer, "w", userblock_size=block) as file:
         file["entry/data/data"] = h5py.ExternalLink(target, "/entry/data/data")
     return buffer.getvalue()
 
@@ -59,6 +59,22 @@ async def test_a_hostile_file_is_out_of_reach_at_once(site: Site, quarantine: Qu
     assert (await quarantine.list(SAM, "mx")).items == [upload]
     with pytest.raises(Conflict):
         await site.uploads.terminate(AGENT, upload.id)
+
+
+@pytest.mark.parametrize("name", ["evil.nxs", "evil.hdf5", "EVIL.H5", "run/evil.log", "evil"])
+@pytest.mark.parametrize("block", [0, 2048])
+async def test_a_hostile_file_is_known_by_any_name(site: Site, name: str, block: int) -> None:
+    """What anybody would open as HDF5 is looked at, whether it is a detector's or not."""
+    evil, harmless = hostile("/data/other/raw/secret.h5", block), hostile("neighbour.h5", block)
+    upload = await site.send(name, evil)
+    assert upload.state is UploadState.QUARANTINED
+    assert "/data/other" in upload.error
+    for plain in (await site.send(name, harmless), await site.send("cut.nxs", harmless[:-100])):
+        assert (plain.state, plain.error) == (UploadState.COMPLETE, "")
+    together = [Whole(f"again/{name}", memoryview(evil)), Whole("note.txt", memoryview(b"a note"))]
+    states = [one.state for one in await deliver(site.uploads, AGENT, together) if isinstance(one, Upload)]
+    assert states == [UploadState.QUARANTINED, UploadState.COMPLETE]
+    assert site.published() == {f"raw/{name}", "raw/cut.nxs", "raw/note.txt"}
 
 
 async def test_a_hostile_file_among_many_is_kept_alone(site: Site) -> None:

@@ -12,23 +12,18 @@ import sys
 from pathlib import Path
 
 from beamhub.frames import hdf5
-from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined
+from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined, superblock
 
 from .complete import Question, Verdict
-
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def open_in_writer(file: int) -> bool:
     """Does the file say that somebody writes it? (Versions 2 and 3 of the superblock can.)"""
-    size = os.fstat(file).st_size
-    position = 0
-    while position < size:  # a superblock lies at 0, 512, 1024, 2048, …
-        head = os.pread(file, 12, position)
-        if head.startswith(SIGNATURE):
-            return len(head) == 12 and head[8] >= 2 and head[11] != 0
-        position = position * 2 or 512
-    return False
+    position = superblock(file)
+    if position is None:
+        return False
+    head = os.pread(file, 12, position)
+    return len(head) == 12 and head[8] >= 2 and head[11] != 0
 
 
 def judge(path: Path, root: Path) -> Verdict:

@@ -43,9 +43,10 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Place:
     """Where to look: a file, or a dataset, of this format; nothing may leave `root`. `first` is the number of
-    a series' first file."""
+    a series' first file. Without a format: an HDF5 file of no dataset, of which only the links are looked at.
+    """
 
-    format: str
+    format: str | None
     path: Path
     root: Path
     first: int | None = None
@@ -367,7 +368,7 @@ def _verdict(question: dict[str, Any], shared: int) -> bytes:
 def _answer(question: dict[str, Any], shared: int) -> bytes:
     path, root = Path(question["path"]), Path(question["root"])
     if question["what"] == "look":
-        return _CONTENTS.dump_json(formats.FORMATS[question["format"]].look(path, root))
+        return _CONTENTS.dump_json(_look(question["format"], path, root))
     import numpy as np
 
     frames = _opened(path, root, question["first"], _stamp(path))
@@ -377,6 +378,15 @@ def _answer(question: dict[str, Any], shared: int) -> bytes:
     with mmap.mmap(shared, array.nbytes) as memory:
         np.frombuffer(memory, array.dtype).reshape(array.shape)[:] = array
     return _ARRAY.dump_json({"dtype": array.dtype.name, "saturation": frames.saturation})
+
+
+def _look(format_: str | None, path: Path, root: Path) -> Contents:
+    if format_ is not None:
+        return formats.FORMATS[format_].look(path, root)
+    from beamhub.frames import hdf5
+
+    with hdf5.opened(path, root):
+        return Contents(None, None)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

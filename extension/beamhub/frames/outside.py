@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path, PurePosixPath
 
+HDF5 = b"\x89HDF\r\n\x1a\n"  # begins a superblock
+
 
 class FileProblem(Exception):  # noqa: N818 (what it is, not how it is raised)
     """Something is wrong with a file from outside. `file` is its name, `reason` a plain sentence."""
@@ -57,3 +59,13 @@ def open_confined(path: Path, root: Path) -> int:
         os.close(fd)
         raise HostileFile(path.name, "it is not a regular file")
     return fd
+
+
+def superblock(file: int) -> int | None:
+    """Where the superblock of an open HDF5 file lies: 0, 512, 1024, 2048 or so on; None if it is none."""
+    size, position = os.fstat(file).st_size, 0
+    while position < size:
+        if os.pread(file, len(HDF5), position) == HDF5:
+            return position
+        position = position * 2 or 512
+    return None
