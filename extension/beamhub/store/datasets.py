@@ -21,8 +21,8 @@ RUN = 1000  # files of a series that are looked at together
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """A data file of a dataset. `frames` is None until it has arrived; `growing`, how many have come of one that
-    is still written.
+    """A data file of a dataset. `frames` is None until it has arrived; `growing`, how many have come of one
+    that is still written.
 
     `number` is its place among the master's links, from 1; in a series, the number in its name."""
 
