@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -57,7 +58,7 @@ def _ingest(site: Site, secrets: Secrets, number: int) -> dict[str, Any]:
     name = f"beamhub-ingest-{number}"
     return {
         "name": name,
-        "command": _server("ingest"),
+        "command": _server("ingest", _beside_the_first_cpu()),
         "display": False,
         **_home(site, name.removeprefix("beamhub-"), environment),
     }
@@ -75,9 +76,16 @@ def _settings(site: Site) -> dict[str, str]:
     }
 
 
-def _server(config: str) -> list[str]:
+def _server(config: str, through: Sequence[str] = ()) -> list[str]:
     path = files("beamhub_hub") / "config" / f"{config}.py"
-    return [*FRESH, sys.executable, "-m", "jupyter_server", f"--config={path}"]
+    return [*FRESH, *through, sys.executable, "-m", "jupyter_server", f"--config={path}"]
+
+
+def _beside_the_first_cpu() -> list[str]:
+    """What begins the command of a process that leaves one of the CPUs to all others: who receives as fast
+    as it can keeps them waiting for their turn, three times as long as they take, on a machine of two."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    return ["taskset", "--cpu-list", ",".join(map(str, others or [first]))]
 
 
 def _cockpit(site: Site, secrets: Secrets) -> dict[str, Any]:

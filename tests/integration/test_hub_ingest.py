@@ -66,6 +66,16 @@ def demo(start_demo: StartDemo) -> Iterator[RunningDemo]:
     demo.end()
 
 
+def test_they_leave_a_cpu_to_the_others(demo: RunningDemo) -> None:
+    """Or what everybody else asks of the service waits for its turn while a detector's data come."""
+    cpus = os.sched_getaffinity(0)
+    found = ingest_processes(demo)
+    assert len(found) == 2
+    for process in found:
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            assert os.sched_getaffinity(int(thread.name)) == (cpus - {min(cpus)} or cpus)
+
+
 @pytest.fixture
 def new_agent(demo: RunningDemo, tmp_path: Path) -> Iterator[Callable[[str, str], RunningAgent]]:
     """Makes the agent of a new instrument, that sends to this address."""
