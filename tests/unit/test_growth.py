@@ -306,6 +306,28 @@ async def test_a_master_names_only_its_neighbours(site: Site, tmp_path: Path, na
         sender.told(0, 1, info=dataclasses.asdict(info))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("wavelength", float("nan")),
+        ("wavelength", float("inf")),
+        ("sample_name", "two\nlines"),
+        ("sample_name", "x" * 201),
+        ("sample_name", [1.0] * 1000),
+        ("no name", 1),
+        ("x" * 61, 1),
+    ],
+)
+async def test_a_master_tells_only_what_could_be_read_in_it(
+    site: Site, tmp_path: Path, name: str, value: object
+) -> None:
+    sender = Sender(site, record_single(tmp_path / "out"))
+    info = dataclasses.asdict(sender.info) | {"metadata": {name: {"value": value}}}
+    with pytest.raises(ValidationError, match=r"which is not a finite number or one line of text"):
+        sender.told(0, 1, info=info)
+    sender.told(0, 1, info=info | {"metadata": {"wavelength": {"value": 1.0, "unit": "angstrom"}}})
+
+
 async def test_what_a_kill_leaves_of_it_goes(site: Site, tmp_path: Path) -> None:
     """Killed between the end of an upload and the removal of what was shown of it."""
     sender = Sender(site, record_single(tmp_path / "out"))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import math
 import os
 import stat
 import struct
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from beamhub.frames.format import MAX_FRAMES, MAX_PIXELS, MAX_SIDE, DatasetInfo, check_size
+from beamhub.frames.format import MAX_FRAMES, MAX_PIXELS, MAX_SIDE, DatasetInfo, check_size, plain_text
 from beamhub.frames.outside import FileProblem, UnreadableFile, confined_name
 from beamhub.schemas import Request
 
@@ -40,13 +41,14 @@ LABEL, TABLE = ".json", ".frames"  # behind the name of the file that they are o
 MAX_LABEL = 1 << 21  # bytes
 MAX_MASK = 1 << 19  # bytes of one, packed
 MAX_TOLD = 10_000  # frames that are told at a time
-MAX_FILES, MAX_METADATA = 20_000, 100  # of what is announced
+MAX_FILES, MAX_METADATA, MAX_NAME = 20_000, 100, 60  # of what is announced, and of one name
 _ENTRY = struct.Struct("<QQ")
 ENTRY = _ENTRY.size  # bytes of a frame in a table
 _PLACE = 2**63 - 1
 
 
 def _possible(info: DatasetInfo) -> DatasetInfo:
+    """An announcement that could have been read in a file here."""
     try:
         check_size("the file", info.frames_announced or 0, info.shape)
         for file in info.files:
@@ -56,7 +58,22 @@ def _possible(info: DatasetInfo) -> DatasetInfo:
         raise ValueError(problem.reason) from problem
     if len(info.files) > MAX_FILES or len(info.metadata) > MAX_METADATA:
         raise ValueError("announces too much")
+    for name, quantity in info.metadata.items():
+        if not (name.isidentifier() and len(name) <= MAX_NAME and _is_plain(quantity.value)):
+            raise ValueError(f"tells {name[:MAX_NAME]!r}, which is not a finite number or one line of text")
     return info
+
+
+def _is_plain(value: object) -> bool:
+    match value:
+        case str():
+            return value == plain_text(value)
+        case float():
+            return math.isfinite(value)
+        case list():
+            return False
+        case _:
+            return True
 
 
 def _mask(packed: str) -> str:
