@@ -94,7 +94,7 @@ def begin(
         return False
     if destination(tx, principal, file.experiment)[1] != upload.experiment:
         return False
-    if tx.uploads.forget([part.id for part in parts]) != len(parts):
+    if parts and tx.uploads.forget([part.id for part in parts]) != len(parts):
         raise Conflict(f"A part of {upload.path} is no longer there.", "Send the file again.")
     _require_few(tx, principal)
     Quota.of(tx, upload.experiment).require(upload)

@@ -284,13 +284,13 @@ def _upgrade(connection: Connection, revision: str) -> None:
 
 def _apart(connection: Connection, work: Callable[[Transaction], T]) -> tuple[T | None, Exception | None]:
     """What one of several in a transaction comes to; if it fails, it leaves nothing behind."""
-    savepoint = connection.begin_nested()
+    connection.exec_driver_sql("SAVEPOINT one")  # begin_nested() takes three times as long
     try:
         result = work(Transaction(connection))
     except Exception as error:
-        savepoint.rollback()
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT one")
         return None, error
-    savepoint.commit()
+    connection.exec_driver_sql("RELEASE SAVEPOINT one")
     return result, None
 
 

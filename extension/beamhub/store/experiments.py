@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
 
 from beamhub.schemas import Experiment, ExperimentState, Member, Page, Role
 from beamhub.store.pages import paginate
@@ -20,7 +21,7 @@ class Experiments:
         self._connection = connection
 
     def get(self, experiment: str) -> Experiment | None:
-        row = self._connection.execute(_query().where(experiments.c.id == experiment)).first()
+        row = self._connection.execute(_one(), {"id": experiment}).first()
         return _experiment(row) if row else None
 
     def list(
@@ -112,6 +113,11 @@ class Members:
         self._connection.execute(
             delete(members).where(members.c.experiment == experiment, members.c.user == user)
         )
+
+
+@functools.cache
+def _one() -> Select[Any]:
+    return _query().where(experiments.c.id == bindparam("id"))
 
 
 def _query() -> Select[Any]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from beamhub.schemas import Finalisation, FinalisationState
 from beamhub.store.tables import checksums, finalisations
 
 GOING = (FinalisationState.CHECKING, FinalisationState.HASHING)
+_ONE = select(finalisations).where(finalisations.c.experiment == bindparam("experiment"))
 
 
 class Finalisations:
@@ -19,8 +20,7 @@ class Finalisations:
         self._connection = connection
 
     def get(self, experiment: str) -> Finalisation | None:
-        query = select(finalisations).where(finalisations.c.experiment == experiment)
-        row = self._connection.execute(query).first()
+        row = self._connection.execute(_ONE, {"experiment": experiment}).first()
         return Finalisation.model_validate(row._mapping) if row else None
 
     def command(self, experiment: str) -> int | None:

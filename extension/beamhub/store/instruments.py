@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from beamhub.schemas import AgentStatus, Heartbeat, Instrument, InstrumentCreate, Page
 from beamhub.store.pages import paginate
@@ -15,18 +15,22 @@ CONNECTED = timedelta(
     seconds=15
 )  # an agent that has been silent for longer counts as gone; it beats every 2 s
 
+# built once, as they are asked with each request of an agent
+_ONE = select(instruments).where(instruments.c.id == bindparam("id"))
+_OF_TOKEN = select(instruments.c.id).where(instruments.c.token_digest == bindparam("digest"))
+
 
 class Instruments:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def get(self, instrument: str) -> Instrument | None:
-        row = self._connection.execute(select(instruments).where(instruments.c.id == instrument)).first()
+        row = self._connection.execute(_ONE, {"id": instrument}).first()
         return _instrument(row) if row else None
 
     def by_token(self, digest: str) -> str | None:
         """The id of the instrument whose agent's token has this sha256."""
-        return self._connection.scalar(select(instruments.c.id).where(instruments.c.token_digest == digest))
+        return self._connection.scalar(_OF_TOKEN, {"digest": digest})
 
     def list(self, *, only: frozenset[str] | None, after: str | None, limit: int) -> Page[Instrument]:
         """By id; `only` restricts to these ids (None: all)."""

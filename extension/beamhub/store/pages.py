@@ -38,6 +38,8 @@ def among(
 ) -> ColumnElement[bool]:
     """As `column.in_(values)`, but one parameter however many texts or numbers there are: taking a list of
     names apart into a hundred parameters costs more than looking them up."""
+    if len(values) == 1:
+        return column == next(iter(values))
     if connection.dialect.name == "postgresql":
         kind = BigInteger if column.type.python_type is int else String
         return column == func.any(literal(list(values), ARRAY(kind)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, delete, func, insert, select, update
 
 from beamhub import folders
 from beamhub.schemas import Page, Upload, UploadState
@@ -18,6 +19,12 @@ PUBLISHED = (UploadState.COMPLETE, UploadState.SUPERSEDED)
 ARRIVED = (*PUBLISHED, UploadState.QUARANTINED)
 PARTIAL = "partial"  # `concat` of an upload that is to become a part of another one
 
+# built once: to build them takes longer than to answer them, and they are asked with each file
+_ONE = select(uploads).where(uploads.c.id == bindparam("id"))
+_COMING = select(func.count()).where(
+    uploads.c.state == UploadState.RECEIVING, uploads.c.created_by == bindparam("created_by")
+)
+
 
 class Uploads:
     """The `offset` of an upload that has arrived is its size; others have 0 here, as the bytes on disk know
@@ -27,7 +34,7 @@ class Uploads:
         self._connection = connection
 
     def get(self, upload: str) -> Upload | None:
-        row = self._connection.execute(select(uploads).where(uploads.c.id == upload)).first()
+        row = self._connection.execute(_ONE, {"id": upload}).first()
         return _upload(row) if row else None
 
     def all(self, ids: Collection[str]) -> dict[str, Upload]:
@@ -71,10 +78,7 @@ class Uploads:
 
     def count_on_their_way(self, created_by: str) -> int:
         """How many uploads of this sender are."""
-        query = select(func.count()).where(
-            uploads.c.state == UploadState.RECEIVING, uploads.c.created_by == created_by
-        )
-        return self._connection.scalar(query) or 0
+        return self._connection.scalar(_COMING, {"created_by": created_by}) or 0
 
     def published(self, experiment: str, paths: Collection[str]) -> dict[str, Upload]:
         """What was published at these paths last."""
@@ -162,10 +166,8 @@ class Uploads:
         if not values:
             return
         columns = _named(next(iter(values.values()))).keys()
-        statement = update(uploads).where(uploads.c.id == bindparam("_id"))
-        statement = statement.values({column: bindparam(f"_{column}") for column in columns})
         self._connection.execute(
-            statement,
+            _change(tuple(columns)),
             [
                 {"_id": id_, **{f"_{column}": value for column, value in _named(one).items()}}
                 for id_, one in values.items()
@@ -201,6 +203,13 @@ class Uploads:
             )
             .values(state=UploadState.SUPERSEDED)
         )
+
+
+@functools.cache
+def _change(columns: tuple[str, ...]) -> Update:
+    """Sets these columns of one upload."""
+    statement = update(uploads).where(uploads.c.id == bindparam("_id"))
+    return statement.values({column: bindparam(f"_{column}") for column in columns})
 
 
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
