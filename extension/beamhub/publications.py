@@ -16,7 +16,7 @@ from beamhub import datasetstate, folders
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
 from beamhub.events import emit, emit_all
 from beamhub.incoming import AHEAD, Held, explained, versions
-from beamhub.names import Arrival, Kin, choose, kin_of
+from beamhub.names import Arrival, Kin, Names, choose, kin_of
 from beamhub.schemas import Upload, UploadState
 from beamhub.store import Store, Transaction
 from beamhub.store.uploads import PARTIAL
@@ -106,10 +106,13 @@ class Publications:
         def look(tx: Transaction) -> tuple[Upload | None, Kin]:
             return tx.uploads.get(upload.id), kin_of(tx, upload.experiment, [upload.path])[upload.path]
 
-        current, kin = await self._store.read(look)
+        def find() -> tuple[Upload | None, Kin, Names | Upload]:
+            current, kin = self._store.read_sync(look)
+            return current, kin, choose(self._incoming, upload, kin)
+
+        current, kin, found = await self._workers.run(find)
         if current is None or current.state is not UploadState.RECEIVING:
             return current or upload
-        found = await self._workers.run(choose, self._incoming, upload, kin)
         if isinstance(found, Upload):
             await self._workers.run(self._incoming.withdraw, upload, kin.published.keys())
             return await self._merge(upload, found)

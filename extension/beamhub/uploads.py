@@ -19,6 +19,7 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from beamhub import access
 from beamhub.access import Action, Principal
@@ -234,54 +235,22 @@ class Uploads:
         parts: Sequence[Upload],
     ) -> Upload | None:
         """As `_announce`; None while another request announces the same with the same key."""
-
-        def look(tx: Transaction) -> tuple[Upload, bool, Kin | None]:
-            if tx.uploads.get(id_):
-                return writable(tx, principal, id_), True, None
-            proposed = file.proposed(principal, id_, *destination(tx, principal, file.experiment))
-            kin = kin_of(tx, proposed.experiment, [proposed.path]) if file.concat != PARTIAL else {}
-            return proposed, False, kin.get(proposed.path)
-
-        upload, begun, kin = await self._store.read(look)
-        if begun:
-            if not file.is_of(upload):
-                raise Invalid(
-                    "The Idempotency-Key has announced another file before.", "Use a new key for each file."
-                )
-            waits = not is_whole(upload, 0) and not upload.source
-            if upload.state is not UploadState.RECEIVING or waits:
-                return await self.workers.run(self._incoming.measured, upload)
-        elif kin:
-            found = await self.workers.run(choose, self._incoming, upload, kin)
-            if isinstance(found, Upload):
-                return found
-            if file.digest_follows and any(there.size == file.size for there in kin.published.values()):
-                raise DigestRequired(
-                    f"There is a {file.path} of {file.size} bytes already.", "Announce it with its digest."
-                )
-        hold = self._incoming.hold if begun else self._incoming.make_room
-        try:
-            empty = await self.workers.held(hold, upload)
-        except Conflict:
-            return None
-        except Gone:  # since the look above, unless its bytes are lost
-            now = await self._store.read(lambda tx: tx.uploads.get(id_))
-            if now and now.state is UploadState.RECEIVING:
-                raise
-            return None
         async with contextlib.AsyncExitStack() as until_then:
-            until_then.push_async_callback(self.workers.let_go, empty)
-            if fill and not begun and await self._store.read(lambda tx: tx.uploads.get(id_) is not None):
-                return None
+            held = contextlib.ExitStack()
+            until_then.push_async_callback(self.workers.let_go, held)
+            room = await self.workers.whole(self._room, principal, file, id_, fill is not None, held)
+            if room is None or room.file is None:
+                return room and room.upload
+            upload, content = room.upload, room.file
             try:
-                content = await fill(upload, empty) if fill else empty
-                until_then.push_async_callback(self.workers.let_go, content)
-                if not begun and not await self._store.write(
+                if fill:
+                    content = held.enter_context(await fill(upload, content))
+                if not room.begun and not await self._store.write(
                     lambda tx: begin(tx, principal, file, upload, parts)
                 ):
                     return None
             except Exception:
-                if not begun:
+                if not room.begun:
                     await self.workers.run(self._incoming.discard, upload)
                 raise
             for part in parts:
@@ -292,6 +261,50 @@ class Uploads:
             return await asyncio.shield(
                 self.publications.begin_to_finish(upload, content, until_then.pop_all())
             )
+
+    def _room(
+        self, principal: Principal, file: Announced, id_: str, fills: bool, held: contextlib.ExitStack
+    ) -> _Room | None:
+        """Where the bytes of this file are to collect, held; None while another request announces it, or has
+        just done so. `fills`: so much work follows that this is better known before. Blocks."""
+
+        def look(tx: Transaction) -> tuple[Upload, bool, Kin | None]:
+            if tx.uploads.get(id_):
+                return writable(tx, principal, id_), True, None
+            proposed = file.proposed(principal, id_, *destination(tx, principal, file.experiment))
+            kin = kin_of(tx, proposed.experiment, [proposed.path]) if file.concat != PARTIAL else {}
+            return proposed, False, kin.get(proposed.path)
+
+        upload, begun, kin = self._store.read_sync(look)
+        if begun:
+            if not file.is_of(upload):
+                raise Invalid(
+                    "The Idempotency-Key has announced another file before.", "Use a new key for each file."
+                )
+            waits = not is_whole(upload, 0) and not upload.source
+            if upload.state is not UploadState.RECEIVING or waits:
+                return _Room(self._incoming.measured(upload), begun)
+        elif kin:
+            found = choose(self._incoming, upload, kin)
+            if isinstance(found, Upload):
+                return _Room(found, begun)
+            if file.digest_follows and any(there.size == file.size for there in kin.published.values()):
+                raise DigestRequired(
+                    f"There is a {file.path} of {file.size} bytes already.", "Announce it with its digest."
+                )
+        hold = self._incoming.hold if begun else self._incoming.make_room
+        try:
+            empty = held.enter_context(hold(upload))
+        except Conflict:
+            return None
+        except Gone:  # since the look above, unless its bytes are lost
+            now = self._store.read_sync(lambda tx: tx.uploads.get(id_))
+            if now and now.state is UploadState.RECEIVING:
+                raise
+            return None
+        if fills and not begun and self._store.read_sync(lambda tx: tx.uploads.get(id_)):
+            return None
+        return _Room(upload, begun, empty)
 
     async def get(self, principal: Principal, id_: str) -> Upload:
         upload = await self._store.read(lambda tx: readable(tx, principal, id_))
@@ -413,3 +426,11 @@ class Uploads:
         upload = await self._store.read(lambda tx: writable(tx, principal, id_))
         with await self.workers.claim(upload):
             await self.publications.fail(upload, f"given up by {principal.name}", principal.name)
+
+
+class _Room(NamedTuple):
+    """The temporary file of an upload."""
+
+    upload: Upload
+    begun: bool  # by an earlier request
+    file: Held | None = None  # None: nothing is to be put into it now
