@@ -20,7 +20,7 @@ from beamhub.frames.reader import open_dataset
 from beamhub.simulation.acquisition import Acquisition, Detector, Grid
 from beamhub.simulation.command import simulate
 from beamhub.simulation.crystal import Crystal
-from beamhub.simulation.detector import VirtualDetector
+from beamhub.simulation.detector import VirtualDetector, VirtualSwmr
 from beamhub.simulation.photons import Exposure
 from click.testing import CliRunner
 from watchfiles import watch
@@ -89,6 +89,38 @@ def test_stopping_between_files_leaves_no_empty_one(tmp_path: Path) -> None:
     assert detector.run(lambda frame: stop.set() if frame == 3 else None, stop) == 3
     assert visible(tmp_path) == ["x_data_000001.h5", "x_master.h5", "x_truth.json"]
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_single_file_is_read_while_it_is_written(tmp_path: Path) -> None:
+    detector, exposure = VirtualSwmr(tmp_path, "x", SCAN, rate=500), Exposure(SCAN)
+    read = f"""
+import h5py, hdf5plugin
+with h5py.File({str(detector.master)!r}, "r", swmr=True) as file:
+    frames = file["entry/data/data"]
+    print(len(frames), frames[-1].sum(), file["entry/instrument/detector/detectorSpecific/nimages"][()])
+"""
+
+    def look(frame: int) -> None:
+        assert visible(tmp_path) == ["x_master.h5", "x_truth.json"]
+        if frame in (1, 4):
+            told = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True)
+            assert told.stdout.split() == [str(frame), str(exposure.image(frame - 1).sum()), "7"]
+
+    assert detector.run(look) == 7
+    frames = open_dataset(detector.master)
+    assert (len(frames), frames.readable()) == (7, 7)
+    assert np.array_equal(frames.frame(6), exposure.image(6))
+    with pytest.raises(FileExistsError):
+        VirtualSwmr(tmp_path, "x", SCAN, rate=500).run()
+
+
+def test_stopping_closes_a_single_file(tmp_path: Path) -> None:
+    stop = threading.Event()
+    detector = VirtualSwmr(tmp_path, "x", SCAN, rate=500)
+    assert detector.run(lambda frame: stop.set() if frame == 5 else None, stop) == 5
+    h5py.File(detector.master).close()
+    frames = open_dataset(detector.master)
+    assert (len(frames), frames.readable()) == (7, 5)
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -166,12 +198,23 @@ def test_command(tmp_path: Path) -> None:
         ["--detector", "2M"],
         ["--rate", "0"],
         ["--detector", "16M", "--format", "cbf"],
+        ["--detector", "1M", "--format", "cbf", "--swmr"],
     ],
 )
 def test_command_refuses(tmp_path: Path, options: list[str]) -> None:
     result = CliRunner().invoke(simulate, ["--folder", str(tmp_path), *options])
     assert result.exit_code == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_command_writes_a_single_file(tmp_path: Path) -> None:
+    words = f"--folder {tmp_path} --swmr --frames 2 --rate 100 --json".split()
+    result = CliRunner().invoke(simulate, words)
+    assert result.exit_code == 0, result.output
+    master = tmp_path / "lyso_master.h5"
+    assert json.loads(result.stdout) == {"master": str(master), "frames": 2, "announced": 2}
+    assert visible(tmp_path) == ["lyso_master.h5", "lyso_truth.json"]
+    assert open_dataset(master).readable() == 2
 
 
 def test_command_writes_a_series(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from beamhub.simulation.acquisition import EIGER, PILATUS, Acquisition, Grid
 from beamhub.simulation.crystal import Crystal
-from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
+from beamhub.simulation.detector import VirtualDetector, VirtualPilatus, VirtualSwmr
 
 
 def _grid(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -39,6 +39,11 @@ def _grid(context: click.Context, parameter: click.Parameter, text: str | None) 
     default="nxmx",
     show_default=True,
     help="nxmx: as an EIGER writes it; cbf: one file a frame, as a PILATUS does.",
+)
+@click.option(
+    "--swmr",
+    is_flag=True,
+    help="Write a single NXmx file, master and frames, which others may read meanwhile (SWMR).",
 )
 @click.option(
     "--detector",
@@ -89,6 +94,7 @@ def simulate(
     folder: Path,
     prefix: str,
     format_: str,
+    swmr: bool,
     detector: str,
     frames: int,
     width: float,
@@ -109,13 +115,15 @@ def simulate(
 ) -> None:
     """Record a lysozyme crystal with a virtual detector, frame by frame, as a DECTRIS EIGER or PILATUS would.
 
-    Ctrl-C ends the acquisition early: the data file at hand is closed with the frames it has.
+    Ctrl-C ends the acquisition early: the file at hand is closed with the frames it has.
     """
     models = PILATUS if format_ == "cbf" else EIGER
     if detector not in models:
         raise click.BadParameter(
             f"in this format there are {', '.join(models)}, not {detector}", param_hint="--detector"
         )
+    if swmr and format_ == "cbf":
+        raise click.BadParameter("only an nxmx file can be written so", param_hint="--swmr")
     model = models[detector]
     scan = Acquisition(
         detector=model,
@@ -139,7 +147,7 @@ def simulate(
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        instrument = VirtualPilatus if format_ == "cbf" else VirtualDetector
+        instrument = VirtualPilatus if format_ == "cbf" else VirtualSwmr if swmr else VirtualDetector
         virtual = instrument(folder, prefix, scan, images_per_file, rate)
         with Progress(
             TextColumn("{task.description}"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from beamhub.simulation.acquisition import AXIS, Acquisition
 from beamhub.simulation.minicbf import write_frame
-from beamhub.simulation.nexus import DataFile, hidden, write_master
+from beamhub.simulation.nexus import DataFile, SwmrFile, hidden, write_master
 from beamhub.simulation.photons import Exposure
 
 
@@ -117,6 +117,21 @@ class VirtualDetector:
         temporary = hidden(self.truth)
         temporary.write_text(json.dumps(truth(self.exposure), allow_nan=False) + "\n")
         temporary.rename(self.truth)
+
+
+class VirtualSwmr(VirtualDetector):
+    """The same in one file, the master, which readers may open while it is written (SWMR)."""
+
+    def _record(self, on_frame: Callable[[int], None], stop: threading.Event | None) -> int:
+        begin = time.monotonic()
+        with SwmrFile(self.master, self.scan, 1 / self.rate) as file:
+            for index in range(self.scan.frames):
+                image = self.exposure.image(index)
+                if self._stopped(stop, begin + (index + 1) / self.rate):
+                    return index
+                file.append(image)
+                on_frame(index + 1)
+        return self.scan.frames
 
 
 class VirtualPilatus(VirtualDetector):

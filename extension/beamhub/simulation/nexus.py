@@ -1,4 +1,5 @@
-"""The files of a DECTRIS EIGER filewriter: an NXmx master, and data files of one compressed chunk a frame."""
+"""The files of a DECTRIS EIGER filewriter: an NXmx master, and data files of one compressed chunk a frame; or
+one file of both, as SWMR writers (single writer, multiple readers) write it."""
 
 from __future__ import annotations
 
@@ -41,15 +42,7 @@ class DataFile:
         self._file = h5py.File(hidden(path), "w", libver=LIBVER)
         self._file.create_group("entry").attrs["NX_class"] = np.bytes_("NXentry")
         self._file.create_group("entry/data").attrs["NX_class"] = np.bytes_("NXdata")
-        shape = scan.detector.shape
-        self._data = self._file.create_dataset(
-            DATA,
-            (frames, *shape),
-            scan.dtype,
-            chunks=(1, *shape),
-            maxshape=(None, *shape),
-            compression=hdf5plugin.Bitshuffle(nelems=0, cname="lz4"),
-        )
+        self._data = _stack(self._file, scan, frames)
 
     def append(self, image: NDArray[Any]) -> None:
         self._data[self._written] = image
@@ -72,6 +65,52 @@ class DataFile:
             hidden(self._path).unlink()
 
 
+class SwmrFile:
+    """A master that holds its frames itself, while it is written: under its final name from the beginning,
+    and open for readers beside its writer (SWMR).
+
+    Args:
+        path: its name.
+        frame_time: seconds from frame to frame.
+    """
+
+    def __init__(self, path: Path, scan: Acquisition, frame_time: float) -> None:
+        self._file = h5py.File(path, "x", libver=LIBVER)
+        write = _Writer(self._file)
+        _write_scan(write, scan, frame_time)
+        write.group("entry/data", "NXdata").attrs["signal"] = np.bytes_("data")
+        self._data = _stack(self._file, scan, 0)
+        self._file.swmr_mode = True
+
+    def append(self, image: NDArray[Any]) -> None:
+        """Adds a frame; readers see it when this returns."""
+        written = len(self._data)
+        self._data.resize(written + 1, axis=0)
+        self._data[written] = image
+        self._data.flush()
+
+    def __enter__(self) -> SwmrFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _stack(file: h5py.File, scan: Acquisition, frames: int) -> h5py.Dataset:
+    """Room for frames, which may grow; each is a chunk."""
+    shape = scan.detector.shape
+    return file.create_dataset(
+        DATA,
+        (frames, *shape),
+        scan.dtype,
+        chunks=(1, *shape),
+        maxshape=(None, *shape),
+        compression=hdf5plugin.Bitshuffle(nelems=0, cname="lz4"),
+    )
+
+
 def write_master(path: Path, scan: Acquisition, files: Sequence[tuple[str, int]], frame_time: float) -> None:
     """Write the master file of a scan; it appears under its name when it is complete.
 
@@ -82,9 +121,7 @@ def write_master(path: Path, scan: Acquisition, files: Sequence[tuple[str, int]]
     """
     with h5py.File(hidden(path), "w", libver=LIBVER) as file:
         write = _Writer(file)
-        _write_entry(write, scan, frame_time)
-        _write_sample(write, scan)
-        _write_detector(write, scan, frame_time)
+        _write_scan(write, scan, frame_time)
         _write_links(write, scan, files)
     hidden(path).rename(path)
 
@@ -108,6 +145,13 @@ class _Writer:
         field = self.file.create_dataset(path, data=value, **packed)
         for name, attribute in (attributes | ({"units": units} if units else {})).items():
             field.attrs[name] = np.bytes_(attribute) if isinstance(attribute, str) else attribute
+
+
+def _write_scan(write: _Writer, scan: Acquisition, frame_time: float) -> None:
+    """All but the frames."""
+    _write_entry(write, scan, frame_time)
+    _write_sample(write, scan)
+    _write_detector(write, scan, frame_time)
 
 
 def _write_entry(write: _Writer, scan: Acquisition, frame_time: float) -> None:
