@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # an ingest process, which shows no frames, does without nump
     from numpy.typing import NDArray
 
 MAX_FRAMES = 10_000_000
+MAX_FILES = 20_000  # of a dataset that a master announces
 MAX_PIXELS = 1 << 28
 MAX_SIDE = 65_535
 
@@ -62,8 +63,9 @@ class DataFile:
 class DatasetInfo:
     """What is announced of a dataset.
 
-    `frames_announced` is None where nobody knows how many will come (a series of files). `shape` is (rows,
-    columns), `dtype` numpy's name of the counts' type; `metadata` has NXmx names and their units.
+    `frames_announced` is None where nobody knows how many will come (a series of files, or a file that is
+    still written and doesn't tell). `shape` is (rows, columns), `dtype` numpy's name of the counts' type;
+    `metadata` has NXmx names and their units.
     """
 
     kind: DatasetKind
@@ -91,7 +93,7 @@ class Frames(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """How many are announced; of a series, up to the last that is there."""
+        """How many are announced; where nobody knows, up to the last that is there."""
 
     @abc.abstractmethod
     def has(self, index: int) -> bool:
@@ -108,11 +110,11 @@ class Frames(abc.ABC):
 
     @abc.abstractmethod
     def files_arrived(self) -> int:
-        """How many of its files are there."""
+        """How many of its files are there; of one that is still written, each of its frames counts."""
 
     @abc.abstractmethod
     def file(self, index: int) -> Path | None:
-        """The file that a frame lies in; None where only the files themselves could tell."""
+        """The file that a frame lies in; None while it is not there, or still written."""
 
     @property
     @abc.abstractmethod
@@ -123,6 +125,10 @@ class Frames(abc.ABC):
     def begun(self) -> bool:
         """Whether it is known which frame is the first."""
         return True
+
+    def ended(self) -> bool:
+        """Whether it is known that nothing more can come."""
+        return False
 
     def quiet(self) -> float:
         """For how many seconds no file has come, 0 where that can't be told."""
@@ -137,12 +143,19 @@ class Frames(abc.ABC):
         told = self.info.metadata.get("saturation_value")
         return min(top - 1, int(told.value)) if told and isinstance(told.value, int | float) else top - 1
 
+    def run_ends(self, start: int = 0) -> int:
+        """The first frame from `start` on that has not arrived."""
+        while self.has(start):
+            start += 1
+        return start
+
     def readable(self) -> int:
         """How many frames from the first on have arrived without a gap."""
-        count = 0
-        while count < len(self) and self.has(count):
-            count += 1
-        return count
+        return self.run_ends()
+
+    def published(self) -> int:
+        """How many of these lie in files that are complete, so that other programs can read them."""
+        return self.readable()
 
     def frame(self, index: int) -> NDArray[Any]:
         """A frame in which masked pixels have the largest value of the type. Raises as `counts` does."""

@@ -17,34 +17,61 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import logging
 import math
 import os
 import stat
 import struct
 import zlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from beamhub.frames.format import MAX_FRAMES, MAX_PIXELS, MAX_SIDE, DatasetInfo, check_size, plain_text
-from beamhub.frames.outside import FileProblem, UnreadableFile, confined_name
+from beamhub.folders import RAW
+from beamhub.frames.format import (
+    MAX_FILES,
+    MAX_FRAMES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    DatasetInfo,
+    check_size,
+    plain_text,
+)
+from beamhub.frames.outside import (
+    FileProblem,
+    HostileFile,
+    UnreadableFile,
+    confined_name,
+    open_regular,
+)
 from beamhub.schemas import Request
 
 if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
     import numpy as np
     from numpy.typing import NDArray
 
+log = logging.getLogger("beamhub.frames")
+
 FOLDER = ".growing"  # in an experiment's folder
 LABEL, TABLE = ".json", ".frames"  # behind the name of the file that they are of
 MAX_LABEL = 1 << 21  # bytes
 MAX_MASK = 1 << 19  # bytes of one, packed
 MAX_TOLD = 10_000  # frames that are told at a time
-MAX_FILES, MAX_METADATA, MAX_NAME = 20_000, 100, 60  # of what is announced, and of one name
+MAX_METADATA, MAX_NAME = 100, 60  # of what is announced, and of one name
 _ENTRY = struct.Struct("<QQ")
 ENTRY = _ENTRY.size  # bytes of a frame in a table
 _PLACE = 2**63 - 1
+_KEPT = 64  # labels that a process remembers
+
+
+def _shape(shape: tuple[int, int]) -> tuple[int, int]:
+    try:
+        check_size("the file", 0, shape)
+    except FileProblem as problem:
+        raise ValueError(problem.reason) from problem
+    return shape
 
 
 def _possible(info: DatasetInfo) -> DatasetInfo:
@@ -93,7 +120,9 @@ class Stack(Request):
     """How the frames of a file that is still written are stored in it."""
 
     link: str = Field(max_length=1000, description="the path of the frames inside the file")
-    shape: tuple[Side, Side] = Field(description="rows and columns of a frame")
+    shape: Annotated[tuple[Side, Side], AfterValidator(_shape)] = Field(
+        description="rows and columns of a frame"
+    )
     dtype: Literal["uint8", "uint16", "uint32", "int8", "int16", "int32"]
     codec: Literal["", "lz4", "bslz4", "bszstd"] = Field(description="how each frame is packed")
     first: int | None = Field(
@@ -180,10 +209,11 @@ class Come:
     @classmethod
     def find(cls, path: Path) -> Self | None:
         """What has come of the file that is going to be `path`; None where nothing is known of it."""
-        for home in path.parents:
-            folder = home / FOLDER
-            if _is_folder(folder):
-                found = cls._all(folder, str(PurePosixPath(path.relative_to(home))))
+        path = path.absolute()
+        for room in path.parents:
+            home = room.parent
+            if room.name == RAW and stat.S_ISDIR(_mode(home / FOLDER)):
+                found = cls._all(home / FOLDER, str(path.relative_to(home)))
                 return max(found, key=lambda come: come.frames, default=None)
         return None
 
@@ -194,41 +224,70 @@ class Come:
         return [
             cls(place.with_suffix(""), label.stack)
             for place, label in labels.items()
-            if label is not None and label.path == path
+            if label is not None and label.path == path and stat.S_ISREG(_mode(place.with_suffix("")))
         ]
+
+    def open(self) -> int:
+        """A file descriptor of its bytes. Raises FileNotFoundError if it has just been published or taken
+        away, HostileFile."""
+        return open_regular(self.file)
 
     @property
     def frames(self) -> int:
         """How many have come by now, from the first one on."""
         with contextlib.suppress(FileNotFoundError):
-            return self._table.stat().st_size // ENTRY
+            return min(self._table.stat().st_size // ENTRY, MAX_FRAMES)
         return 0
 
     def place(self, frame: int) -> tuple[int, int] | None:
         """Where frame `frame` (from 0) lies in the file: its first byte, and how many; None while it has not
         come."""
-        with contextlib.suppress(FileNotFoundError), self._table.open("rb", buffering=0) as table:
-            entry = os.pread(table.fileno(), ENTRY, frame * ENTRY)
+        with contextlib.suppress(FileNotFoundError):
+            table = open_regular(self._table)
+            try:
+                entry = os.pread(table, ENTRY, frame * ENTRY)
+            finally:
+                os.close(table)
             if len(entry) == ENTRY:
                 offset, size = _ENTRY.unpack(entry)
                 return offset, size
         return None
 
 
-def _is_folder(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return stat.S_ISDIR(path.lstat().st_mode)
-    return False
+def _mode(path: Path) -> int:
+    """0 where there is nothing."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
+
+
+_known: dict[Path, tuple[tuple[int, ...], Label | None]] = {}  # with the stamps of the files
 
 
 def _read(path: Path) -> Label | None:
-    """A label; None where it has just been taken away."""
+    """A label, read once. None where it has just been taken away, or makes no sense: then the frames of this
+    one file are not seen before it is published."""
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_LABEL)
+        fd = open_regular(path)
     except FileNotFoundError:
+        _known.pop(path, None)
         return None
+    except HostileFile as problem:
+        log.warning("%s", problem)
+        return None
+    with os.fdopen(fd, "rb") as stream:
+        status = os.fstat(fd)
+        stamp = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+        if (known := _known.get(path)) and known[0] == stamp:
+            return known[1]
+        content = stream.read(MAX_LABEL)
+    label = None
     try:
-        return Label.model_validate_json(content)
+        label = Label.model_validate_json(content)
     except ValidationError as error:
-        raise UnreadableFile(path.name, f"it is no label ({error.error_count()} faults)") from error
+        log.warning("%s is no label of a file that is still written (%d faults)", path, error.error_count())
+    _known[path] = stamp, label
+    while len(_known) > _KEPT:
+        _known.pop(next(iter(_known)), None)
+    return label

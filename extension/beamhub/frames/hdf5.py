@@ -34,15 +34,19 @@ class Elsewhere:
 
 
 @contextmanager
-def opened(path: Path, root: Path) -> Iterator[h5py.File]:
+def opened(path: Path, root: Path, *, swmr: bool = False) -> Iterator[h5py.File]:
     """The HDF5 file `path`, which must lie inside `root`, every link of it checked but none followed.
+
+    Args:
+        swmr: its writer, which lets others read beside it, may still be at it.
 
     Raises:
         HostileFile, UnreadableFile, FileNotFoundError
     """
     fd = open_confined(path, root)
     try:
-        with h5py.File(f"/dev/fd/{fd}", "r", locking=False) as file:
+        beside = {"swmr": True, "libver": "latest"} if swmr else {}
+        with h5py.File(f"/dev/fd/{fd}", "r", locking=False, **beside) as file:
             for _ in neighbours(file, path.name):
                 pass
             yield file

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 
 from beamhub.frames import formats, reader
 from beamhub.frames.format import MAX_PIXELS, Contents, Frames, MissingFrameError
+from beamhub.frames.growing import Come
 from beamhub.frames.outside import FileProblem, HostileFile, UnreadableFile
 
 if TYPE_CHECKING:  # an ingest process, which shows no frames, does without numpy
@@ -389,17 +390,18 @@ def _look(format_: str | None, path: Path, root: Path) -> Contents:
         return Contents(None, None)
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Changes when there is another file at the path; a series' path leads to none."""
+def _stamp(path: Path) -> tuple[int | str, ...]:
+    """Changes when there is another file at the path, or about to be; a series' path leads to none."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        return ()
+        come = Come.find(path)
+        return (come.file.name,) if come else ()
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _opened(path: Path, root: Path, first: int | None, _stamp: tuple[int, ...]) -> Frames:
+def _opened(path: Path, root: Path, first: int | None, _stamp: tuple[int | str, ...]) -> Frames:
     return reader.open_dataset(path, root, first)
 
 

@@ -4,20 +4,20 @@ A master file announces the dataset and names its data files. The place of every
 looked up once; reading a frame is then one `pread` and one decompression, both outside the interpreter's lock
 and HDF5's, so that several threads read at once. Nothing that a file links to is followed: the data files are
 opened by the names the master gives, inside its own folder, and only frames that lie in the data file itself
-are read.
+are read. Of a file that is still written, `beamhub.frames.growing` knows the places of the frames.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import h5py
 import hdf5plugin  # noqa: F401 (registers the filters for files that HDF5 itself must decode)
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from beamhub.frames import hdf5
 from beamhub.frames.format import (
+    MAX_FILES,
     MAX_FRAMES,
     DataFile,
     DatasetInfo,
@@ -36,11 +37,12 @@ from beamhub.frames.format import (
     check_size,
     plain_text,
 )
+from beamhub.frames.growing import Come
 from beamhub.frames.hdf5 import Elsewhere
 from beamhub.frames.outside import HostileFile, UnreadableFile, confined_name, open_confined
 from beamhub.schemas import DatasetKind, Quantity
 
-MAX_FILES = 20_000
+LOOKS = 3  # at a file that is published or begun anew meanwhile
 DATA = "/entry/data/data"
 INSTRUMENT, SAMPLE = "/entry/instrument", "/entry/sample"
 DETECTOR = f"{INSTRUMENT}/detector"
@@ -48,6 +50,7 @@ SPECIFIC = f"{DETECTOR}/detectorSpecific"
 
 _BITSHUFFLE, _LZ4 = 32008, 32004  # registered HDF5 filters
 _BITSHUFFLE_CODECS = {2: "bslz4", 3: "bszstd"}
+T = TypeVar("T")
 
 
 # --- what the files say -------------------------------------------------------------------------------------
@@ -131,17 +134,33 @@ def inspect_master(path: Path, root: Path) -> DatasetInfo:
         HostileFile: it points out of its folder, or makes absurd claims.
         UnreadableFile: it is damaged or not a master file.
     """
-    name = path.name
     with hdf5.opened(path, root) as file:
-        sizes = _sizes(file, name)
-        if sizes is None:
-            raise UnreadableFile(
-                name, "it is not a detector's master file: it tells no number or size of frames"
-            )
-        frames, shape, dtype = sizes
-        metadata = _metadata(file, name)
-        kind, positions = _scan(file, name, frames)
-        return DatasetInfo(kind, frames, shape, dtype, _files(file, name, frames), metadata | positions)
+        return announced(file, path.name)
+
+
+def announced(file: h5py.File, name: str, *, written: bool = False) -> DatasetInfo:
+    """As `inspect_master`, of a file that is open.
+
+    Args:
+        written: it is still written: how many frames there are by now says nothing of how many there will be.
+    """
+    sizes = _sizes(file, name)
+    if sizes is None:
+        raise UnreadableFile(name, "it is not a detector's master file: it tells no number or size of frames")
+    frames, shape, dtype = sizes
+    metadata = _metadata(file, name)
+    kind, positions = _scan(file, name, frames)
+    total = None if written and _may_grow(file, name) else frames
+    return DatasetInfo(kind, total, shape, dtype, _files(file, name, total), metadata | positions)
+
+
+def _may_grow(file: h5py.File, name: str) -> bool:
+    """Whether only the frames that are there by now say how many there will be."""
+    stack = hdf5.plain_dataset(file, DATA, name)
+    if stack is None or _images(file, name):
+        return False
+    now, most = (stack.get_space().get_simple_extent_dims(maxdims=maxdims) for maxdims in (False, True))
+    return bool(most > now)
 
 
 def inspect_data_file(path: Path, root: Path, link: str = DATA) -> DataFileInfo:
@@ -154,10 +173,8 @@ def inspect_data_file(path: Path, root: Path, link: str = DATA) -> DataFileInfo:
     name = path.name
     with hdf5.opened(path, root) as file:
         dataset = frames_of(file, name, link)
-        low = h5py.Dataset(dataset).attrs.get("image_nr_low")
         shape, dtype = _checked(dataset, name)
-        first = int(low) - 1 if low is not None and 1 <= int(low) <= MAX_FRAMES else None
-        return DataFileInfo(len(chunk_table(dataset)), (shape[1], shape[2]), dtype, first)
+        return DataFileInfo(len(chunk_table(dataset)), (shape[1], shape[2]), dtype, first_of(dataset))
 
 
 def frames_of(file: h5py.File, name: str, link: str) -> h5d.DatasetID:
@@ -195,6 +212,45 @@ def chunk_table(dataset: h5d.DatasetID) -> list[tuple[int, int, int]]:
     return table
 
 
+def codec_of(dataset: h5d.DatasetID) -> str | None:
+    """How each frame is packed: "" where it is not, None where only HDF5 can unpack it."""
+    layout = dataset.get_create_plist()
+    filters = [layout.get_filter(n) for n in range(layout.get_nfilters())]
+    if dataset.dtype.newbyteorder("<") != dataset.dtype:
+        return None
+    if not filters:
+        return ""
+    (kind, _, settings, *_), *more = filters
+    if more:
+        return None
+    if kind == _BITSHUFFLE and len(settings) > 4:
+        return _BITSHUFFLE_CODECS.get(settings[4])
+    return "lz4" if kind == _LZ4 else None
+
+
+def first_of(dataset: h5d.DatasetID) -> int | None:
+    """The number (from 0) of a data file's first frame in the dataset, where the file tells."""
+    low = h5py.Dataset(dataset).attrs.get("image_nr_low")
+    return int(low) - 1 if low is not None and 1 <= int(low) <= MAX_FRAMES else None
+
+
+def mask_of(file: h5py.File, name: str, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """True where a pixel doesn't count; None where the file does not tell.
+
+    Raises:
+        UnreadableFile: it tells of other pixels than the frames'.
+    """
+    for place in (f"{DETECTOR}/pixel_mask", f"{SPECIFIC}/pixel_mask"):
+        found = hdf5.plain_dataset(file, place, name)
+        if found is None:
+            continue
+        if found.shape != shape:
+            raise UnreadableFile(name, "its pixel mask has another size than its frames")
+        bad: NDArray[np.bool_] = hdf5.value(file, place, name) != 0
+        return bad
+    return None
+
+
 def _checked(dataset: h5d.DatasetID, name: str) -> tuple[tuple[int, int, int], str]:
     """Shape and type of a stack of frames, if it is one a detector could have written."""
     shape = tuple(int(n) for n in dataset.get_space().get_simple_extent_dims())
@@ -220,13 +276,10 @@ def _sizes(file: h5py.File, name: str) -> tuple[int, tuple[int, int], str] | Non
             dtype = item.dtype.name
             if item.dtype.itemsize > 4:
                 raise UnreadableFile(name, f"its frames are of {dtype}; more than 32 bits are not understood")
-    images, triggers = (
-        _whole(hdf5.value(file, f"{SPECIFIC}/{key}", name)) for key in ("nimages", "ntrigger")
-    )
     columns, rows = (
         _whole(hdf5.value(file, f"{SPECIFIC}/{axis}_pixels_in_detector", name)) for axis in ("x", "y")
     )
-    frames = images * (triggers or 1) if images else (extent[0] if len(extent) == 3 else 0)
+    frames = _images(file, name) or (extent[0] if len(extent) == 3 else 0)
     if len(extent) == 3:
         rows, columns = extent[1], extent[2]
     if not frames or not rows or not columns:
@@ -236,6 +289,14 @@ def _sizes(file: h5py.File, name: str) -> tuple[int, tuple[int, int], str] | Non
         dtype = f"uint{bits}" if bits in (8, 16, 32) else "uint32"
     check_size(name, frames, (rows, columns))
     return frames, (rows, columns), dtype
+
+
+def _images(file: h5py.File, name: str) -> int | None:
+    """How many frames were asked for, where that is told."""
+    images, triggers = (
+        _whole(hdf5.value(file, f"{SPECIFIC}/{key}", name)) for key in ("nimages", "ntrigger")
+    )
+    return images * (triggers or 1) if images else None
 
 
 def _whole(number: Any) -> int | None:
@@ -248,7 +309,7 @@ def _whole(number: Any) -> int | None:
     return int(item)
 
 
-def _files(file: h5py.File, name: str, frames: int) -> tuple[DataFile, ...]:
+def _files(file: h5py.File, name: str, frames: int | None) -> tuple[DataFile, ...]:
     """The data files in the order of their frames: the virtual sources, else the `data_NNNNNN` links."""
     item = hdf5.find(file, DATA, name)
     if isinstance(item, h5d.DatasetID):
@@ -366,133 +427,251 @@ def _distinct(positions: Any, frames: int) -> int:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a data file keeps its frames. `codec`: "" for plain bytes, None where only HDF5 can decode."""
+    """Where a file keeps its frames, as many as there are now.
+
+    `codec`: "" for plain bytes, None where only HDF5 can decode. `table` has of each frame its first byte,
+    how many there are, and which filters have been left out; of a file that is still written, `come` knows.
+    """
 
     path: Path
     link: str
     first: int | None
-    table: tuple[tuple[int, int, int], ...]
+    frames: int
+    shape: tuple[int, int]
     dtype: np.dtype[Any]
     codec: str | None
+    table: tuple[tuple[int, int, int], ...] = ()
+    come: Come | None = None
+
+    def place(self, position: int) -> tuple[int, int, int]:
+        """Raises FileNotFoundError if the file is not there any more."""
+        if self.come is None:
+            return self.table[position]
+        place = self.come.place(position)
+        if place is None:
+            raise FileNotFoundError(self.path.name)
+        return *place, 0
+
+    def check(self, info: DatasetInfo) -> None:
+        """Raises UnreadableFile for frames that don't fit into those that the master announces."""
+        if self.shape != info.shape or self.dtype.itemsize > np.dtype(info.dtype).itemsize:
+            raise UnreadableFile(self.path.name, "its frames are of another size than its master announces")
 
 
 class NxmxFrames(Frames):
-    """The frames that a master file announces. Raises as `inspect_master` does."""
+    """The frames that a master file announces, also while it or its data files are still written.
+
+    Raises as `inspect_master` does.
+    """
 
     def __init__(self, master: Path, root: Path) -> None:
         self.name = master.name
         self._master = master
         self._root = root
-        self.info = inspect_master(master, root)
-        self._stored: dict[DataFile, _Stored] = {}
         self._lock = threading.Lock()
+        self._stored: dict[DataFile, _Stored] = {}  # published files, which never change
+        self._masks: dict[str | None, NDArray[np.bool_]] = {}  # as it was told; None: by the published master
+        self._info: DatasetInfo | None = None
+        self._master_published = False
+        self._info = self.info
+
+    @property
+    def info(self) -> DatasetInfo:  # type: ignore[override]
+        """What the master announces; while it is still written, what is known of it.
+
+        Raises UnreadableFile if the master has other frames than was told while it was written.
+        """
+        with self._lock:
+            before, published = self._info, self._master_published
+        if before is not None and published:
+            return before
+        found = self._either(
+            self._master,
+            lambda: (inspect_master(self._master, self._root), True),
+            lambda come: (come.stack.info, False) if come.stack.info else None,
+        )
+        if found is None:
+            if before is None:
+                raise FileNotFoundError(f"there is no file {self.name}")
+            return before  # it has been taken away
+        info, published = found
+        if before is not None and (info.shape, info.dtype) != (before.shape, before.dtype):
+            raise UnreadableFile(
+                self.name, "its frames are of another size than was told while it was written"
+            )
+        with self._lock:
+            if self._master_published and self._info is not None:  # meanwhile
+                return self._info
+            self._info, self._master_published = info, published
+        return info
 
     def __len__(self) -> int:
-        return self.info.frames_announced or 0
+        announced = self.info.frames_announced
+        return self.run_ends() if announced is None else announced
 
-    @functools.cached_property
+    @property
     def mask(self) -> NDArray[np.bool_]:
         """True where a pixel doesn't count, by the master's pixel mask."""
-        with hdf5.opened(self._master, self._root) as file:
-            for place in (f"{DETECTOR}/pixel_mask", f"{SPECIFIC}/pixel_mask"):
-                found = hdf5.plain_dataset(file, place, self.name)
-                if found is None:
-                    continue
-                if found.shape != self.info.shape:
-                    raise UnreadableFile(self.name, "its pixel mask has another size than its frames")
-                bad: NDArray[np.bool_] = hdf5.value(file, place, self.name) != 0
-                return bad
-        return np.zeros(self.info.shape, np.bool_)
+        found = self._either(
+            self._master,
+            lambda: self._kept_mask(None, self._read_mask),
+            lambda come: self._kept_mask(come.stack.mask, come.stack.bad),
+        )
+        if found is not None:
+            return found
+        with self._lock:  # it has been taken away
+            kept = list(self._masks.values())
+        return kept[0] if kept else np.zeros(self.info.shape, np.bool_)
 
-    def readable(self) -> int:
-        count = 0
-        while count < len(self) and (found := self._find(count)) is not None:
+    def _kept_mask(self, told: str | None, read: Callable[[], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        with self._lock:
+            for key in (None, told):
+                if key in self._masks:
+                    return self._masks[key]
+        bad = read()
+        if bad.shape != self.info.shape:
+            raise UnreadableFile(self.name, "its pixel mask has another size than its frames")
+        with self._lock:
+            self._masks = {told: bad}
+        return bad
+
+    def _read_mask(self) -> NDArray[np.bool_]:
+        """Of the published master. Raises FileNotFoundError if there is none."""
+        with hdf5.opened(self._master, self._root) as file:
+            bad = mask_of(file, self.name, self.info.shape)
+        return np.zeros(self.info.shape, np.bool_) if bad is None else bad
+
+    def run_ends(self, start: int = 0) -> int:
+        while (found := self._find(start)) is not None:
             stored, position = found
-            count += len(stored.table) - position
-        return min(count, len(self))
+            start += stored.frames - position
+        return min(start, _end(self.info))
+
+    def published(self) -> int:
+        count = 0
+        while (found := self._find(count)) is not None and found[0].come is None:
+            stored, position = found
+            count += stored.frames - position
+        return min(count, _end(self.info))
 
     def has(self, index: int) -> bool:
-        return 0 <= index < len(self) and self._find(index) is not None
+        return self._find(index) is not None
 
     def file(self, index: int) -> Path | None:
-        found = self._find(index) if 0 <= index < len(self) else None
-        return found[0].path if found else None
+        found = self._find(index)
+        return found[0].path if found and found[0].come is None else None
 
     def files_arrived(self) -> int:
-        return sum((self._master.parent / file.name).exists() for file in self.info.files)
+        return sum(map(self._arrived, self.info.files))
+
+    def _arrived(self, file: DataFile) -> int:
+        path = self._master.parent / file.name
+        if path.exists():
+            return 1
+        come = Come.find(path)
+        return come.frames if come else 0
+
+    def ended(self) -> bool:
+        """A published file never changes."""
+        files = reversed(self.info.files)  # the one that is missing is most likely the last
+        return self._master_published and all((self._master.parent / file.name).exists() for file in files)
 
     def counts(self, index: int) -> NDArray[Any]:
-        found = self._find(index) if 0 <= index < len(self) else None
-        if found is None:
-            raise MissingFrameError(
-                f"frame {index + 1} of {self.name} has not arrived"
-                if 0 <= index < len(self)
-                else f"{self.name} has frames 1 to {len(self)}, not {index + 1}"
-            )
-        stored, position = found
-        return self._decode(stored, position)
+        for _ in range(LOOKS):
+            found = self._find(index)
+            if found is None:
+                break
+            stored, position = found
+            try:
+                return self._decode(stored, position)
+            except FileNotFoundError:
+                if stored.come is None:
+                    raise
+        if index < 0 or index >= _end(self.info):
+            raise MissingFrameError(f"{self.name} has frames 1 to {len(self)}, not {index + 1}")
+        raise MissingFrameError(f"frame {index + 1} of {self.name} has not arrived")
 
     def _find(self, index: int) -> tuple[_Stored, int] | None:
         """The data file that holds a frame, and the frame's place in it; None while it has not arrived."""
+        info = self.info
+        if not 0 <= index < _end(info):
+            return None
         following: int | None = 0  # the number of the next file's first frame, where that is known
-        for file in self.info.files:
-            if file.first is not None and file.frames is not None:
+        for file in info.files:
+            if file.first is not None and file.frames is not None and info.frames_announced is not None:
                 begin, end = file.first, file.first + file.frames
                 if not begin <= index < end:
                     following = end
                     continue
-            stored = self._look_up(file)
+            stored = self._look_up(file, info)
             if stored is None:
                 following = None
                 continue
             first = next((n for n in (file.first, stored.first, following) if n is not None), None)
-            if first is not None and first <= index < first + len(stored.table):
+            if first is not None and first <= index < first + stored.frames:
                 return stored, index - first
-            following = None if first is None else first + len(stored.table)
+            following = None if first is None else first + stored.frames
         return None
 
-    def _look_up(self, file: DataFile) -> _Stored | None:
-        """Where a data file keeps its frames; None while it has not arrived. Arrived files never change."""
+    def _look_up(self, file: DataFile, info: DatasetInfo) -> _Stored | None:
+        """Where a data file keeps its frames; None while it has not arrived."""
         with self._lock:
             if file in self._stored:
                 return self._stored[file]
         path = self._master.parent / file.name
-        try:
-            with hdf5.opened(path, self._root) as opened:
-                stored = self._table(path, file.link, frames_of(opened, path.name, file.link))
-        except FileNotFoundError:
-            return None
-        with self._lock:
-            return self._stored.setdefault(file, stored)
 
-    def _table(self, path: Path, link: str, dataset: h5d.DatasetID) -> _Stored:
-        low = h5py.Dataset(dataset).attrs.get("image_nr_low")
-        shape = dataset.shape
-        if shape[1:] != self.info.shape or dataset.dtype.itemsize > np.dtype(self.info.dtype).itemsize:
-            raise UnreadableFile(path.name, "its frames are of another size than its master announces")
-        layout = dataset.get_create_plist()
-        filters = [layout.get_filter(n) for n in range(layout.get_nfilters())]
-        codec: str | None = None
-        if dataset.dtype.newbyteorder("<") == dataset.dtype:
-            if not filters:
-                codec = ""
-            elif len(filters) == 1 and filters[0][0] == _LZ4:
-                codec = "lz4"
-            elif len(filters) == 1 and filters[0][0] == _BITSHUFFLE and len(filters[0][2]) > 4:
-                codec = _BITSHUFFLE_CODECS.get(filters[0][2][4])
-        first = int(low) - 1 if low is not None and int(low) >= 1 else None
-        return _Stored(path, link, first, tuple(chunk_table(dataset)), dataset.dtype, codec)
+        def read() -> _Stored:
+            with hdf5.opened(path, self._root) as opened:
+                stored = _table(path, file.link, frames_of(opened, path.name, file.link))
+            stored.check(info)
+            with self._lock:
+                return self._stored.setdefault(file, stored)
+
+        def know(come: Come) -> _Stored | None:
+            told = come.stack
+            if _plain(told.link) != _plain(file.link):
+                return None
+            stored = _Stored(
+                path,
+                file.link,
+                told.first,
+                come.frames,
+                told.shape,
+                np.dtype(told.dtype).newbyteorder("<"),
+                told.codec,
+                come=come,
+            )
+            stored.check(info)
+            return stored
+
+        return self._either(path, read, know)
+
+    @staticmethod
+    def _either(path: Path, read: Callable[[], T], know: Callable[[Come], T | None]) -> T | None:
+        """What `read` makes of a published file; what `know` makes of one that is still written; None where
+        there is neither."""
+        for _ in range(LOOKS):
+            try:
+                return read()
+            except FileNotFoundError:
+                pass
+            if come := Come.find(path):
+                return know(come)
+        return None
 
     def _decode(self, stored: _Stored, position: int) -> NDArray[Any]:
-        offset, size, skipped_filters = stored.table[position]
-        size_of = stored.dtype.itemsize
+        """Raises FileNotFoundError if the file is not there any more."""
+        offset, size, skipped_filters = stored.place(position)
+        info = self.info
         if stored.codec is None or skipped_filters:
             return self._decode_slowly(stored, position)
-        expected = self.info.shape[0] * self.info.shape[1] * size_of
+        expected = info.shape[0] * info.shape[1] * stored.dtype.itemsize
         if size > 2 * expected + 65_536:
             raise UnreadableFile(stored.path.name, f"frame {position + 1} in it claims {size} bytes")
-        fd = open_confined(stored.path, self._root)
+        fd = stored.come.open() if stored.come else open_confined(stored.path, self._root)
         try:
+            if offset + size > os.fstat(fd).st_size:
+                raise UnreadableFile(stored.path.name, f"frame {position + 1} in it lies beyond its end")
             chunk = os.pread(fd, size, offset)
         finally:
             os.close(fd)
@@ -500,16 +679,33 @@ class NxmxFrames(Frames):
             # the stream begins with its unpacked size: believed only when it is that of a frame
             if stored.codec and int.from_bytes(chunk[:8], "big") != expected:
                 raise ValueError("it unpacks to another size than a frame's")
-            plain = decompress(chunk, stored.codec, elem_size=size_of) if stored.codec else chunk
-            frame: NDArray[Any] = np.frombuffer(plain, stored.dtype).reshape(self.info.shape)
+            plain = (
+                decompress(chunk, stored.codec, elem_size=stored.dtype.itemsize) if stored.codec else chunk
+            )
+            frame: NDArray[Any] = np.frombuffer(plain, stored.dtype).reshape(info.shape)
         except (ValueError, RuntimeError) as error:
             raise UnreadableFile(
                 stored.path.name, f"frame {position + 1} in it is damaged ({error})"
             ) from error
-        return frame.astype(self.info.dtype, copy=False)
+        return frame.astype(info.dtype, copy=False)
 
     def _decode_slowly(self, stored: _Stored, position: int) -> NDArray[Any]:
         with hdf5.opened(stored.path, self._root) as file:
             dataset = frames_of(file, stored.path.name, stored.link)
             frame: NDArray[Any] = h5py.Dataset(dataset)[position]
         return frame.astype(self.info.dtype, copy=False)
+
+
+def _end(info: DatasetInfo) -> int:
+    """The first frame that can't come."""
+    return MAX_FRAMES if info.frames_announced is None else info.frames_announced
+
+
+def _plain(link: str) -> PurePosixPath:
+    return PurePosixPath("/", link)
+
+
+def _table(path: Path, link: str, dataset: h5d.DatasetID) -> _Stored:
+    table = tuple(chunk_table(dataset))
+    first, codec, shape = first_of(dataset), codec_of(dataset), dataset.shape[1:]
+    return _Stored(path, link, first, len(table), shape, dataset.dtype, codec, table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path, PurePosixPath
@@ -54,7 +55,22 @@ def open_confined(path: Path, root: Path) -> int:
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(os.path.realpath(root)):
         raise HostileFile(path.name, "it leads out of its experiment's folder")
-    fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    return open_regular(Path(real))
+
+
+def open_regular(path: Path) -> int:
+    """A file descriptor of a regular file at this very path.
+
+    Raises:
+        HostileFile: it is a symbolic link, or not a regular file.
+        FileNotFoundError: there is no such file (yet).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise HostileFile(path.name, "it is a symbolic link") from error
+        raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise HostileFile(path.name, "it is not a regular file")
