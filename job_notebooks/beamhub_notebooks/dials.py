@@ -180,9 +180,9 @@ def import_arguments(dataset: LiveDataset) -> list[str]:
     the first hole."""
     if not dataset.open_ended:
         return [str(dataset.path)]
-    if dataset.readable == dataset.announced:
+    if dataset.published == dataset.announced:
         return [f"template={dataset.path}"]
-    return [str(dataset.frames.file(index)) for index in range(dataset.readable)]
+    return [str(dataset.frames.file(index)) for index in range(dataset.published)]
 
 
 def image_number(dataset: LiveDataset, frame: int) -> int:

@@ -1,12 +1,11 @@
-"""Following a dataset while its files arrive one by one.
+"""Following a dataset while its files arrive one by one, or while they are written.
 
-A file appears under its final name when it is complete, so all there is to watch for is names: every `POLL`
-seconds, that of the one file that comes next.
+A file appears under its final name when it is complete; of one that is still written, it is known which
+frames have come. So all there is to watch for is the one frame that comes next, every `POLL` seconds.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from beamhub.frames import formats
+from beamhub.frames.format import MissingFrameError
 from beamhub.frames.reader import open_dataset
 
 from beamhub_notebooks.errors import ProcessingError
@@ -31,7 +31,8 @@ class LiveDataset:
     """A dataset that may still be growing."""
 
     def __init__(self, data: str | Path) -> None:
-        """Read what is announced: by the master file, or by the first file of a series `lyso_#####.cbf`.
+        """Read what is announced: by the master file, also while that is still written, or by the first file
+        of a series `lyso_#####.cbf`.
 
         Raises:
             FileProblem: (of `beamhub.frames.outside`) it is no dataset, or damaged.
@@ -48,7 +49,7 @@ class LiveDataset:
 
     @property
     def announced(self) -> int:
-        """How many frames there will be; of a series, up to the last that is there."""
+        """How many frames there will be; where nobody knows, up to the last that is there."""
         return len(self.frames)
 
     @property
@@ -60,6 +61,12 @@ class LiveDataset:
     def readable(self) -> int:
         """How many frames, from the first one on, can be read now."""
         return self.frames.readable()
+
+    @property
+    def published(self) -> int:
+        """How many frames, from the first one on, lie in files that are complete: other programs can read
+        them."""
+        return self.frames.published()
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -101,10 +108,15 @@ class LiveDataset:
         Raises:
             ProcessingError: there is not a single one.
         """
+        if done == 0 and self.readable:
+            raise ProcessingError(
+                f"The frames of {self.name} that have arrived lie in a file that is still written: they can "
+                "be looked at, but other programs can't read them yet. Run this again when it is complete."
+            )
         if done == 0:
             raise ProcessingError(
-                f"No frame of {self.name} has arrived: its first data file is missing. Look whether the "
-                "instrument's agent is connected, and run this again when files arrive."
+                f"No frame of {self.name} has arrived. Look whether the instrument's agent is connected, and "
+                "run this again when files arrive."
             )
         if self.open_ended:
             lost = self.announced - done
@@ -125,8 +137,9 @@ class LiveDataset:
         """`analyse` every frame as it arrives: frame numbers (from 1) and results, in the order of the
         frames.
 
-        Ends when all announced frames are done, or when no new file has come for `stall_timeout` seconds.
-        Then also what came after the first missing file is analysed.
+        Ends when all announced frames are done, when nothing more can come (where nobody knows how many
+        frames there will be: when the file is complete), or when nothing new has come for `stall_timeout`
+        seconds. Then also what came after the first missing file is analysed.
 
         Args:
             analyse: called in several threads at once.
@@ -135,32 +148,43 @@ class LiveDataset:
         """
         done = 0
         with ThreadPoolExecutor(threads) as pool:
-            while (self.open_ended or done < self.announced) and self._arrives(done, stall_timeout):
-                last = next(n for n in itertools.count(done) if not self.frames.has(n))
-                yield from self._analyse(pool, analyse, range(done, last))
-                done = last
+            while self._arrives(done, stall_timeout):
+                for number, result in self._analyse(pool, analyse, range(done, self.frames.run_ends(done))):
+                    yield number, result
+                    done = number
             later = [number for number in range(done, self.announced) if self.frames.has(number)]
             yield from self._analyse(pool, analyse, later)
 
     def _analyse(
         self, pool: ThreadPoolExecutor, analyse: Callable[[Frame], T], numbers: Sequence[int]
     ) -> Iterator[tuple[int, T]]:
-        """Frames are numbered from 0 here."""
+        """Frames are numbered from 0 here. Ends before one that has been taken away: it is sent again."""
 
         def read_and_analyse(number: int) -> T:
             return analyse(_counts(self.frames.frame(number)))
 
-        for number, result in zip(numbers, pool.map(read_and_analyse, numbers), strict=True):
+        results = pool.map(read_and_analyse, numbers)
+        for number in numbers:
+            try:
+                result = next(results)
+            except MissingFrameError:
+                return
             yield number + 1, result
 
     def _arrives(self, number: int, stall_timeout: float) -> bool:
-        """Wait for a frame (from 0); False if no data file at all has come for `stall_timeout` seconds."""
+        """Wait for a frame (from 0); False if it can't come, or if nothing at all has come for
+        `stall_timeout` seconds."""
         while True:
             arrived, begun = self.frames.files_arrived(), time.monotonic()
             while True:
+                if not self.open_ended and number >= self.announced:
+                    return False
+                ended = self.frames.ended()  # before the look: it may end between the two
                 # of a series, the first that came need not be the first frame
                 if self.frames.has(number) and (number > 0 or self.frames.begun):
                     return True
+                if ended:
+                    return False
                 if max(time.monotonic() - begun, self.frames.quiet()) >= stall_timeout:
                     break
                 time.sleep(POLL)
