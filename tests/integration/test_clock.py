@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from beamhub.client import Client
+from beamhub.leftovers import EXPIRES
 from beamhub.schemas import DatasetState, UploadState
 from beamhub.testing import Beamtime, RunningService, write_dataset
+
+from tests.integration.agents import PATIENCE
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 # what the service does now and then, at each line that comes
@@ -59,19 +64,23 @@ class House:
         return float(self._process.stdout.readline())
 
 
-@contextmanager
-def house(service: RunningService, *, set_only: bool = True) -> Iterator[House]:
-    """`set_only`: the clock is set and no time passes; otherwise it passes."""
-    clock = service.folder / "clock"
+def shown(clock: Path) -> dict[str, str]:
+    """The environment of a process that has its time from a file."""
     clock.write_text("+0d")
-    url = service.settings["database_url"]
-    environment = {
+    return {
         "LD_PRELOAD": str(LIBRARY),
         "NO_FAKE_STAT": "1",  # files' times come from the kernel
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_TIMESTAMP_FILE": str(clock),
-        **({"FAKETIME_DONT_FAKE_MONOTONIC": "1"} if set_only else {}),
     }
+
+
+@contextmanager
+def house(service: RunningService, *, set_only: bool = True) -> Iterator[House]:
+    """`set_only`: the clock is set and no time passes; otherwise it passes."""
+    clock = service.folder / "clock"
+    url = service.settings["database_url"]
+    environment = shown(clock) | ({"FAKETIME_DONT_FAKE_MONOTONIC": "1"} if set_only else {})
     with subprocess.Popen(
         [sys.executable, "-c", HOUSEKEEPING, str(service.data_dir), url],
         stdin=subprocess.PIPE,
@@ -145,4 +154,34 @@ def test_what_is_not_alive_ends_when_its_time_has_passed(
         assert list(incoming.iterdir()) == [incoming / upload]
         passing.clean("+25h")
     assert agent.upload_status(upload).state is UploadState.FAILED
+    assert list(incoming.iterdir()) == []
+
+
+def test_the_service_keeps_house_by_itself(
+    coming: tuple[RunningService, Beamtime, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, beamtime, _ = coming
+    begin(service.agent(beamtime), "bm90ZXM=")
+    incoming, clock = service.data_dir / beamtime.experiment / ".incoming", service.folder / "clock"
+    with monkeypatch.context() as patch:
+        for name, value in shown(clock).items():
+            patch.setenv(name, value)
+        service.restart()
+
+    def states(where: str) -> set[str]:
+        # by a connection of its own: those that rest when hours have gone by are ended
+        headers = {"Authorization": f"token {service.tokens['ada']}", "Connection": "close"}
+        answer = httpx.get(service.api + where, headers=headers, timeout=60)
+        return {one["state"] for one in answer.json()["items"]}
+
+    uploads, datasets = (
+        f"uploads?experiment={beamtime.experiment}",
+        f"experiments/{beamtime.experiment}/datasets",
+    )
+    hours, deadline = 0, time.monotonic() + PATIENCE
+    while "failed" not in states(uploads) or states(datasets) != {"incomplete"}:
+        hours += 1
+        assert time.monotonic() < deadline, service.log
+        clock.write_text(f"+{hours}h")
+    assert hours >= EXPIRES.total_seconds() / 3600
     assert list(incoming.iterdir()) == []
