@@ -143,12 +143,14 @@ class Engine:
         """Corrects what attempts of the last day were charged, where the runner's accounts say otherwise by
         now."""
         since = datetime.now(UTC) - AUDITED
-        over = await self._store.read(lambda tx: tx.attempts.ended_since(since, name, MANY))
+        ended = await self._store.read(lambda tx: tx.attempts.ended_since(since, name, MANY))
+        # a runner that has lost its records may give a name again: it tells of the last that had it
+        over = {(job, ref): (number, charged) for job, number, ref, charged in reversed(ended)}
         try:
-            used = await self._runners[name].accounts([(job, ref) for job, _, ref, _ in over])
+            used = await self._runners[name].accounts([*over])
         except Unavailable:
             return
-        for (job, number, _, charged), now in zip(over, used, strict=True):
+        for ((job, _), (number, charged)), now in zip(over.items(), used, strict=True):
             if now is not None and now != charged:
                 await self._store.write(partial(correct, job_id=job, number=number, used=now, actor=SYSTEM))
 
@@ -290,7 +292,9 @@ class Engine:
 
     async def _prepare(self, runner: Runner, job: Job) -> Ref:
         experiment = self._data_dir / job.experiment
-        inputs = await self._store.read(lambda tx: located(tx, job, experiment))
+        inputs, attempt = await self._store.read(
+            lambda tx: (located(tx, job, experiment), tx.attempts.count(job.id))
+        )
         folder = self._jobs.folder(job)
         spec = JobSpec(
             id=job.id,
@@ -303,6 +307,7 @@ class Engine:
             memory=job.profile.memory,
             live=job.live,
             folder=str(folder.path),
+            attempt=attempt,
         )
 
         await asyncio.to_thread(lambda: folder.lay(spec, self._jobs.plans.template(job)))

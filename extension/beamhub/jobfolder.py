@@ -46,7 +46,8 @@ MAX_DIGESTED = 32 * 1024**3  # bytes of a job's artifacts; what is beyond is lis
 MAX_DEPTH = 64  # of folders that are sealed
 COARSE = 2.0  # seconds; a folder that changed more lately may change without its time telling
 ALL = PurePosixPath()
-SIGNS = ("notebook.ipynb", "log.txt", "report.jsonl", "series")  # of life
+# of life: the first is touched again and again (beamhub.run)
+SIGNS = (".reserve", "notebook.ipynb", "log.txt", "report.jsonl", "series")
 STARTED = ".started"  # an empty file that a node makes before the job's first process
 
 

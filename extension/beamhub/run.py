@@ -9,6 +9,7 @@ database: whoever started it watches the folder.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import importlib.util
@@ -23,6 +24,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Mapping
 from io import TextIOWrapper
@@ -46,7 +48,8 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 LANGUAGE = "python"
 GO = b"go\n"  # the word
-RESERVE = Path(".reserve")
+RESERVE = Path(".reserve")  # whose time tells that the job is alive
+BEAT = 10.0  # seconds between two signs of life
 ROOM = 64 * 1024  # bytes: more than a result without metrics has
 MINORS = (4, 5)  # of nbformat 4: without and with ids of cells
 READY = ".ready"  # a file that tells that only the word is missing
@@ -98,6 +101,8 @@ def _work(kernel: Kernel) -> int:
         resource.setrlimit(limit, (value, value))
     kernel.settle(environment, limits)
     _reserve()
+    over = threading.Event()
+    threading.Thread(target=_live, args=(over,), daemon=True).start()
     try:
         with Path("log.txt").open("a", encoding="utf-8", errors="replace", buffering=1) as log:
             outcome = _run(spec, template, kernel, log)
@@ -109,6 +114,8 @@ def _work(kernel: Kernel) -> int:
             raise
         result = _failed(failures.DISK_FULL, None)
         _write(result, RESERVE)
+    finally:
+        over.set()
     RESERVE.unlink(missing_ok=True)
     return 0 if result.outcome == "finished" else 1
 
@@ -117,6 +124,13 @@ def _reserve() -> None:
     """Keeps room for a word about the end, should the disk be full by then."""
     with RESERVE.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, ROOM)
+
+
+def _live(over: threading.Event) -> None:
+    """Gives signs of life, for those who can't see this process."""
+    while not over.wait(BEAT):
+        with contextlib.suppress(OSError):  # the storage is away for a while
+            os.utime(RESERVE)
 
 
 def _write(result: JobResult, temporary: Path) -> None:

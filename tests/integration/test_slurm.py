@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from beamhub.engine import Engine
 from beamhub.jobs import Jobs
 from beamhub.runners import Runner
 from beamhub.runners.slurm import SlurmRunner, SlurmSettings
-from beamhub.schemas import Job, JobCancel, JobState, LedgerKind, NodeState, Profile, SlurmOptions
+from beamhub.schemas import Attempt, Job, JobCancel, JobState, LedgerKind, NodeState, Profile, SlurmOptions
+from beamhub.store import Transaction
 from beamhub.testing import running_service
 from beamhub.testing_slurm import running_cluster
 from beamhub_hub.processes import end_stale
@@ -76,13 +78,19 @@ class SlurmLab(Lab):
         assert task.runner_ref
         return str(task.runner_ref["slurm"])
 
+    async def tried(self, job: Job, times: int) -> None:
+        async def begun() -> bool:
+            return self.store.read_sync(lambda tx: tx.attempts.count(job.id)) == times
+
+        await condition(begun)
+
     async def ask(self, *argv: str) -> str:
         return await asyncio.to_thread(self.cluster.command, *argv)
 
     async def accounted(self, number: str) -> int:
-        """CPU-seconds of an ended job, as Slurm's own record has them."""
+        """CPU-seconds of the ended job that was first to have this number, as Slurm's own record has them."""
         told = await self.ask("sacct", "-c", "-X", "-n", "-P", "-j", number, "-o", "ElapsedRaw,NCPUS")
-        elapsed, cpus = told.strip().split("|")
+        elapsed, cpus = told.splitlines()[0].split("|")
         return int(elapsed) * int(cpus)
 
     async def waits_for(self, job: Job, text: str) -> Job:
@@ -405,8 +413,18 @@ async def test_what_slurm_says_later_corrects_what_was_charged(lab: SlurmLab) ->
         await lab.store.write(lambda tx: correct(tx, job.id, 1, used + 100, actor="root"))
         await engine.audit("slurm")
         await engine.audit("slurm")
-    assert (await lab.jobs.get(ADA, job.id)).cpu_seconds == used
-    assert lab.ledger(job, LedgerKind.CORRECTION) == [100, -100]
+        assert (await lab.jobs.get(ADA, job.id)).cpu_seconds == used
+        assert lab.ledger(job, LedgerKind.CORRECTION) == [100, -100]
+
+        def number_is_given_again(tx: Transaction) -> None:
+            correct(tx, job.id, 1, used + 100, actor="root")
+            tx.attempts.begin(job.id, "slurm")
+            tx.attempts.note(job.id, ref=f"slurm {number}", ended=datetime.now(UTC), cpu_seconds=used)
+
+        await lab.store.write(number_is_given_again)
+        await engine.audit("slurm")  # by a controller that had lost its records, which tells of the second
+    tried = lab.store.read_sync(partial(attempts, job=job.id))
+    assert [one.cpu_seconds for one in tried] == [used + 100, used]
 
 
 @pytest.mark.parametrize("record", [True, False], ids=["with accounts", "without accounts"])
@@ -419,14 +437,20 @@ async def test_what_the_controller_has_forgotten_is_found_in_accounts_and_folder
         await asyncio.to_thread(lab.store.close)
 
 
+def attempts(tx: Transaction, job: int) -> Sequence[Attempt]:
+    return tx.attempts.of_job(job)
+
+
 async def forgotten(lab: SlurmLab, *, record: bool) -> None:
     template(lab.templates, "count", COUNT)
-    template(lab.templates, "wait", WAIT)
+    template(lab.templates, "again", COUNT.replace('"go"', '"go again"'))
     async with lab.running(lab.both()):
-        ended, lost = await lab.submit("count", "node"), await lab.submit("wait", "one")
-        await lab.says(ended, "begun")
-        await lab.says(lost, "waiting")
-    number = await lab.number(ended)
+        ended, lost = await lab.submit("count", "node"), await lab.submit("again", "one")
+        for job in (ended, lost):
+            await lab.says(job, "begun")
+        number = await lab.number(ended)
+        waiting = await lab.submit("again", "node")  # for which there is no room
+        await lab.ask("scontrol", "hold", await lab.number(waiting))  # nor will there be
 
     async def costs() -> bool:
         return (await lab.ask("squeue", "-h", "-o", "%M", "-j", number)).strip() != "0:00"
@@ -443,17 +467,32 @@ async def forgotten(lab: SlurmLab, *, record: bool) -> None:
     await condition(written)
     await condition(completed)
     await asyncio.to_thread(lab.cluster.forget)
-    async with lab.running(lab.both()):
-        done, failed = await lab.until(ended), await lab.until(lost)
-    assert (done.state, done.reason) == (JobState.FINISHED, "")
+    async with lab.running(lab.both(silence=1.0)):
+        done = await lab.until(ended)
+        for job in (lost, waiting):
+            await lab.tried(job, 2)
+            await lab.says(job, "begun")
+        (lab.data_dir / lab.experiment / "raw" / "go again").touch()
+        again = [await lab.ended(job) for job in (lost, waiting)]
+    for one in (done, *again):
+        assert (one.state, one.reason) == (JobState.FINISHED, "")
+        assert (lab.data_dir / lab.experiment / one.folder / "runs.txt").read_text() == "once\n"
     assert done.cpu_seconds > 0
     if record:
         assert done.cpu_seconds == await lab.accounted(number)
-    assert (failed.state, failed.reason) == (
-        JobState.FAILED,
-        "Slurm does not know this job any more, and it has left no result.",
-    )
-    lab.assert_settled(ended, lost)
+    for one, ran in zip(again, (True, False), strict=True):
+        first, second = lab.store.read_sync(partial(attempts, job=one.id))
+        assert (first.outcome, second.outcome) == ("interrupted", "finished")
+        assert first.reason == (
+            "Slurm does not know this job any more, and it has left no result. It is started again."
+        )
+        assert (first.cpu_seconds > 0) == ran
+        assert one.cpu_seconds == first.cpu_seconds + second.cpu_seconds
+        assert lab.ledger(one, LedgerKind.CHARGE) == [n for n in (first.cpu_seconds, second.cpu_seconds) if n]
+    lab.assert_settled(ended)
+    licence = lab.store.read_sync(lambda tx: tx.licences.get("lab"))
+    assert licence
+    assert licence.held == 0
 
 
 VICTIM = """

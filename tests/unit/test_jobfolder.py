@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import stat
+import threading
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub import run
 from beamhub.errors import BeamhubError, NotFound
 from beamhub.jobfolder import MAX_READ, MAX_RESULT, JobFolder, Reader
 from beamhub.sandbox import TEMPORARY
@@ -35,6 +38,25 @@ def read_result(folder: JobFolder) -> JobResult:
     result = folder.result()
     assert result is not None
     return result
+
+
+def test_a_job_that_runs_gives_signs_of_life(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it prints nothing, and although its storage is away meanwhile."""
+    monkeypatch.chdir(folder.path)
+    monkeypatch.setattr(run, "BEAT", 0.001)
+    run._reserve()
+    before, over = run.RESERVE.stat().st_ctime_ns, threading.Event()
+    living = threading.Thread(target=run._live, args=(over,))
+    living.start()
+    for _ in range(2):
+        while run.RESERVE.stat().st_ctime_ns == before:
+            assert living.is_alive()
+        run.RESERVE.rename("away")
+        before = Path("away").stat().st_ctime_ns
+        Path("away").rename(run.RESERVE)
+    assert datetime.now(UTC) - folder.last_sign() < timedelta(minutes=10)
+    over.set()
+    living.join()
 
 
 def test_artifacts_get_their_true_size_and_digest(folder: JobFolder) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from beamhub.runners.slurm import (
     ENDS,
     OWN_END,
     RUNNING,
+    SCRIPT,
     WAITING,
     Line,
     SlurmRunner,
@@ -103,6 +106,54 @@ async def test_a_result_is_waited_for_until_the_storage_shows_it(tmp_path: Path,
     leave(ref, "result.json", "{}")
     for state in OWN_END:
         assert (await runner._status(ref, line(state))).phase is Phase.GONE
+
+
+async def test_what_slurm_has_forgotten_is_started_again_without_a_sign_of_life(
+    tmp_path: Path, ref: Ref
+) -> None:
+    folders = tmp_path / "state", tmp_path / "data"
+    patient, hasty = (SlurmRunner(SlurmSettings(silence=silence), *folders) for silence in (3600, 0))
+    status = await patient._without(ref)  # perhaps its controller finds its records again
+    assert (status.phase, status.reason) == (
+        Phase.UNKNOWN,
+        "Slurm does not know this job any more: after 3600 s without a sign of life it is started again.",
+    )
+    status = await hasty._without(ref)
+    assert (status.phase, status.again, status.ended) == (Phase.GONE, True, None)
+    for name in (".started", "log.txt"):
+        leave(ref, name, "")
+    assert (await patient._without(ref)).phase is Phase.UNKNOWN
+    status = await hasty._without(ref)
+    assert (status.phase, status.again) == (Phase.GONE, True)
+    assert status.ended is not None  # and is paid for until then
+    patient._cancelled[12] = 0.0
+    assert (await patient._without(ref)).phase is Phase.GONE
+    leave(ref, "result.json", "{}")
+    for runner in (patient, hasty):
+        status = await runner._without(ref)
+        assert (status.phase, status.again, status.ended) == (Phase.GONE, False, None)
+
+
+async def test_a_job_that_still_gives_signs_of_life_is_not_started_again(tmp_path: Path, ref: Ref) -> None:
+    runner = SlurmRunner(SlurmSettings(silence=1000), tmp_path / "state", tmp_path / "data")
+    for name in (".started", ".reserve"):
+        leave(ref, name, "")
+    runner._forgotten[12] = time.monotonic() - 2000
+    assert (await runner._without(ref)).phase is Phase.UNKNOWN
+    runner._settings = SlurmSettings(silence=0)
+    assert (await runner._without(ref)).phase is Phase.GONE
+
+
+def test_an_attempt_does_not_begin_in_the_folder_of_another(ref: Ref) -> None:
+    folder = str(ref["folder"])
+    leave(ref, ".attempt-2", "")
+    given_up, on = (
+        subprocess.run(["sh", SCRIPT, "echo", folder, number, "--hide=a b"], capture_output=True, text=True)
+        for number in ("1", "2")
+    )
+    assert (given_up.returncode, given_up.stdout) == (1, "")
+    assert (on.returncode, on.stdout) == (0, f"-m beamhub.node {folder} --hide=a b\n")
+    assert Path(folder, ".started").exists()
 
 
 async def test_a_state_that_is_not_known_yet_ends_nothing_silently(runner: SlurmRunner, ref: Ref) -> None:

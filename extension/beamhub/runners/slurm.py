@@ -5,6 +5,11 @@ whatever dies between the two, and whether or not `sbatch` got to say that it ha
 remembers stays held, is found by its name, and taken up or removed. Slurm never runs a job again by itself
 (`--no-requeue`): one job of Slurm is one attempt, and is charged as Slurm has counted it.
 
+What a controller has forgotten that lost its records is started again when it has given no sign of life for
+a while: a job that runs writes into its folder again and again. (Slurm ends what its controller does not know
+as soon as the node tells of it.) One that is only asleep and wakes up later changes nothing: each attempt has
+a folder of its own, what the one before it writes goes nowhere, and if it has not begun it does not begin.
+
 All jobs are looked after with one `squeue`, however many they are; `sacct` is asked, once for all, for those
 that Slurm's controller no longer knows.
 """
@@ -59,6 +64,7 @@ OWN_END = {"COMPLETED", "FAILED"}
 # Not the job's doing.
 AGAIN = {"NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED"}
 FORGOTTEN = "Slurm does not know this job any more, and it has left no result."
+SILENCE = "Slurm does not know this job any more: after {:g} s without a sign of life it is started again."
 ENDS = {
     "COMPLETED": "Its processes ended without a result: the end of its log may tell why.",
     "FAILED": "Its processes ended without a result: the end of its log may tell why.",
@@ -117,6 +123,11 @@ class SlurmSettings(BaseModel):
     patience: float = Field(
         10.0, ge=0, description="seconds for a result to appear on the shared storage, once the job has ended"
     )
+    silence: float = Field(
+        60.0,
+        ge=0,
+        description="seconds without a sign of life until a job that Slurm has forgotten is started again",
+    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,7 @@ class SlurmRunner:
         self._unsure = True  # whether there may be jobs that nobody has remembered
         self._prepared: dict[str, int] = {}  # what is being remembered: name -> number
         self._ended: dict[int, float] = {}  # when a job was first seen to have ended, monotonic
+        self._forgotten: dict[int, float] = {}  # since when Slurm does not know it, monotonic
         self._cancelled: dict[int, float] = {}
         self._estimates: dict[int, datetime] = {}
 
@@ -182,6 +194,7 @@ class SlurmRunner:
             await self._look()
             left = (line.number for line in self._lines.values() if line.held and line.name == name)
             number = next(left, None)
+        await asyncio.to_thread(Path(spec.folder, f".attempt-{spec.attempt}").touch)
         if number is None:
             number = await self._submit(name, spec, profile, experiment)
         self._prepared[name] = number
@@ -203,16 +216,16 @@ class SlurmRunner:
         if not refs and not self._unsure:
             return []
         try:
-            await self._refresh(refs)
+            looked = await self._refresh(refs)
             known = [_known(ref, self._lines) for ref in refs]
             missing = [_number(ref) for ref, line in zip(refs, known, strict=True) if line is None]
-            if missing:
+            if missing and looked:
                 accounts = await self._accounts(missing)
-                known = [line or _known(ref, accounts) for ref, line in zip(refs, known, strict=True)]
+                known = [line or accounts.get(_key(ref)) for ref, line in zip(refs, known, strict=True)]
         except Unavailable as error:
             return [Status(Phase.UNKNOWN, str(error)) for _ in refs]
         statuses = [
-            await self._status(ref, line) if line else Status(Phase.GONE, FORGOTTEN)
+            await self._status(ref, line) if line else await self._without(ref)
             for ref, line in zip(refs, known, strict=True)
         ]
         await self._tidy({_number(ref) for ref in refs})
@@ -247,7 +260,7 @@ class SlurmRunner:
             for job, ref in attempts
         ]
         lines = await self._accounts([_number(ref) for ref in refs]) if refs else {}
-        known = [_known(ref, lines) for ref in refs]
+        known = [lines.get(_key(ref)) for ref in refs]
         return [line.cpus * line.elapsed if line and line.nodes else None for line in known]
 
     async def state(self) -> RunnerState:
@@ -290,7 +303,7 @@ class SlurmRunner:
             f"--output={str(folder / 'log.txt').replace('%', '%%')}",
             *([] if spec.live else [f"--nice={LATER}"]),
         ]
-        script = [str(SCRIPT), str(self._settings.python), str(folder)]
+        script = [str(SCRIPT), str(self._settings.python), str(folder), str(spec.attempt)]
         script += [f"--experiment={experiment}", f"--hide={self._state}", f"--hide={self._data_dir}"]
         script += [f"--caches={self._state / 'warm'}"]
         script += ["--require-sandbox"] if self._require_sandbox else []
@@ -335,20 +348,25 @@ class SlurmRunner:
                     await self._call(*command.split(), *map(str, numbers))
         alive = remembered.union(self._lines)
         self._ended = {number: when for number, when in self._ended.items() if number in alive}
+        self._forgotten = {number: when for number, when in self._forgotten.items() if number in remembered}
         self._cancelled = {number: when for number, when in self._cancelled.items() if number in alive}
         self._estimates = {number: when for number, when in self._estimates.items() if number in alive}
 
     # --- looking -------------------------------------------------------------------------------------------
 
-    async def _refresh(self, refs: Sequence[Ref]) -> None:
-        """Looks at the queue, unless that was just done and nothing tells that it has changed."""
+    async def _refresh(self, refs: Sequence[Ref]) -> bool:
+        """Looks at the queue, unless that was just done and nothing tells that it has changed; whether it
+        did."""
         lines = self._lines
-        if (
+        known = lines.keys() | self._forgotten.keys()
+        looks = (
             time.monotonic() - self._looked >= self._settings.interval
-            or any(_number(ref) not in lines for ref in refs)
+            or any(_number(ref) not in known for ref in refs)
             or await asyncio.to_thread(_moved_on, refs, lines)
-        ):
+        )
+        if looks:
             await self._look()
+        return looks
 
     async def _look(self) -> None:
         began = time.monotonic()
@@ -363,9 +381,9 @@ class SlurmRunner:
             raise Unavailable(f"Slurm does not tell about its queue: {error}.") from error
         self._lines = {line.number: line for row in told.splitlines() if (line := _queue_line(row))}
 
-    async def _accounts(self, numbers: Sequence[int]) -> dict[int, Line]:
-        """What Slurm's accounting knows of jobs that its controller has forgotten; where there is none, its
-        record of completed jobs, if it keeps one here."""
+    async def _accounts(self, numbers: Sequence[int]) -> dict[tuple[int, str], Line]:
+        """What Slurm's accounting knows of jobs that its controller has forgotten, by number and name, as
+        several may have had a number; where there is none, its record of completed jobs, if it keeps one."""
         asked = ("--allocations", "--noheader", "--parsable2", f"--format={FIELDS}")
         jobs = f"--jobs={','.join(map(str, numbers))}"
         for source in ((), ("--completion",)):
@@ -375,12 +393,28 @@ class SlurmRunner:
                 continue  # a cluster without it
             lines = [line for row in told.splitlines() if (line := _account_line(row))]
             if lines:
-                return {line.number: line for line in lines}
+                return {(line.number, line.name): line for line in lines}
         return {}
 
     # --- telling -------------------------------------------------------------------------------------------
 
+    async def _without(self, ref: Ref) -> Status:
+        """Of a job that Slurm does not know."""
+        number = _number(ref)
+        if await asyncio.to_thread(_has_result, ref):
+            return Status(Phase.GONE, FORGOTTEN)
+        since = self._forgotten.setdefault(number, time.monotonic())
+        last = await asyncio.to_thread(_last_sign, ref)
+        silent = time.monotonic() - since
+        if last is not None:
+            silent = min(silent, (datetime.now(UTC) - last).total_seconds())
+        if silent < self._settings.silence and number not in self._cancelled:
+            return Status(Phase.UNKNOWN, SILENCE.format(self._settings.silence))
+        del self._forgotten[number]  # Slurm may give this number away again
+        return Status(Phase.GONE, FORGOTTEN, ended=last, again=True)
+
     async def _status(self, ref: Ref, line: Line) -> Status:
+        self._forgotten.pop(line.number, None)
         if line.state == "CONFIGURING":
             return Status(Phase.WAITING, f"Waits for {line.nodes or 'a node'}, which is being switched on.")
         if line.state == "SUSPENDED":
@@ -488,6 +522,10 @@ def _known(ref: Ref, lines: Mapping[int, Line]) -> Line | None:
     return line if line is not None and line.name == ref["name"] else None
 
 
+def _key(ref: Ref) -> tuple[int, str]:
+    return _number(ref), str(ref["name"])
+
+
 def _queue_line(row: str) -> Line | None:
     fields = row.split("|", 9)
     if len(fields) < 10 or not fields[0].isdecimal():  # arrays and the like, which are not ours
@@ -588,21 +626,28 @@ def _moved_on(refs: Iterable[Ref], lines: Mapping[int, Line]) -> bool:
         (line.state in WAITING and Path(str(ref["folder"]), STARTED).exists())
         or (line.state in RUNNING and Path(str(ref["folder"]), "result.json").exists())
         for ref in refs
-        for line in [lines[_number(ref)]]
+        if (line := lines.get(_number(ref)))
     )
 
 
 def _out_of_memory(ref: Ref) -> bool:
     """Whether Slurm itself wrote into the job's log that it used too much memory: where memory is watched
     without control groups, the job's state doesn't tell."""
-    folder = Path(str(ref["folder"]))
-    with (
-        contextlib.suppress(NotFound),
-        JobFolder(folder.parents[1], int(folder.name)).open("log.txt") as file,
-    ):
+    with contextlib.suppress(NotFound), _folder(ref).open("log.txt") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
         return MEMORY.search(file.read(4096)) is not None
     return False
+
+
+def _last_sign(ref: Ref) -> datetime | None:
+    """When the job has last written into its folder; None if it has not begun."""
+    folder = _folder(ref)
+    return folder.last_sign() if folder.started() else None
+
+
+def _folder(ref: Ref) -> JobFolder:
+    path = Path(str(ref["folder"]))
+    return JobFolder(path.parents[1], int(path.name))
 
 
 def _number(ref: Ref) -> int:

@@ -1,7 +1,9 @@
 #!/bin/sh
-# What Slurm runs on a node, the same for every job: slurm_job.sh PYTHON FOLDER OPTION…
+# What Slurm runs on a node, the same for every job: slurm_job.sh PYTHON FOLDER ATTEMPT OPTION…
 # All of it is the facility's own; what people chose for the job stands in its folder and passes no shell.
-: > "$2/.started" || exit 1
 python=$1
-shift
-exec "$python" -m beamhub.node "$@"
+folder=$2
+[ -e "$folder/.attempt-$3" ] || exit 1 # it was given up, and the folder is another attempt's by now
+: > "$folder/.started" || exit 1
+shift 3
+exec "$python" -m beamhub.node "$folder" "$@"

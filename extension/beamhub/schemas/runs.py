@@ -31,6 +31,7 @@ class JobSpec(Model):
     memory: int  # bytes that a process of it may have
     live: bool = False  # follows a dataset that is still growing
     folder: str  # absolute path of the job's own folder
+    attempt: int = 1
 
 
 class JobResult(Model):
