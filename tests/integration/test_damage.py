@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
-from beamhub.agent.grow import AT_ONCE
+from beamhub.agent.sent import AT_ONCE
 from beamhub.agent.service import PART
 from beamhub.schemas import UploadState
 

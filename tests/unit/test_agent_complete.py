@@ -11,11 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from beamhub.agent.complete import Holding, Reader, Verdict
+from beamhub.agent.complete import Holding
 from beamhub.agent.config import Watch
 from beamhub.agent.disk import Disk
 from beamhub.agent.file import Stamp, look
 from beamhub.agent.hdf5 import judge
+from beamhub.agent.reader import CRASHED, Reader, Verdict
 from beamhub.testing import write_dataset
 
 # following a link that it should not follow, a test would hang on a pipe that nobody writes to
@@ -155,9 +156,7 @@ async def test_the_child_answers_as_the_function_does(reader: Reader, root: Path
 async def test_a_file_that_is_too_much_for_the_child(root: Path) -> None:
     path = write(root / "a.h5")
     small = Reader(memory=64 << 20)
-    assert await small.look(str(path), str(root)) == Verdict(
-        problem="exhausts or crashes what looks into it", hopeless=True
-    )
+    assert await small.look(str(path), str(root)) == Verdict(problem=CRASHED, hopeless=True)
     await small.close()
     slow = Reader(seconds=1e-6)
     verdict = await slow.look(str(path), str(root))
@@ -198,7 +197,7 @@ class Bench:
 async def bench(root: Path) -> AsyncIterator[Bench]:
     bench = Bench(root)
     yield bench
-    await bench.holding.rest()
+    await bench.holding.close()
 
 
 async def test_a_master_waits_for_its_files_but_not_for_ever(bench: Bench, root: Path) -> None:
@@ -222,7 +221,7 @@ async def test_each_state_of_a_file_is_looked_into_once(bench: Bench, root: Path
     path = root / "a.h5"
     path.write_text("no HDF5")
     assert await bench.holds(path, 0.0)
-    await bench.holding.rest()
+    await bench.holding.close()
     assert await bench.holds(path, 1.0)
     assert bench.holding._reader._child is None, "it was looked into again"
 
@@ -285,4 +284,4 @@ async def test_once_waits_for_what_settles_and_for_nothing_else(root: Path) -> N
     first.write_text("damaged")
     assert not await bench.holds(first, 0.0)
     assert list(bench.holding.doubts) == [str(first)]
-    await bench.holding.rest()
+    await bench.holding.close()

@@ -53,6 +53,7 @@ class Common:
     throttle: Throttle
     pause: Pause = field(default_factory=Pause)
     rate: Rate = field(default_factory=Rate)
+    shows: bool = True  # the service takes frames of files that grow
     failed: dict[str, str] = field(default_factory=dict)  # files that did not arrive -> why
     arrived: int = 0  # files, ever
     step: asyncio.Event = field(default_factory=asyncio.Event)  # something is done: perhaps the last thing

@@ -31,6 +31,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gpfs", "lustre", "nfs", "nfs4"}
     | {"panfs", "smb3", "wekafs"}
 )
+# where what another machine writes may be seen in another order than it was written in
+UNORDERED = frozenset({"9p", "afs", "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3"})
 SERVICE = "/services/beamhub"
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 

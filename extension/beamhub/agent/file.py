@@ -14,6 +14,7 @@ from beamhub.digests import ALGORITHMS
 from beamhub.schemas import DigestAlgorithm
 
 CHUNK = 1 << 20  # bytes read at a time
+INODE = 2**63 - 1  # some network file systems use all 64 bits of an inode's number, SQLite has 63
 
 
 class ChangedError(Exception):
@@ -34,8 +35,7 @@ class Stamp:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        # some network file systems use all 64 bits of an inode number, SQLite has 63
-        return cls(status.st_ino & (2**63 - 1), status.st_size, status.st_mtime_ns)
+        return cls(status.st_ino & INODE, status.st_size, status.st_mtime_ns)
 
 
 def look(path: str) -> Stamp | None:

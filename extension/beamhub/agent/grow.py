@@ -2,9 +2,9 @@
 
 A file grows by design when it is an HDF5 file that is open for SWMR writing, when a master names it, or when
 the configuration says so (`grow`). Its whole blocks are sent as they come, into an upload whose length and
-digest are left open: a temporary file that nobody reads. Each request has the checksum of its bytes: what was
-damaged on its way is sent again. Once the file is ready, what its writer has changed
-since it was sent is sent again; then it ends like any other.
+digest are left open: a temporary file, of which nobody reads more than the frames that the service has been
+told of (see beamhub.agent.preview). Once the file is ready, what its writer has changed since it was sent is
+sent again; then it ends like any other.
 """
 
 from __future__ import annotations
@@ -13,29 +13,28 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import PurePosixPath
 
-import xxhash
-
+from beamhub.frames import formats
 from beamhub.schemas import FileProgress, Upload
 
 from .common import Common
 from .complete import Holding
-from .config import Watch
+from .config import UNORDERED, Watch, file_system
 from .disk import Disk
-from .file import CHUNK, ChangedError, Digesting, GoneError, Stamp, open_below, printable, read
+from .file import ChangedError, Digesting, GoneError, Stamp, open_below, printable
 from .journal import State
+from .preview import LOOK, Preview
 from .queue import Item
-from .service import DamagedError, OffsetError, RefusedError, RestartError, UnavailableError
+from .reader import Reader
+from .sent import BLOCK, Sent
+from .service import OffsetError, RefusedError, RestartError, UnavailableError
 
 log = logging.getLogger("beamhub.agent")
 
-BLOCK = CHUNK  # bytes that are sent, and perhaps sent again, as a whole
-AT_ONCE = 8 * BLOCK  # bytes in one request, and in memory: their checksum goes first
 STREAMS = 4  # files at a time
-ATTEMPTS = 3  # at bytes that are damaged on their way
 EXPECTED = 10_000  # files of masters in memory
 MASTERS = ("_master.h5", ".nxs")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -57,14 +56,25 @@ class Growth:
         self._service, self._journal, self._pause = common.service, common.journal, common.pause
         self._expected: dict[str, None] = {}  # what masters name, oldest first
         self._unwanted: set[str] = set()  # by the service
-        self._offsets: dict[str, int] = {}  # how much it has of each
+        self._unseen: set[str] = set()  # whose frames can't be told
+        self._sent: dict[str, Sent] = {}  # what it has of each
+        self._previews: dict[str, Preview] = {}
+        self._looks: dict[str, asyncio.TimerHandle] = {}  # when they go on, whatever is heard of the file
+        self._reader = Reader()
+        self._ordered = file_system(watch.path) not in UNORDERED
         self._pending: dict[str, _Growing] = {}
         self._current: dict[str, _Growing] = {}
         self._more = asyncio.Event()
 
     def works(self) -> list[Coroutine[None, None, None]]:
         """What goes on side by side until it is cancelled."""
-        return [self._stream() for _ in range(STREAMS)]
+        return [*(self._stream() for _ in range(STREAMS)), self._reader.rest()]
+
+    async def close(self) -> None:
+        """When nothing goes on any more."""
+        for look in self._looks.values():
+            look.cancel()
+        await self._reader.close()
 
     def expect(self, paths: Iterable[str]) -> None:
         """A master that has been seen names these files."""
@@ -78,9 +88,21 @@ class Growth:
         by_design = self._watch.grows(name) or path in self._expected or Holding.concerns(name)
         if self._watch.in_place or not by_design or path in self._unwanted:
             return
-        if stamp.size - self._offsets.get(path, 0) >= BLOCK:
-            self._pending[path] = _Growing(name, stamp)
-            self._more.set()
+        sent = self._sent.get(path)
+        least = BLOCK if sent or not self._shows(name) else 1
+        if path not in self._looks and stamp.size - (sent.offset if sent else 0) >= least:
+            self._wait(path, name, stamp)
+
+    def _shows(self, name: str) -> bool:
+        """May frames of this file be seen before it is ready?"""
+        part = formats.part(PurePosixPath(self._watch.destination(name)))
+        unseen = f"{self._watch.path}/{name}" in self._unseen
+        return self._ordered and self._common.shows and not unseen and part is not None and not part.is_member
+
+    def _wait(self, path: str, name: str, stamp: Stamp) -> None:
+        """For whoever has nothing else to send."""
+        self._pending[path] = _Growing(name, stamp)
+        self._more.set()
 
     async def leave(self, path: str) -> None:
         """From now on, nothing of this file is sent here."""
@@ -88,20 +110,28 @@ class Growth:
         if growing := self._current.get(path):
             await growing.over.wait()
         self._pending.pop(path, None)
-        self._offsets.pop(path, None)
+        self._forget(path)
         self._expected.pop(path, None)
+        self._unseen.discard(path)
+
+    def _forget(self, path: str) -> None:
+        """What the service has of it is asked anew."""
+        self._sent.pop(path, None)
+        self._previews.pop(path, None)
+        if look := self._looks.pop(path, None):
+            look.cancel()
 
     @property
     def progress(self) -> list[FileProgress]:
         """The files that are being sent."""
         progress = []
         for path, growing in self._current.items():
-            entry = self._journal.find(path)
+            entry, sent = self._journal.find(path), self._sent.get(path)
             progress.append(
                 FileProgress(
                     name=printable(self._watch.destination(growing.name)),
                     size=growing.stamp.size,
-                    sent=min(self._offsets.get(path, 0), growing.stamp.size),
+                    sent=min(sent.offset if sent else 0, growing.stamp.size),
                     experiment=entry.experiment if entry else None,
                 )
             )
@@ -113,7 +143,9 @@ class Growth:
             path, growing = await self._next()
             self._current[path] = growing
             try:
-                await self._attempt(path, growing)
+                if (due := await self._attempt(path, growing)) is not None and path not in self._looks:
+                    look = asyncio.get_running_loop().call_at(due, self._look, path, growing)
+                    self._looks[path] = look
             finally:
                 del self._current[path]
                 growing.over.set()
@@ -128,9 +160,15 @@ class Growth:
             self._more.clear()
             await self._more.wait()
 
-    async def _attempt(self, path: str, growing: _Growing) -> None:
+    def _look(self, path: str, growing: _Growing) -> None:
+        del self._looks[path]
+        self._wait(path, growing.name, growing.stamp)
+
+    async def _attempt(self, path: str, growing: _Growing) -> float | None:
+        """When to go on, on the event loop's clock, though nothing is heard of it until then."""
+        soon: float | None = asyncio.get_running_loop().time() + LOOK
         try:
-            await self._send(path, growing)
+            return await self._send(path, growing)
         except UnavailableError as error:
             self._pause.begin(error)
         except OffsetError as error:
@@ -142,13 +180,15 @@ class Growth:
             log.warning("%s is not sent while it grows: %s", printable(path), error)
             self._unwanted.add(path)
             self._journal.forget_growing(path)
+            soon = None
         except (GoneError, ChangedError):
             await self._give_up(path)
+            soon = None
         except OSError as error:
             log.warning("%s can't be read while it grows (%s)", printable(path), error.strerror)
-        else:
-            return
-        self._offsets.pop(path, None)
+            soon = None
+        self._forget(path)
+        return soon
 
     async def _give_up(self, path: str) -> None:
         """It has another name now, or has become shorter: what the service has of it is of no use."""
@@ -162,30 +202,46 @@ class Growth:
             except UnavailableError as error:
                 log.info("%s: the upload that was given up is left to expire: %s", printable(path), error)
 
-    async def _send(self, path: str, growing: _Growing) -> None:
+    async def _send(self, path: str, growing: _Growing) -> float | None:
+        """As `_attempt`."""
         entry = self._journal.find(path)
         if entry and entry.state not in (State.GROWING, State.ARRIVED):  # it is ready, or not wanted
-            return
+            return None
         if (entry is None or not entry.upload) and self._pause.held:
-            return
+            return None
         file = await self._disk.ask(open_below, self._watch.path, growing.name)
         try:
             stamp = Stamp.of(await self._disk.ask(os.fstat, file))
             if stamp.inode != growing.stamp.inode:
                 raise GoneError(growing.name)
-            known = self._watch.grows(growing.name) or path in self._expected
-            if not known and not await self._disk.ask(open_for_swmr, file):
-                return
+            swmr = await self._disk.ask(open_for_swmr, file)
+            if not (swmr or self._watch.grows(growing.name) or path in self._expected):
+                return None
             if entry and (entry.state is not State.GROWING or entry.stamp.inode != stamp.inode):
                 await self._give_up(path)
                 entry = None
-            location = await self._begun(path, growing, stamp, entry.upload if entry else None)
-            await self._append(file, path, location, stamp.size // BLOCK * BLOCK)
+            sent = await self._begun(path, growing, stamp, entry.upload if entry else None)
+            if swmr and self._shows(growing.name):
+                return await self._show(path, file, sent)
+            await sent.append(file, stamp.size // BLOCK * BLOCK)
+            return None
         finally:
             self._disk.begin(os.close, file)
 
-    async def _begun(self, path: str, growing: _Growing, stamp: Stamp, location: str | None) -> str:
-        """The path of the URL of its upload; from now on it is known how far that is."""
+    async def _show(self, path: str, file: int, sent: Sent) -> float | None:
+        """Sends what there is, and tells of the frames in it."""
+        preview = self._previews.get(path)
+        if preview is None or preview.sent is not sent:
+            preview = Preview(self._watch.path, sent, self._common, self._disk, self._reader)
+            self._previews[path] = preview
+        await preview.go_on(file)
+        if not preview.over:
+            return preview.due
+        self._unseen.add(path)
+        return None
+
+    async def _begun(self, path: str, growing: _Growing, stamp: Stamp, location: str | None) -> Sent:
+        """What the service has of the file."""
         if location is None:
             entry = self._journal.find(path)
             if entry is None or entry.state is not State.GROWING or entry.key is None:
@@ -201,46 +257,16 @@ class Growth:
                 key=entry.key,
             )
             self._journal.begun(path, location, upload.experiment)
-            self._offsets[path] = upload.offset
             log.info("%s is sent while it grows", printable(path))
-        elif path not in self._offsets:
+        elif sent := self._sent.get(path):
+            return sent
+        else:
             upload = await self._service.upload(location)
             if upload.ended or not upload.deferred:  # its length has been told: it can't grow any more
                 await self._service.terminate(location)
                 raise RestartError(upload.error or "it has grown since all of it was announced")
-            self._offsets[path] = upload.offset
-        return location
-
-    async def _append(self, file: int, path: str, location: str, end: int, item: Item | None = None) -> None:
-        damaged = 0
-        while (offset := self._offsets[path]) < end:
-            length = min(AT_ONCE, end - offset)
-            blocks, digests, checksum = await self._disk.ask(_blocks, file, length, offset, item)
-            body = partial(self._write, blocks)
-            try:
-                self._offsets[path] = await self._service.append(
-                    location, offset + length, offset, length, body, checksum=checksum
-                )
-            except DamagedError as error:
-                damaged += 1
-                if damaged == ATTEMPTS:
-                    raise
-                log.warning("%s: %s (byte %d)", printable(path), error, offset)
-                continue
-            damaged = 0
-            self._journal.sent(path, digests)
-            self._pause.end()
-
-    async def _write(self, blocks: Sequence[bytes], write: Callable[[bytes | memoryview], bool]) -> None:
-        for block in blocks:
-            done = 0
-            while done < len(block):
-                piece = self._common.throttle.piece(len(block) - done)
-                await self._common.throttle.take(piece)
-                if not await self._disk.ask(write, memoryview(block)[done : done + piece]):
-                    return
-                done += piece
-                self._common.rate.add(piece)
+        sent = self._sent[path] = Sent(path, location, upload, self._common, self._disk)
+        return sent
 
     async def mend(self, file: int, item: Item, location: str, upload: Upload) -> Upload:
         """Sends again what has changed since it was sent, of a file that is ready now, and then the whole
@@ -255,12 +281,14 @@ class Growth:
             raise RestartError("it has become shorter")
         assert upload.digest_follows  # noqa: S101 (so it was announced)
         item.digesting = item.digesting or Digesting(upload.digest_follows)
+        sent = Sent(item.path, location, upload, self._common, self._disk)
+        again = 0
         try:
-            again = await self._rewrite(file, item, location, upload.offset)
+            for number in range(-(-upload.offset // BLOCK)):
+                again += await sent.renew(file, number, item)
             if upload.deferred:
-                self._offsets[item.path] = upload.offset
-                await self._append(file, item.path, location, item.stamp.size // BLOCK * BLOCK, item)
-                upload = upload.model_copy(update={"offset": self._offsets.pop(item.path)})
+                await sent.append(file, item.stamp.size // BLOCK * BLOCK, item)
+                upload = upload.model_copy(update={"offset": sent.offset})
         except OffsetError as error:  # a request that broke off has not ended there
             raise UnavailableError(str(error)) from error
         log.info(
@@ -271,63 +299,9 @@ class Growth:
         )
         return upload
 
-    async def _rewrite(self, file: int, item: Item, location: str, end: int) -> int:
-        """How many of the bytes before `end` had changed."""
-        assert item.digesting  # noqa: S101 (`mend` has seen to it)
-        sent, again, position = self._journal.blocks(item.path), 0, 0
-        while position < end:
-            length = min(BLOCK, end - position)
-            block = await self._disk.ask(_read, file, length, position, item.stamp)
-            item.digesting.add(block, position)
-            number, digest = position // BLOCK, xxhash.xxh3_64_digest(block)
-            if sent.get(number) != digest:
-                await self._common.throttle.take(length)
-                await self._service.rewrite(location, position, block)
-                if length == BLOCK:
-                    self._journal.sent(item.path, {number: digest})
-                self._common.rate.add(length)
-                again += length
-            position += length
-        return again
-
 
 def open_for_swmr(file: int) -> bool:
     """Does an HDF5 file say that somebody writes it for readers beside them? Its superblock lies at its
     beginning then."""
     head = os.pread(file, 12, 0)
     return len(head) == 12 and head.startswith(_SIGNATURE) and head[8] >= 3 and bool(head[11] & _SWMR)
-
-
-def _blocks(
-    file: int, length: int, position: int, item: Item | None
-) -> tuple[list[bytes], dict[int, bytes], bytes]:
-    """These bytes, by blocks of the file; the digests of those that are whole; and the checksum of all."""
-    blocks, digests, checksum, end = list[bytes](), dict[int, bytes](), xxhash.xxh3_128(), position + length
-    while position < end:
-        size = min(BLOCK - position % BLOCK, end - position)
-        block = _read(file, size, position, item.stamp if item else None)
-        if item and item.digesting:
-            item.digesting.add(block, position)
-        if len(block) == BLOCK:
-            digests[position // BLOCK] = xxhash.xxh3_64_digest(block)
-        checksum.update(block)
-        blocks.append(block)
-        position += size
-    return blocks, digests, checksum.digest()
-
-
-def _read(file: int, length: int, position: int, stamp: Stamp | None = None) -> bytes:
-    """Exactly these bytes; with `stamp`, of a file in that state.
-
-    Raises:
-        ChangedError: it is in another state, or has become shorter.
-    """
-    pieces, end = list[bytes](), position + length
-    while position < end:
-        if stamp:
-            piece = read(file, stamp, end - position, position)
-        elif not (piece := os.pread(file, end - position, position)):
-            raise ChangedError
-        pieces.append(piece)
-        position += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

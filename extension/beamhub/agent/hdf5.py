@@ -1,4 +1,4 @@
-"""What looks into HDF5 files for the agent, in a process of its own: see beamhub.agent.complete.
+"""What looks into HDF5 files for the agent, in a process of its own: see beamhub.agent.reader.
 
 No link is followed: what a file points to is only named.
 """
@@ -9,12 +9,14 @@ import math
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 from beamhub.frames import hdf5
 from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined, superblock
 
-from .complete import Question, Verdict
+from .file import INODE
+from .reader import Listing, Question, Verdict
 
 
 def open_in_writer(file: int) -> bool:
@@ -48,6 +50,33 @@ def judge(path: Path, root: Path) -> Verdict:
         return Verdict(problem=f"can't be opened: {problem.reason}")
 
 
+def frames(path: Path, root: Path, begin: int) -> Listing:
+    """The frames of the file `path` below `root`, which somebody still writes, from `begin` on.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    from beamhub.frames import swmr  # with large libraries, of which a verdict has no need
+
+    begun = time.process_time()
+    try:
+        listed = swmr.frames_from(begin, path, root)
+    except HostileFile as problem:
+        return Listing(problem=f"is not as it should be: {problem.reason}", hopeless=True)
+    except UnreadableFile as problem:
+        return Listing(problem=f"has none to show: {problem.reason}", seconds=time.process_time() - begun)
+    seconds = time.process_time() - begun
+    return Listing(inode=listed.inode & INODE, growing=listed.growing, seconds=seconds)
+
+
+def _answer(question: Question) -> Verdict | Listing:
+    path, root = Path(question.path), Path(question.root)
+    try:
+        return judge(path, root) if question.begin is None else frames(path, root, question.begin)
+    except FileNotFoundError:
+        return Verdict(problem="is gone") if question.begin is None else Listing(problem="is gone")
+
+
 def _serve(memory: int, seconds: int) -> None:
     """One question a line on stdin, one answer a line on stdout, until stdin ends."""
     os.setsid()  # Ctrl-C is the agent's
@@ -59,11 +88,7 @@ def _serve(memory: int, seconds: int) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         spent = math.ceil(used.ru_utime + used.ru_stime)
         resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds + 1, resource.RLIM_INFINITY))
-        try:
-            verdict = judge(Path(question.path), Path(question.root))
-        except FileNotFoundError:
-            verdict = Verdict(problem="is gone")
-        sys.stdout.buffer.write(verdict.model_dump_json().encode() + b"\n")
+        sys.stdout.buffer.write(_answer(question).model_dump_json().encode() + b"\n")
         sys.stdout.buffer.flush()
 
 

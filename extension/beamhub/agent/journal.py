@@ -183,7 +183,8 @@ class Journal(Snapshot):
         )
 
     def sent(self, path: str, digests: Mapping[int, bytes]) -> None:
-        """The service has these blocks of the file, which had these digests when they were read."""
+        """The service has these blocks of the file, which had these digests when they were read; b"" where it
+        is not known in which state it has the block."""
         told = json.dumps([[number, digest.hex()] for number, digest in digests.items()])
         self._execute(
             "INSERT OR REPLACE INTO blocks"
@@ -195,6 +196,15 @@ class Journal(Snapshot):
         """What the service has of a file that was sent while it grew: number of the block -> digest."""
         rows = self._execute("SELECT number, digest FROM blocks WHERE path = ?", (path,))
         return {number: bytes.fromhex(digest) for number, digest in rows}
+
+    def block(self, path: str, number: int) -> bytes:
+        """The digest of what the service has of this block; b"" where that is not known."""
+        rows = self._execute("SELECT digest FROM blocks WHERE path = ? AND number = ?", (path, number))
+        return bytes.fromhex(rows[0][0]) if rows else b""
+
+    def not_sent(self, path: str, number: int) -> None:
+        """The service does not have this block of the file, or not as a whole, and none behind it."""
+        self._execute("DELETE FROM blocks WHERE path = ? AND number >= ?", (path, number))
 
     def queue(self, path: str, stamp: Stamp) -> None:
         """The file is ready. What is known of this very state of it stays known, and what has been sent of it

@@ -30,7 +30,6 @@ log = logging.getLogger("beamhub.agent")
 SILENCE = 10.0  # seconds after which a directory that does not answer is told of
 PROBE = 2.0  # seconds between questions whether it answers
 RETURN = 2.0  # seconds between looks for a directory that is gone
-REST = 60.0  # seconds without an HDF5 file, after which nothing is kept at hand to look into the next one
 
 
 class Root:
@@ -63,12 +62,14 @@ class Root:
         """
         yield from self.sender.works()
         yield from (work() for work in (self._follow, self._settle, self._judge, self._probe, self._conclude))
+        yield self.holding.rest()
         if not self._common.once:
             yield from (*self.growth.works(), self._learn())
 
     async def close(self) -> bool:
         """When nothing goes on any more. Whether nothing hangs."""
         await self.holding.close()
+        await self.growth.close()
         return await self.disk.close()
 
     def has(self, path: str) -> bool:
@@ -243,12 +244,7 @@ class Root:
     async def _judge(self) -> None:
         """Settled files that may not be complete: they are ready, or settle again."""
         while True:
-            try:
-                async with asyncio.timeout(REST):
-                    sighting = await self._settled.get()
-            except TimeoutError:
-                await self.holding.rest()
-                sighting = await self._settled.get()
+            sighting = await self._settled.get()
             path, now = sighting.path, time.monotonic()
             held = await self.holding.holds(self.watch, path, sighting.stamp, now)
             if self.silent:  # what can't be read has not been judged

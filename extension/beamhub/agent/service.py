@@ -11,6 +11,7 @@ import httpx
 import xxhash
 from pydantic import BaseModel, ValidationError
 
+from beamhub.frames.growing import Growing
 from beamhub.schemas import (
     BATCH,
     AgentFiles,
@@ -286,8 +287,25 @@ class Service:
         headers = {**_TUS, "Content-Type": _BYTES, "Content-Range": span, **checksum}
         self._raise_unless_taken(await self._send("PUT", location, headers, content))
 
+    async def announce(self, location: str, growing: Growing) -> Upload | None:
+        """Tells of frames that can be read in what has been sent of a file; the upload, which knows of how
+        many now. None: the service is older, and shows none before the file is published.
+
+        Raises:
+            OffsetError: it has not been told of all frames before these, or has not got all of them.
+            RestartError, RefusedError
+        """
+        body = growing.model_dump_json().encode()
+        response = await self._send("PUT", f"{location}/frames", {"Content-Type": "application/json"}, body)
+        if response.status_code == 404:
+            await self.upload(location)  # or that is what it does not know
+        if response.status_code in (404, 405, 501):
+            return None
+        self._raise_unless_taken(response)
+        return self._read(Upload, response)
+
     def _raise_unless_taken(self, response: httpx.Response) -> None:
-        """What the answer to bytes means."""
+        """What the answer to bytes means, or to what they are."""
         match response.status_code:
             case 409 | 423:
                 raise OffsetError(_reason(response))
