@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -196,6 +198,26 @@ def test_counts_and_digests_are_compared_with_the_agents_journal(
             "raw/late has not been sent yet.",
             "raw/bad could not be sent: can't be read (EIO).",
         ],
+    )
+
+
+def test_digests_of_the_agents_own_journal_are_compared(agent: RunningAgent, sam: Client) -> None:
+    agent.start()
+    names = ["fine", "small", "large"]
+    for name in names:
+        (agent.data / name).write_bytes(os.urandom(2**20 if name == "large" else 10))
+    agent.until_arrived(*names)
+    agent.until(lambda: agent.status is not None and agent.status.arrived == len(names))
+    agent.kill()
+    with contextlib.closing(sqlite3.connect(agent.folder / agent.journal)) as journal, journal:
+        others = "UPDATE files SET digest = 'xxh128:' || printf('%032d', 7) WHERE path NOT LIKE '%/fine'"
+        assert journal.execute(others).rowcount == 2
+    agent.start()
+    sam.finalise(agent.beamtime.experiment)
+    blocked = ended(sam, agent.beamtime.experiment)
+    assert (blocked.state, sorted(blocked.differences)) == (
+        State.BLOCKED,
+        [f"raw/{name} is not what the agent has sent: size or digest differ." for name in sorted(names[1:])],
     )
 
 
