@@ -114,6 +114,22 @@ def test_a_master_waits_for_its_files_unless_it_is_renamed(agent: RunningAgent) 
     agent.assert_all_there_once()
 
 
+def test_a_master_waits_for_a_file_that_is_itself_not_ready(agent: RunningAgent) -> None:
+    """The file is there and has settled, but its writer has not closed it."""
+    agent.start()
+    master, first, second = write_dataset(agent.folder, "lyso")
+    shutil.copyfile(first, agent.data / first.name)
+    with h5py.File(agent.data / second.name, "w", libver=("v110", "v110")) as file:
+        file.flush()
+        agent.until(lambda: f"{second.name} is held back: it has not been closed" in agent.log)
+        shutil.copyfile(master, agent.data / master.name)
+        agent.until(lambda: f"it points to {second.name}, which has not settled" in agent.log)
+        agent.until_arrived(first.name)
+        assert set(agent.files()) == {first.name}
+    agent.until_arrived(master.name, second.name)
+    agent.assert_all_there_once()
+
+
 def test_the_file_of_a_writer_that_was_killed_is_sent_in_the_end(agent: RunningAgent) -> None:
     agent.settings["wait_for_writer"] = "1"
     agent.start()

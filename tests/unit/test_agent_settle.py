@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import pytest
 from beamhub.agent.file import Stamp
 from beamhub.agent.settle import CHECKS, Settling
 from hypothesis import given
@@ -71,10 +73,14 @@ def test_seen_again_unchanged_does_not_wait_longer() -> None:
     assert settling.looked("a", stamp(1), 2.0)
 
 
-def test_another_file_of_the_same_size_and_time_is_a_change() -> None:
+@pytest.mark.parametrize("changed", [{"inode": 2}, {"size": 6}, {"mtime_ns": 8}])
+def test_whatever_has_changed_of_a_file_is_a_change(changed: dict[str, int]) -> None:
+    """Another file of the same size and time, too, and one that was overwritten with as many bytes."""
+    before = Stamp(inode=1, size=5, mtime_ns=7)
+    after = replace(before, **changed)
     settling = Settling()
-    settling.seen("a", Stamp(inode=1, size=5, mtime_ns=7), 1.0, now=0.0)
+    settling.seen("a", before, 1.0, now=0.0)
 
-    assert not settling.looked("a", Stamp(inode=2, size=5, mtime_ns=7), 1.0)
-    assert not settling.looked("a", Stamp(inode=2, size=5, mtime_ns=7), 1.9)
-    assert settling.looked("a", Stamp(inode=2, size=5, mtime_ns=7), 2.0)
+    assert not settling.looked("a", after, 1.0)
+    assert not settling.looked("a", after, 1.9)
+    assert settling.looked("a", after, 2.0)
