@@ -7,10 +7,13 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
 import xxhash
+from beamhub.leftovers import EXPIRES
 from beamhub.schemas import Role
 from beamhub.testing import Beamtime, RunningService
 
@@ -92,7 +95,10 @@ def test_an_upload_in_parts(agent: httpx.Client) -> None:
     assert offset_of(agent, url) == 0
     answer = send(agent, url, 0, content[:300_000])
     assert (answer.status_code, answer.headers["Upload-Offset"]) == (204, "300000")
-    assert "Upload-Expires" in answer.headers
+    expires = parsedate_to_datetime(answer.headers["Upload-Expires"]) - parsedate_to_datetime(
+        answer.headers["Date"]
+    )
+    assert abs(expires - EXPIRES) <= timedelta(seconds=1)
     assert send(agent, url, 100, content[100:]).status_code == 409
     assert offset_of(agent, url) == 300_000
     assert send(agent, url, 300_000, content[300_000:]).headers["Upload-Offset"] == "700000"
