@@ -5,30 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import h5py
-from beamhub.frames import growing, nxmx
-from beamhub.frames.formats import FORMATS
+from beamhub.frames import growing, swmr
 from beamhub.frames.growing import Label, Stack
+from beamhub.frames.outside import UnreadableFile
 
 
 def looked_at(path: Path) -> tuple[Stack, list[tuple[int, int]]]:
     """What a file says that somebody may be writing: how its frames are stored, and where those are that are
-    there."""
-    with h5py.File(path, "r", swmr=True, locking=False) as file:
-        dataset = nxmx.frames_of(file, path.name, nxmx.DATA)
-        shape = dataset.shape[1:]
-        bad = nxmx.mask_of(file, path.name, shape)
-        master = FORMATS["nxmx"].title(path) is not None  # type: ignore[arg-type]
-        stack = Stack(
-            link=nxmx.DATA,
-            shape=shape,
-            dtype=dataset.dtype.name,
-            codec=nxmx.codec_of(dataset),
-            first=nxmx.first_of(dataset),
-            info=nxmx.announced(file, path.name, written=True) if master else None,
-            mask="" if bad is None else growing.packed(bad),
-        )
-        return stack, [(offset, size) for offset, size, _ in nxmx.chunk_table(dataset)]
+    there. Raises UnreadableFile where nothing can be told yet."""
+    told = swmr.frames_from(0, path, path.parent).growing
+    if told is None:
+        raise UnreadableFile(path.name, "it has no frames yet")
+    return told.stack, list(told.chunks)
 
 
 class Growth:

@@ -117,7 +117,8 @@ class Datasets:
     async def _mask(self, dataset: Dataset, place: Place) -> Mask:
         mask = self._masks.get(dataset.id)
         if mask is None:
-            published = dataset.open_ended or await asyncio.to_thread(place.path.exists)
+            series = formats.FORMATS[dataset.format].is_series
+            published = series or await asyncio.to_thread(place.path.exists)
             mask = await self._inspector.mask(place, dataset.shape)
             if not published:  # it may still be told another one
                 return mask
@@ -195,7 +196,8 @@ def _is_hdf5(place: Place) -> bool:
 
 def _with_first(tx: Transaction, dataset: Dataset) -> tuple[Dataset, int | None]:
     """A dataset and, if it is a series, the number of its first file."""
-    span = tx.datasets.span(dataset.id) if dataset.open_ended else None
+    series = formats.FORMATS[dataset.format].is_series
+    span = tx.datasets.span(dataset.id) if series else None
     return dataset, span[0] if span else None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from beamhub.access import SYSTEM
 from beamhub.events import emit
 from beamhub.frames import formats
-from beamhub.frames.format import Contents, DatasetInfo, Part
+from beamhub.frames.format import MAX_FRAMES, Contents, DatasetInfo, Part
 from beamhub.frames.growing import Stack
 from beamhub.incoming import versions
 from beamhub.schemas import Dataset, DatasetState, Upload
@@ -100,7 +100,7 @@ def stopped(tx: Transaction, silent: Mapping[int, datetime]) -> Sequence[Dataset
 
 def _awaits(tx: Transaction, dataset: Dataset, paths: Collection[str]) -> bool:
     """Whether one of these files is the dataset's."""
-    if dataset.open_ended:
+    if _is_series(dataset):
         parts = (formats.part(PurePosixPath(path)) for path in paths)
         return any(part and part.dataset and dataset.path in versions(part.dataset) for part in parts)
     return tx.datasets.has_any(dataset.id, paths)
@@ -111,7 +111,7 @@ def grows(tx: Transaction, upload: Upload, stack: Stack, frames: int) -> None:
     tx.uploads.change({upload.id: {"frames": frames}})
     part = formats.part(PurePosixPath(upload.path))
     if stack.info is not None and part is not None and part.dataset == upload.path:
-        _announced(tx, upload, part, stack.info)
+        _announced(tx, upload, part, stack.info, frames)
     for id_ in tx.datasets.needing(upload.experiment, [upload.path]):
         tx.datasets.grows(id_, {upload.path: frames})
         _grown(tx, id_, upload)
@@ -143,17 +143,25 @@ def _create(
     )
 
 
-def _announced(tx: Transaction, upload: Upload, part: Part, info: DatasetInfo) -> Dataset:
-    """What a master tells; it may have told other things while it was still written."""
+def _is_series(dataset: Dataset) -> bool:
+    return formats.FORMATS[dataset.format].is_series
+
+
+def _announced(tx: Transaction, upload: Upload, part: Part, info: DatasetInfo, frames: int = 0) -> Dataset:
+    """What a master tells; it may have told other things while it was still written. `frames` have come,
+    where it doesn't know how many will."""
     folder = PurePosixPath(upload.path).parent
     files = [str(folder / data.name) for data in info.files]
-    announced = info.frames_announced or 0
+    open_ended = info.frames_announced is None
+    announced = frames if info.frames_announced is None else info.frames_announced
     dataset = tx.datasets.at(upload.experiment, upload.path)
     if dataset is None:
         dataset = _create(tx, upload, part, info, files, announced)
         _emit(tx, dataset, "dataset.started", upload.instrument, upload.created_by)
     else:
-        tx.datasets.announce(dataset.id, info.kind, announced, info.shape, info.metadata, files)
+        tx.datasets.announce(
+            dataset.id, info.kind, announced, info.shape, info.metadata, files, open_ended=open_ended
+        )
     return dataset
 
 
@@ -197,8 +205,11 @@ def _data_arrived(tx: Transaction, id_: int, frames: Mapping[str, int], upload: 
 def _counted(tx: Transaction, dataset: Dataset) -> Dataset:
     """The dataset, with the number of frames that can be read now."""
     readable, _ = _count(tx, dataset)
-    tx.datasets.change(dataset.id, frames_readable=readable)
-    return dataset.model_copy(update={"frames_readable": readable})
+    values = {"frames_readable": readable}
+    if dataset.open_ended:  # as many are announced as have come
+        values["frames_announced"] = readable
+    tx.datasets.change(dataset.id, **values)
+    return dataset.model_copy(update=values)
 
 
 def _count(tx: Transaction, dataset: Dataset) -> tuple[int, int]:
@@ -210,7 +221,7 @@ def _count(tx: Transaction, dataset: Dataset) -> tuple[int, int]:
             growing = file.growing or 0
             break
         published += file.frames
-    most = dataset.frames_announced
+    most = MAX_FRAMES if dataset.open_ended else dataset.frames_announced
     return min(published + growing, most), min(published, most)
 
 
@@ -250,7 +261,7 @@ def end(tx: Transaction, dataset: Dataset, actor: str) -> Dataset:
     """Nothing more comes: a series is complete if it has no holes, all else has stopped early."""
     readable = dataset.frames_readable
     complete = not dataset.open_ended and _count(tx, dataset)[1] == dataset.frames_announced
-    if dataset.open_ended and (span := tx.datasets.span(dataset.id)):
+    if _is_series(dataset) and (span := tx.datasets.span(dataset.id)):
         readable = tx.datasets.run_ends(dataset.id, span[0]) - span[0]
         complete = readable == dataset.frames_announced
     state = DatasetState.COMPLETE if complete else DatasetState.INCOMPLETE

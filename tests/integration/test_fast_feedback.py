@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub.frames.outside import FileProblem
 from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition, Grid
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
 from beamhub.templates import shipped
+
+from tests.growth import Growth
 
 TIMEOUT = 250  # seconds; what takes longer has hung
 
@@ -164,6 +168,36 @@ def test_a_series_is_followed_frame_by_frame(start: Callable[..., RunningJob], t
     assert all(row["spots"] > 10 and 1.5 < row["resolution"] < 5 for row in rows)
     assert job.progress()[-1]["step"] == "4 frames"
     assert job.progress()[-1]["fraction"] is None
+
+
+def test_a_file_is_followed_while_it_is_written(start: Callable[..., RunningJob], tmp_path: Path) -> None:
+    """A SWMR writer writes it, and all that is known of it are its bytes and the places of its frames."""
+    words = f"--folder {tmp_path / 'detector'} --swmr --frames 6 --rate 2 --json".split()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", "from beamhub.cli import main; main()", "simulate", *words]
+    )
+    growth = Growth(tmp_path / "detector" / "lyso_master.h5", tmp_path / "home" / "raw" / "lyso_master.h5")
+    job, come, deadline = None, 0, time.monotonic() + TIMEOUT
+    try:
+        while come < 6:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(FileNotFoundError, FileProblem):  # it is not that far yet
+                come = growth.grow()
+            time.sleep(0.05)
+            if come and job is None:
+                job = start(growth.path)
+        assert job is not None
+        result = job.result()
+    finally:
+        writer.kill()
+        writer.wait()
+
+    assert result.outcome == "finished", result.reason
+    assert not growth.path.exists(), "it has ended before the file was complete"
+    rows = job.rows()
+    assert [row["frame"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["spots"] > 100 and 1.5 < row["resolution"] < 4 and row["ice"] == 0 for row in rows)
+    assert job.progress()[-1]["step"] == "all 6 frames"
 
 
 def test_an_acquisition_that_stops_ends_with_what_there_is(

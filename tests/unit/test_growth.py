@@ -182,6 +182,42 @@ async def test_a_master_may_tell_of_more_frames_later(site: Site, tmp_path: Path
 
 
 @on_both
+async def test_nobody_knows_how_many_frames_come_before_the_file_is_complete(
+    site: Site, tmp_path: Path
+) -> None:
+    sender = Sender(site, record_single(tmp_path / "out"))
+    await sender.begin()
+    (file,) = sender.info.files
+    info = dataclasses.replace(
+        sender.info, frames_announced=None, files=(dataclasses.replace(file, frames=None),)
+    )
+    for come in (2, 4):
+        await sender.show(come - 2, come, info=info)
+        dataset = await site.only()
+        assert (dataset.open_ended, dataset.state) == (True, "receiving")
+        assert (dataset.frames_readable, dataset.frames_announced) == (come, come)
+    assert (await site.datasets.frame(ADA, dataset.id, 4) == frame(4)).mean() > 0.9
+    await sender.finish()
+    dataset = await site.only()
+    assert (dataset.open_ended, dataset.state) == (False, "complete")
+    assert (dataset.frames_readable, dataset.frames_announced) == (FRAMES, FRAMES)
+    assert (await site.datasets.frame(ADA, dataset.id, FRAMES) == frame(FRAMES)).mean() > 0.9
+    assert events(site)[:3] == [("dataset.started", 0), ("dataset.growing", 2), ("dataset.growing", 4)]
+
+
+@on_both
+async def test_one_that_was_given_up_has_ended_with_nothing(site: Site, tmp_path: Path) -> None:
+    sender = Sender(site, record_single(tmp_path / "out"))
+    await sender.begin()
+    info = dataclasses.replace(sender.info, frames_announced=None)
+    await sender.show(0, 3, info=info)
+    await site.uploads.terminate(AGENT, sender.upload.id)
+    dataset = await site.only()
+    assert (dataset.frames_readable, dataset.frames_announced) == (0, 0)
+    assert (await site.datasets.end(SAM, dataset.id)).state == "incomplete"
+
+
+@on_both
 async def test_what_grew_before_its_master_came_counts_when_it_comes(site: Site, tmp_path: Path) -> None:
     master, first, *_ = record(tmp_path / "out")
     sender = Sender(site, first)

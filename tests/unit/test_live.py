@@ -18,6 +18,8 @@ from beamhub_notebooks.errors import ProcessingError
 from beamhub_notebooks.live import LiveDataset
 from beamhub_notebooks.spots import Frame
 
+from tests.growth import Growth
+
 
 @pytest.fixture
 def growing(tmp_path: Path) -> tuple[Path, list[tuple[Path, Path]]]:
@@ -197,6 +199,130 @@ def test_signed_frames_become_counts(tmp_path: Path) -> None:
     assert frame.dtype.kind == "u"
     assert frame[5, 5] == 7
     assert frame[3, 4] == np.iinfo(frame.dtype).max
+
+
+# --- files that are still written ---------------------------------------------------------------------------
+
+
+def write_single(folder: Path, frames: int, *, announced: bool = True) -> Path:
+    """As `write_dataset`, but in one file that can be read while it is written."""
+    import h5py
+    from beamhub.simulation.nexus import LIBVER
+
+    (master,) = write_dataset(folder, "kept", frames=0)
+    path = folder / "one_master.h5"
+    with h5py.File(path, "w", libver=LIBVER) as file, h5py.File(master) as told:
+        told.copy("entry", file)
+        specific = file["entry/instrument/detector/detectorSpecific"]
+        del specific["nimages"]
+        if announced:
+            specific["nimages"] = frames
+        counts = np.broadcast_to(np.arange(frames)[:, None, None] + 1, (frames, 16, 20)).astype(np.uint16)
+        file.create_dataset("entry/data/data", data=counts, chunks=(1, 16, 20), maxshape=(None, 16, 20))
+    return path
+
+
+@pytest.fixture
+def growth(tmp_path: Path) -> Growth:
+    return Growth(write_single(tmp_path, 5), tmp_path / "home" / "raw" / "one_master.h5")
+
+
+def test_frames_come_while_their_file_is_written(growth: Growth) -> None:
+    growth.grow(1)
+    dataset = LiveDataset(growth.path)
+    seen = []
+    for number, shown in dataset.map(level, threads=2, stall_timeout=60):
+        seen.append((number, shown))
+        if number < 5:
+            growth.grow(number + 1)
+        assert dataset.progress(number) == (number / 5, f"{number} of 5 frames")
+        assert dataset.published == 0
+
+    assert seen == [(n, n) for n in range(1, 6)]
+    assert dataset.outcome(len(seen)) == "all 5 frames"
+    assert not growth.path.exists(), "all announced frames are there before it is complete"
+
+
+def test_where_nobody_knows_how_many_it_ends_with_the_file(tmp_path: Path) -> None:
+    growth = Growth(write_single(tmp_path, 5, announced=False), tmp_path / "home" / "raw" / "one_master.h5")
+    growth.grow(2)
+    dataset = LiveDataset(growth.path)
+    assert (dataset.open_ended, dataset.announced) == (True, 2)
+    seen = []
+    for number, _ in dataset.map(level, stall_timeout=3600):
+        seen.append(number)
+        if number == 2:
+            assert dataset.progress(2) == (None, "2 frames")
+            assert dataset.outcome(2) == "2 frames"
+            growth.grow(4)
+        elif number == 4:
+            growth.publish()
+
+    assert seen == [1, 2, 3, 4, 5]
+    assert not dataset.open_ended
+    assert dataset.outcome(5) == "all 5 frames"
+    assert dataset.progress(5) == (1, "5 of 5 frames")
+
+
+def test_a_file_that_stopped_early_is_not_waited_for(tmp_path: Path) -> None:
+    """Nothing can come any more when all files are complete."""
+    import h5py
+
+    path = write_single(tmp_path, 5)
+    with h5py.File(path, "a") as file:
+        file["entry/data/data"].resize(3, 0)
+    growth = Growth(path, tmp_path / "home" / "raw" / "one_master.h5")
+    growth.grow(1)
+    dataset = LiveDataset(growth.path)
+    seen = []
+    for number, _ in dataset.map(level, stall_timeout=3600):
+        seen.append(number)
+        if number == 1:
+            growth.publish()
+
+    assert seen == [1, 2, 3]
+    assert dataset.outcome(3) == "stopped early after 3 of 5 frames"
+
+
+def test_a_file_that_is_sent_again_from_its_beginning(growth: Growth, tmp_path: Path) -> None:
+    growth.grow(3)
+    dataset = LiveDataset(growth.path)
+    again = Growth(growth.source, growth.path, "2")
+    seen = []
+
+    def slowly(frame: Frame) -> int:
+        if level(frame) == 2:
+            growth.withdraw()
+        return level(frame)
+
+    frames = dataset.map(slowly, stall_timeout=3600)
+    with ThreadPoolExecutor(1) as pool:
+        for expected in range(1, 6):
+            following = pool.submit(next, frames)
+            if expected == 3:
+                again.grow(1)
+                again.grow(5)
+            seen.append(following.result(60))
+
+    assert seen == [(n, n) for n in range(1, 6)]
+
+
+def test_growth_counts_as_something_that_comes(growth: Growth) -> None:
+    """Frames that come after a hole: of one data file, none of the one before."""
+    growth.grow(1)
+    dataset = LiveDataset(growth.path)
+    before = dataset.frames.files_arrived()
+    growth.grow(2)
+    assert dataset.frames.files_arrived() != before
+    assert [number for number, _ in dataset.map(level, stall_timeout=0.3)] == [1, 2]
+    assert dataset.outcome(2) == "stopped early after 2 of 5 frames"
+
+
+def test_other_programs_are_told_that_they_have_to_wait(growth: Growth) -> None:
+    growth.grow(2)
+    dataset = LiveDataset(growth.path)
+    with pytest.raises(ProcessingError, match="still written"):
+        dataset.outcome(dataset.published)
 
 
 def _write_blank(path: Path, frames: int, shape: tuple[int, int]) -> None:

@@ -78,7 +78,7 @@ def _home(file: h5py.File, name: str) -> tuple[str, DatasetInfo | None]:
     part = formats.part(PurePosixPath(name))
     if part is None or part.dataset is None:
         return nxmx.DATA, None
-    info = nxmx.announced(file, name)
+    info = nxmx.announced(file, name, written=True)
     own = next((data.link for data in info.files if data.name == name), None)
     if own is None:
         raise UnreadableFile(name, "its frames lie in other files")

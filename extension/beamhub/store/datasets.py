@@ -118,11 +118,21 @@ class Datasets:
         shape: tuple[int, int],
         metadata: Mapping[str, Quantity],
         files: Sequence[str],
+        *,
+        open_ended: bool,
     ) -> None:
         """Its master tells this now; it has told other things while it was still written."""
         told = {key: value.model_dump() for key, value in metadata.items()}
         rows, columns = shape
-        self.change(dataset, kind=kind, frames_announced=frames, rows=rows, columns=columns, metadata=told)
+        self.change(
+            dataset,
+            kind=kind,
+            open_ended=open_ended,
+            frames_announced=frames,
+            rows=rows,
+            columns=columns,
+            metadata=told,
+        )
         if [file.path for file in self.files(dataset)] != list(files):
             self._connection.execute(delete(dataset_files).where(dataset_files.c.dataset == dataset))
             self._name_files(dataset, files)
@@ -135,7 +145,8 @@ class Datasets:
             self._connection.execute(insert(dataset_files), numbered)
 
     def change(self, dataset: int, **values: Any) -> None:
-        """Sets columns: state, kind, metadata, frames_announced, frames_readable, rows, columns, ended."""
+        """Sets columns: state, kind, metadata, open_ended, frames_announced, frames_readable, rows, columns,
+        ended."""
         self._connection.execute(update(datasets).where(datasets.c.id == dataset).values(**values))
 
     def move(self, dataset: int, experiment: str, name: str, path: str, files: Mapping[str, str]) -> None:
