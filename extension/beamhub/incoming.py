@@ -25,7 +25,7 @@ from typing import Self
 from beamhub import digests, folders
 from beamhub.body import Body
 from beamhub.digests import Running
-from beamhub.errors import ChecksumMismatch, Conflict, DiskFull, Gone, NotFound
+from beamhub.errors import ChecksumMismatch, Conflict, DiskFull, Gone, NotFound, Unavailable
 from beamhub.previews import Previews
 from beamhub.schemas import DigestAlgorithm, Upload, UploadState
 
@@ -65,8 +65,11 @@ class Incoming:
         if upload.source is None:
             self._require_room(upload)
         while True:
-            # there already when a kill has come between this and the upload's row
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            try:
+                # there already when a kill has come between this and the upload's row
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            except OSError as error:
+                raise explained(error, upload) from error
             with contextlib.suppress(Gone):  # it was there, and has just been removed as an orphan
                 return self.hold(upload)
 
@@ -598,10 +601,16 @@ def _over(upload: Upload) -> Gone:
 
 
 def explained(error: OSError, upload: Upload) -> Exception:
-    """DiskFull where that is what happened; else the error itself."""
+    """DiskFull or Unavailable where the disk is full or keeps the service out; else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
             f"There is no room for {upload.path} ({upload.size} bytes) on the disk of the service.",
             "Ask the operators for space; then send on: what has arrived is kept.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Unavailable(
+            f"The service can't put {upload.path} into the folder of {upload.experiment}: "
+            f"{os.strerror(error.errno).lower()}.",
+            "Tell the facility's operators; then send on: what has arrived is kept.",
         )
     return error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -50,6 +52,63 @@ async def test_many_files_arrive_at_once(site: Site) -> None:
     assert {(event.experiment, event.instrument, event.actor) for event in events} == {
         (site.experiment, "mx", AGENT.name)
     }
+
+
+KEPT_OUT = """
+import asyncio, sys
+from pathlib import Path
+from beamhub.body import Chunks
+from beamhub.datasets import Datasets
+from beamhub.events import Live
+from beamhub.frames.inspect import Inspector
+from beamhub.store import Store
+from beamhub.uploads import Uploads
+from tests.unit.test_batches import whole
+from tests.unit.uploading import AGENT, deliver, parts
+
+async def main(url, folder, closed):
+    store, inspector = Store(url), Inspector()
+    uploads = Uploads(store, Live(), folder, Datasets(store, folder, inspector).examine)
+    closed.chmod(0)
+    names = ("closed/a.txt", "open.txt", "closed/below/b.txt")
+    files = [whole(name, name.encode(), key=name) for name in names]
+    for answer in await deliver(uploads, AGENT, files):
+        print(getattr(answer, "state", None) or f"{type(answer).__name__}: {answer}")
+    one = await uploads.create(AGENT, "closed/c.txt", 1)
+    try:
+        await uploads.append(AGENT, one.id, 0, parts(b"c"))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+    closed.chmod(0o750)
+    for answer in await deliver(uploads, AGENT, files):
+        print(getattr(answer, "state", answer))
+    await uploads.close()
+    await inspector.close()
+    store.close()
+
+asyncio.run(main(sys.argv[1], *map(Path, sys.argv[2:])))
+"""
+
+
+def test_a_folder_that_the_service_may_not_enter_is_told(site: Site, database_url: str) -> None:
+    closed = site.folder / site.experiment / "raw" / "closed"
+    closed.mkdir()
+    mere_owner = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    script = [sys.executable, "-c", KEPT_OUT, database_url, str(site.folder), str(closed)]
+    done = subprocess.run([*mere_owner, *script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused = (
+        f"Unavailable: The service can't put raw/closed/{{}} into the folder of {site.experiment}: "
+        "permission denied. Tell the facility's operators; then send on: what has arrived is kept."
+    )
+    assert done.stdout.splitlines() == [
+        refused.format("a.txt"),
+        "complete",
+        refused.format("below/b.txt"),
+        refused.format("c.txt"),
+        *["complete"] * 3,
+    ]
+    assert site.content("raw/closed/a.txt") == b"closed/a.txt"
 
 
 async def test_a_bad_file_among_many_is_refused_alone(site: Site) -> None:
