@@ -192,7 +192,7 @@ class Cockpit(JobList):
                 may_run=around.may_run,
                 may_operate=can(experiment, "instrument.operate"),
                 shown=self.shown,
-                cut=scene.datasets_cut,
+                older=scene.older_datasets,
             ),
         ]
         self._share(experiment)
@@ -342,6 +342,7 @@ class Cockpit(JobList):
             "experiment.step": self._step,
             "dataset.show": self._show,
             "datasets.find": self._find,
+            "datasets.older": self._older_datasets,
             "datasets.tick": self._tick_dataset,
             "datasets.tick-all": self._tick_found,
             "datasets.untick": self._untick_datasets,
@@ -443,6 +444,13 @@ class Cockpit(JobList):
 
     def _find(self, action: Action) -> None:
         self.datasets.sought = str(action.value or "")
+        if self.scene is not None:
+            self.scene.datasets |= self.scene.older_datasets.find(self.datasets.sought)
+
+    def _older_datasets(self, _action: Action) -> None:
+        self.older = True
+        if self.scene is not None:
+            self.scene.datasets |= self.scene.older_datasets.more(self.datasets.sought)
 
     def _tick_dataset(self, action: Action) -> None:
         self.datasets.tick([int(action.args[0])], on=action.value is True)

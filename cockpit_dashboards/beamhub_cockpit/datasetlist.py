@@ -11,7 +11,8 @@ from beamhub.schemas import Dataset, DatasetState
 from beamhub_cockpit.format import number, plural
 from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.parts import ago, arrived, button, card, more_button, state
+from beamhub_cockpit.older import Older
+from beamhub_cockpit.parts import ago, arrived, button, card, finder, more_button, state
 
 FEW: Final = 8  # datasets that nobody has to search
 AT_ONCE: Final = 500  # datasets on each of which the service starts a job at once
@@ -49,15 +50,16 @@ def panel(
     may_run: bool,
     may_operate: bool = False,
     shown: int | None = None,
-    cut: bool = False,
+    older: Older[Dataset] | None = None,
 ) -> Element:
     """The card with datasets, newest first: `shown` of those that are found (None: all). `seen` is the one in
-    view; `cut` says that the experiment has older ones, which the page does not know."""
+    view; `older` knows whether the experiment has others, which the page does not know."""
     found = chosen.found(known)
     many = len(known) > FEW or bool(chosen.sought)
+    cut = older is not None and not older.whole
     return card(
         "Datasets",
-        _finder(found, chosen, experiment, may_run=may_run) if many else None,
+        _finder(found, chosen, experiment, may_run=may_run, cut=cut) if many else None,
         _tools(len(chosen.ticked)) if chosen.ticked else None,
         el(
             "ul.bh-datasets",
@@ -65,33 +67,24 @@ def panel(
         )
         if found
         else el("p.bh-empty", "None of this name." if known else "None yet."),
-        more_button(len(found), shown),
-        el("p.bh-hint.bh-datasets-cut", f"Older ones: “beamhub experiment datasets {experiment}”.")
-        if cut
-        else None,
-        aside=el("span.bh-count", number(len(known)) + (" newest" if cut else "")) if known else None,
+        more_button(
+            len(found), shown, "datasets", goes_on=older is not None and older.goes_on(chosen.sought)
+        ),
+        aside=el("span.bh-count", number(len(known)) + (" listed" if cut else "")) if known else None,
         css="bh-datasets-card",
     )
 
 
-def _finder(found: Sequence[Dataset], chosen: DatasetList, experiment: str, *, may_run: bool) -> Element:
+def _finder(
+    found: Sequence[Dataset], chosen: DatasetList, experiment: str, *, may_run: bool, cut: bool
+) -> Element:
     ids = {d.id for d in found}
     all_ticked = bool(ids) and ids <= chosen.ticked
-    what = f"the {number(len(found))} found" if chosen.sought.strip() else f"all {number(len(found))}"
+    count = number(len(found))
+    what = f"the {count} found" if chosen.sought.strip() else f"the {count} listed" if cut else f"all {count}"
     return el(
         "div.bh-finder",
-        el("label.bh-unseen", "Find datasets by name", for_="find-datasets"),
-        el(
-            "input",
-            type="text",
-            id="find-datasets",
-            placeholder="Find by name",
-            autocomplete="off",
-            spellcheck="false",
-            maxlength="200",
-            on={"input": ["datasets.find"]},
-            key=f"find-{experiment}",  # empty again in another experiment
-        ),
+        finder("datasets", experiment),
         button(f"Tick {what}", ["datasets.tick-all"], look="bh-text-button", css="bh-tick-found", key="all")
         if may_run and found and not all_ticked
         else None,

@@ -303,7 +303,7 @@ def _beside(job: Job, around: Around) -> int | None:
 
 def _results(job: Job, detail: Detail, around: Around) -> list[Child]:
     if job.started is None:
-        return [el("p.bh-empty", why(job) or "Not started yet.")]
+        return [problem(job, detail) or el("p.bh-empty", why(job) or "Not started yet.")]
     drawn = [f.plot for f in detail.followers.values() if f.plot is not None]
     pictures = [a for a in plots(job) if f"{job.id}/{a.path}" in detail.images]
     table = metrics_table(job, around.templates.get(template_of(job)))
@@ -360,6 +360,9 @@ def problem(job: Job, detail: Detail | None) -> Element | None:
         if where
         else None,
         el("pre.bh-log-end", tail) if tail else None,
+        el("p.bh-hint", "It starts by itself then. To be faster, rerun it with another licence, and cancel this one.")
+        if job.state is JobState.PENDING
+        else None,
     )
 
 

@@ -13,7 +13,7 @@ from beamhub_cockpit import form, question, stages
 from beamhub_cockpit.format import day, plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
-from beamhub_cockpit.parts import ROLES, button, card, state
+from beamhub_cockpit.parts import ROLES, button, card, finder, state
 from beamhub_cockpit.question import Question, UnusableError
 from beamhub_cockpit.region import Action
 
@@ -143,7 +143,9 @@ class Experiments(Page):
         tools = el(
             "div.bh-list-tools",
             el("span.bh-count", plural(len(self.experiments), "experiment")),
-            _finder() if len(self.experiments) > FEW or sought else None,
+            finder("experiments", "experiments", "Find by title, PI or number")
+            if len(self.experiments) > FEW or sought
+            else None,
             button("New experiment …", ["experiment.new"], css="bh-button-main bh-experiment-new")
             if self.instruments
             else None,
@@ -170,20 +172,6 @@ class Experiments(Page):
             key=e.id,
             data_experiment=e.id,
         )
-
-
-def _finder() -> Element:
-    return el(
-        "input",
-        type="text",
-        placeholder="Find by title, PI or number",
-        aria_label="Find experiments",
-        autocomplete="off",
-        spellcheck="false",
-        maxlength="200",
-        on={"input": ["experiments.find"]},
-        key="finder",
-    )
 
 
 def _asked(instruments: Sequence[Instrument]) -> tuple[Child, ...]:

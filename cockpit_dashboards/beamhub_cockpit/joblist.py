@@ -18,6 +18,7 @@ from beamhub_cockpit.selection import Outcome, Selection
 from beamhub_cockpit.several import Several
 
 RECENT: Final = 25  # jobs and datasets that a page shows at first
+FEW: Final = 8  # jobs that nobody has to search
 
 
 class JobList(JobPage):
@@ -30,6 +31,7 @@ class JobList(JobPage):
 
     def select_none(self) -> None:
         """Begin anew, as with the jobs of another experiment."""
+        self.sought = ""
         self.selected = Selection()
         self.several: Several | None = None  # while its dialog is open
         self.outcome: Outcome | None = None
@@ -40,8 +42,18 @@ class JobList(JobPage):
         return None if self.older else RECENT
 
     def job_list(self, around: Around) -> Element:
-        self.selected.keep(job.id for job in self._jobs())
-        return jobs.panel(self._jobs(), self.opened, around, self.selected, self.shown)
+        known = self._jobs()
+        self.selected.keep(job.id for job in known)
+        return jobs.panel(
+            self._found(),
+            self.opened,
+            around,
+            self.selected,
+            self.shown,
+            sought=self.sought,
+            many=len(known) > FEW or bool(self.sought),
+            goes_on=self.scene is not None and self.scene.older_jobs.goes_on(self.sought),
+        )
 
     def dialog(self) -> tuple[Element, ...]:
         scene, found = self.scene, []
@@ -56,6 +68,8 @@ class JobList(JobPage):
         return {
             **super().actions(),
             "list.all": self._all,
+            "jobs.find": self._find_jobs,
+            "jobs.older": self._older_jobs,
             "jobs.tick": self._tick_one,
             "jobs.tick-all": self._tick_all,
             "jobs.untick": self._untick,
@@ -74,12 +88,28 @@ class JobList(JobPage):
     def _jobs(self) -> list[Job]:
         return list(self.scene.jobs.values()) if self.scene else []
 
+    def _found(self) -> list[Job]:
+        """The jobs that are looked for, with those that are open or ticked."""
+        return jobs.found(self._jobs(), self.sought, {*self.opened, *self.selected.ticked})
+
+    def _find_jobs(self, action: Action) -> None:
+        self.sought = str(action.value or "")
+        if self.scene is not None:
+            self.scene.jobs |= self.scene.older_jobs.find(self.sought)
+        self.selected.let_in(self._jobs())
+
+    def _older_jobs(self, _action: Action) -> None:
+        self.older = True
+        if self.scene is not None:
+            self.scene.jobs |= self.scene.older_jobs.more(self.sought)
+        self.selected.let_in(self._jobs())
+
     def _tick_one(self, action: Action) -> None:
         self.selected.tick([int(action.args[0])], self._jobs(), on=action.value is True)
 
     def _tick_all(self, action: Action) -> None:
         newest = int(action.args[0])  # when the box was ticked; later ones are not meant
-        seen = [job for job in self._jobs() if job.id <= newest]
+        seen = [job for job in self._found() if job.id <= newest]
         ids = [job.id for job in jobs.listed(seen, self.selected, self.opened, self.shown)]
         self.selected.tick(ids, seen, on=action.value is True)
 

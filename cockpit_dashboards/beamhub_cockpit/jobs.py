@@ -10,8 +10,30 @@ from beamhub_cockpit import selection
 from beamhub_cockpit.details import Around, Detail, key_metrics, progress, show
 from beamhub_cockpit.format import cpu_hours, number, plural
 from beamhub_cockpit.html import Child, Element, el
-from beamhub_cockpit.parts import ago, button, card, more_button, runtime, starter, state, template_of, why
+from beamhub_cockpit.parts import (
+    ago,
+    button,
+    card,
+    finder,
+    more_button,
+    runtime,
+    starter,
+    state,
+    template_of,
+    why,
+)
 from beamhub_cockpit.selection import Selection
+
+
+def found(jobs: Iterable[Job], sought: str, stay: Collection[int]) -> list[Job]:
+    """Those that have this in their title or in the name of a dataset, and those with the ids `stay`."""
+    name = sought.strip().casefold()
+
+    def named(job: Job) -> bool:
+        names = [job.title, *(one.name for one in job.inputs if one.kind == "dataset")]
+        return any(name in one.casefold() for one in names)
+
+    return [job for job in jobs if named(job) or job.id in stay]
 
 
 def listed(jobs: Iterable[Job], selected: Selection, opened: Collection[int], shown: int | None) -> list[Job]:
@@ -29,15 +51,22 @@ def panel(
     around: Around,
     selected: Selection,
     shown: int | None = None,
+    *,
+    sought: str = "",
+    many: bool = False,
+    goes_on: bool = False,
 ) -> Element:
-    """The list of jobs, `shown` of them (None: all), with what can be done with those that are selected."""
+    """The list of jobs, `shown` of them (None: all), with what can be done with those that are selected. Of
+    `many` some can be `sought` by name; it `goes_on` where the page does not know all."""
     said = ", ".join(
         f"{count} {word}" for word, count in ((s, sum(j.state == s for j in jobs)) for s in JobState) if count
     )
     rows = listed(jobs, selected, opened, shown)
     chosen = selected.chosen(jobs)
-    if not jobs:
-        body: Child = el(
+    if not jobs and sought.strip():
+        body: Child = el("p.bh-empty", "None of this name.")
+    elif not jobs:
+        body = el(
             "p.bh-empty",
             "No jobs yet. They start by themselves when data arrive, or from a dataset with “Run …”.",
         )
@@ -59,7 +88,12 @@ def panel(
         else el("span.bh-count", said)
     )
     return card(
-        "Jobs", body, more_button(len(jobs), shown), aside=beside if jobs else None, css="bh-jobs-card"
+        "Jobs",
+        el("div.bh-finder", finder("jobs", around.experiment), key="finder") if many else None,
+        body,
+        more_button(len(jobs), shown, "jobs", goes_on=goes_on),
+        aside=beside if jobs else None,
+        css="bh-jobs-card",
     )
 
 

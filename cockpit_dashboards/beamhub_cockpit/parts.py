@@ -107,11 +107,36 @@ def button(
     )
 
 
-def more_button(count: int, shown: int | None) -> Element | None:
-    """Under a list that is not shown to its end."""
-    if shown is None or count <= shown:
-        return None
-    return button(f"Show all {number(count)}", ["list.all"], look="bh-text-button", css="bh-more")
+def more_button(count: int, shown: int | None, noun: str, *, goes_on: bool) -> Element | None:
+    """Under a list that is not shown to its end, or of which the page does not know all: it `goes_on`."""
+    if shown is not None and count > shown:
+        label = f"Show {'' if goes_on else 'all '}{number(count)}"
+        return button(label, ["list.all"], look="bh-text-button", css="bh-more")
+    if goes_on:
+        return button(
+            "Older …",
+            [f"{noun}.older"],
+            look="bh-text-button",
+            css="bh-more bh-older",
+            said=f"Older {noun} …",
+        )
+    return None
+
+
+def finder(noun: str, key: str, placeholder: str = "Find by name") -> Element:
+    """The field in which something is looked for; with another `key` it is empty again."""
+    return el(
+        "input",
+        type="text",
+        id=f"find-{noun}",
+        placeholder=placeholder,
+        aria_label=f"Find {noun}",
+        autocomplete="off",
+        spellcheck="false",
+        maxlength="200",
+        on={"input": [f"{noun}.find"]},
+        key=f"find-{key}",
+    )
 
 
 def file_link(text: str, href: str, css: str = "") -> Element:

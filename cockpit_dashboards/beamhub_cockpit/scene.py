@@ -30,10 +30,11 @@ from beamhub.schemas import (
 )
 from pydantic import ValidationError
 
+from beamhub_cockpit.older import Older
 from beamhub_cockpit.parts import template_of
 
-RECENT = 200  # experiments and jobs that a page knows
-DATASETS = 500  # of an experiment that a page knows
+RECENT = 200  # experiments that a page knows, and jobs that it asks for at once
+DATASETS = 500  # that it asks for at once
 SHARED = "shared"  # the folder that members put files into
 OWN = "shared/templates"  # where members keep templates
 FILES = 500  # of it that a page knows
@@ -62,7 +63,9 @@ class Scene:
     experiments: list[Experiment] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     datasets: dict[int, Dataset] = field(default_factory=dict)
+    older_datasets: Older[Dataset] = field(init=False)
     jobs: dict[int, Job] = field(default_factory=dict)
+    older_jobs: Older[Job] = field(init=False)
     files: list[File] = field(default_factory=list)  # of shared/
     quarantine: list[Upload] = field(default_factory=list)  # of the instrument, for its staff
     finalisation: Finalisation | None = None
@@ -73,15 +76,26 @@ class Scene:
     profiles: list[Profile] = field(default_factory=list)
     transfers: dict[str, Transfer] = field(default_factory=dict)  # by the upload's id
 
+    def __post_init__(self) -> None:
+        self._older("")
+
     @property
     def staff(self) -> bool:
         """Does the viewer look after this instrument?"""
         return self.me.operator or (self.instrument is not None and self.instrument.id in self.me.staff_of)
 
-    @property
-    def datasets_cut(self) -> bool:
-        """Has the experiment more of them than the page knows?"""
-        return len(self.datasets) >= DATASETS
+    def _older(self, experiment: str) -> None:
+        """Begin the lists of an experiment."""
+        client = self.client
+        self.older_datasets = Older(
+            lambda name, after, limit: client.dataset_page(experiment, name=name, after=after, limit=limit),
+            DATASETS,
+        )
+        self.older_jobs = Older(
+            lambda name, after, limit: client.job_page(experiment, name=name, after=after, limit=limit),
+            RECENT,
+        )
+        self.datasets, self.jobs = {}, {}
 
     def load(self, wanted: str | None) -> None:
         """Everything anew, of the experiment `wanted`; None: of the one the viewer most likely came for.
@@ -95,10 +109,12 @@ class Scene:
         if chosen is None:
             self.experiment = None
             return
+        if self.experiment is None or self.experiment.id != chosen:
+            self._older(chosen)
         self.experiment = client.experiment(chosen)
         self.members = client.members(chosen)
-        self.datasets = {d.id: d for d in client.datasets(chosen, limit=DATASETS)}
-        self.jobs = {j.id: j for j in client.jobs(chosen, limit=RECENT)}
+        self.datasets = self.older_datasets.newest(self.datasets)
+        self.jobs = self.older_jobs.newest(self.jobs)
         self.files = client.files(chosen, SHARED, limit=FILES)
         self.sponsors = client.sponsors(chosen)
         self.look_at_templates()

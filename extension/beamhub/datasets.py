@@ -51,14 +51,15 @@ class Datasets:
         experiment: str,
         *,
         state: DatasetState | None = None,
+        name: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> Page[Dataset]:
-        """Newest first."""
+        """Newest first; with `name`, those that have it in their name or path."""
 
         def work(tx: Transaction) -> Page[Dataset]:
             access.require(tx, principal, experiment, Action.READ)
-            return tx.datasets.list(experiment, state=state, after=after, limit=limit)
+            return tx.datasets.list(experiment, state=state, name=name, after=after, limit=limit)
 
         return await self._store.read(work)
 

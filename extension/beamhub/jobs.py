@@ -279,10 +279,12 @@ class Jobs:
         experiment: str | None = None,
         dataset: int | None = None,
         state: JobState | None = None,
+        name: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> Page[Job]:
-        """Newest first; of all experiments that the principal may see, or of one."""
+        """Newest first; of all experiments that the principal may see, or of one. With `name`, those that
+        have it in their title or in the name of a dataset."""
 
         def work(tx: Transaction) -> Page[Job]:
             if experiment is not None:
@@ -292,6 +294,7 @@ class Jobs:
                 experiment=experiment,
                 dataset=dataset,
                 state=state,
+                name=name,
                 after=after,
                 limit=limit,
             )

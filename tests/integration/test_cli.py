@@ -78,7 +78,9 @@ def test_somebody_works_on_a_dataset(
     assert granted.exit_code == 0
     assert told(shell("operator", "licence", "grant", "lab-1", 1, "--json"))["granted"] == 36000
     assert "lab-1" in shell("ada", "licence", "sponsors", beamtime.experiment).stdout
-    assert "4/4" in shell("ada", "experiment", "datasets", beamtime.experiment).stdout
+    for name, there in ((dataset.name[1:].upper(), True), ("%", False)):
+        listed = shell("ada", "experiment", "datasets", beamtime.experiment, "--name", name)
+        assert ("4/4" in listed.stdout) == there
 
     rule = told(
         shell(
@@ -109,7 +111,9 @@ def test_somebody_works_on_a_dataset(
     again = told(shell("ada", "job", "rerun", job["id"], "--set", "word=fail", "--json"))
     assert (again["parent"], again["parameters"]) == (job["id"], {"word": "fail"})
     shell("ada", "job", "log", again["id"], "-f")
-    assert "told to fail" in shell("ada", "job", "list", "--experiment", beamtime.experiment).stdout
+    listed = shell("ada", "job", "list", "--experiment", beamtime.experiment, "--name", dataset.name)
+    assert "told to fail" in listed.stdout
+    assert "No jobs." in shell("ada", "job", "list", "--name", "no such dataset").stdout
     assert "charge" in shell("sam", "licence", "ledger", "lab-1").stdout
     for form, begins in (("--csv", "licence,jobs,cpu_seconds"), ("--svg", "<svg ")):
         assert shell("sam", "licence", "usage", "--by", "licence", form).stdout.startswith(begins)

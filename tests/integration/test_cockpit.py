@@ -23,6 +23,7 @@ from beamhub.schemas import (
     ExperimentState,
     FileProgress,
     Heartbeat,
+    JobsRerun,
     LicenceCreate,
     Role,
     TriggerCondition,
@@ -30,6 +31,7 @@ from beamhub.schemas import (
     TriggerEvent,
 )
 from beamhub.testing import TEMPLATE, Beamtime, RunningService, free_port
+from beamhub_cockpit.scene import RECENT
 from playwright.sync_api import Browser, Page, Position, Request, Route, expect
 
 from tests.chromium import chromium
@@ -535,6 +537,47 @@ def test_a_job_on_each_of_several_datasets(
     assert "2 datasets have the result already" in said
     made = {job.inputs[0].id for job in ada.jobs(beamtime.experiment) if job.parameters.get("word") == "each"}
     assert made == {datasets[name].id for name in ("each_2", "each_3", "each_7")}
+
+
+def test_a_job_is_found_that_is_older_than_the_page_knows(
+    page: Page, cockpits: dict[str, RunningCockpit], service: RunningService
+) -> None:
+    here = service.beamtime()
+    service.client("operator").create_licence(
+        LicenceCreate(id="empty", title="Empty", kind="lab", instruments=[here.instrument])
+    )
+    ada = service.client("ada")
+    needle = ada.submit(
+        here.experiment, TEMPLATE, service.dataset(here, name="needle", frames=1).id, sponsor="empty"
+    )
+    hay = service.dataset(here, name="hay", frames=1)
+    more = RECENT + 5
+    ids = [ada.submit(here.experiment, TEMPLATE, hay.id, sponsor="empty").id]
+    while len(ids) < more:
+        told = ada.rerun_all(JobsRerun(jobs=ids[: more - len(ids)], force=True))
+        ids += [one.job.id for one in told if one.job is not None]
+
+    open_cockpit(page, cockpits, here)
+    row = page.locator(f".bh-job[data-job='{needle.id}']")
+    expect(page.locator(".bh-jobs-card .bh-job")).to_have_count(25, timeout=WAIT)
+    expect(row).to_have_count(0)
+    finder = page.locator("#find-jobs")
+    finder.fill("NEEDLE")
+    expect(row).to_be_visible(timeout=WAIT)
+    expect(page.locator(".bh-jobs-card .bh-job")).to_have_count(1)
+    row.locator(".bh-job-row").click()
+    expect(row.get_by_role("tabpanel")).to_contain_text("Waits for credit", timeout=WAIT)
+    picture(page, "older-job-found")
+    finder.fill("no such job")
+    expect(page.locator(".bh-jobs-card")).to_contain_text("needle")  # what is open stays
+    row.locator(".bh-job-toggle button").click()
+    expect(page.locator(".bh-jobs-card")).to_contain_text("None of this name", timeout=WAIT)
+
+    finder.fill("")
+    page.locator(".bh-jobs-card .bh-more").click()
+    page.locator(".bh-jobs-card .bh-older").click(timeout=WAIT)
+    expect(page.locator(".bh-jobs-card .bh-job")).to_have_count(more + 1, timeout=WAIT)
+    expect(page.locator(".bh-jobs-card .bh-more")).to_have_count(0)
 
 
 def test_staff_begin_an_experiment(

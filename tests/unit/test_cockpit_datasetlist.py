@@ -16,9 +16,7 @@ MANY = [dataset(number) for number in range(1, 601)]
 
 
 def shown(chosen: DatasetList, count: int, *, may_run: bool = True) -> Element:
-    return panel(
-        MANY[:count], chosen, None, LINKS, experiment=EXPERIMENT, may_run=may_run, shown=25, cut=count >= 500
-    )
+    return panel(MANY[:count], chosen, None, LINKS, experiment=EXPERIMENT, may_run=may_run, shown=25)
 
 
 def test_among_hundreds_one_is_found_by_its_name_or_folder() -> None:
@@ -57,11 +55,6 @@ def test_few_datasets_need_no_search_and_who_may_not_run_gets_no_boxes() -> None
     viewer = shown(DatasetList(), 20, may_run=False)
     assert not find(viewer, "bh-dataset-tick")
     assert not find(viewer, "bh-tick-found")
-
-
-def test_a_list_that_is_not_whole_says_where_the_rest_is() -> None:
-    assert not find(shown(DatasetList(), 499), "bh-datasets-cut")
-    assert EXPERIMENT in text(find(shown(DatasetList(), 500), "bh-datasets-cut")[0])
 
 
 def test_a_series_has_never_more_frames_than_it_is_said_to_have() -> None:

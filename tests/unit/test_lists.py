@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from beamhub.schemas import (
+    DatasetKind,
     DatasetState,
     InstrumentCreate,
+    JobInput,
     JobState,
     LicenceCreate,
     Profile,
@@ -41,6 +43,10 @@ ASKED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
     ),
     "jobs of many experiments": (
         lambda tx: tx.jobs.list(only=MANY, after=NUMBER, limit=9),
+        "ix_jobs_experiment_id",
+    ),
+    "jobs of this name": (
+        lambda tx: tx.jobs.list(only=ONE, name="lyso", after=NUMBER, limit=9),
         "ix_jobs_experiment_id",
     ),
     "failed jobs": (
@@ -109,6 +115,10 @@ ASKED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
         "ix_uploads_experiment_first_path",
     ),
     "all files of an experiment": (lambda tx: tx.uploads.of("a"), "ix_uploads_experiment_"),
+    "datasets of this name": (
+        lambda tx: tx.datasets.list("a", name="lyso", after=NUMBER, limit=9),
+        "ix_datasets_experiment_id",
+    ),
     "datasets": (lambda tx: tx.datasets.list("a", after=NUMBER, limit=9), "ix_datasets_experiment_id"),
     "growing datasets of an experiment": (
         lambda tx: tx.datasets.list("a", state=DatasetState.RECEIVING, after=NUMBER, limit=9),
@@ -213,6 +223,67 @@ def test_jobs_that_a_runner_has_are_found_however_many_they_are(store: Store) ->
     again = store.read_sync(lambda tx: tx.jobs.handed_over(found))
     assert all(again[id_] is found[id_] for id_ in handed)
     assert max(map(len, parameters)) < 10
+
+
+NAMES = ("lyso_1", "LYSOzyme", "100%_done", "back\\slash", "<b>", "Ödland")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("lyso", {"LYSOzyme", "lyso_1"}),
+        ("SO_", {"lyso_1"}),  # no pattern: % and _ are letters as others are
+        ("%", {"100%_done"}),
+        ("_", {"lyso_1", "100%_done"}),
+        ("\\", {"back\\slash"}),
+        ("dland", {"Ödland"}),
+        ("' OR 1=1 --", set()),
+    ],
+)
+def test_a_list_is_searched_for_a_part_of_a_name(store: Store, name: str, found: set[str]) -> None:
+    def work(tx: Transaction) -> str:
+        tx.instruments.create(InstrumentCreate(id="sim-mx", title="MX", staff=["sam"]))
+        tx.licences.create(LicenceCreate(id="lab", title="Lab", kind="lab", instruments=["sim-mx"]))
+        experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
+        made = [
+            tx.datasets.create(
+                experiment=experiment,
+                name=one,
+                path=f"raw/x/{one}.h5".replace("_", "-").replace("%", "-"),
+                format="nxmx",
+                kind=DatasetKind.ROTATION,
+                open_ended=False,
+                frames_announced=1,
+                shape=(1, 1),
+                metadata={},
+                files=[],
+            )
+            for one in NAMES
+        ]
+        profile = Profile(name="one", title="1 CPU", cpus=1, memory=1, walltime=1)
+        common: dict[str, Any] = {
+            "experiment": experiment,
+            "template_version": "v",
+            "parameters": {},
+            "profile": profile,
+        }
+        common |= {"sponsor": "lab", "launched_by": "ada", "template": "t"}
+        on = [JobInput(kind="dataset", id=one.id, name=one.name) for one in made]
+        drafts = [Draft(title="DIALS", inputs=[one], **common) for one in on]
+        tx.jobs.create_all([*drafts, Draft(title="Merge", inputs=on[:2], **common)])
+        return experiment
+
+    here = store.write_sync(work)
+    page = store.read_sync(lambda tx: tx.datasets.list(here, name=name, after=None, limit=9))
+    assert {one.name for one in page.items} == found
+    jobs = store.read_sync(lambda tx: tx.jobs.list(only=frozenset({here}), name=name, after=None, limit=9))
+    first = {job.inputs[0].name for job in jobs.items if job.title == "DIALS"}
+    assert first == found
+    assert any(job.title == "Merge" for job in jobs.items) == bool(found & set(NAMES[:2]))
+    titled = store.read_sync(lambda tx: tx.jobs.list(only=None, name="merge", after=None, limit=9))
+    assert [job.title for job in titled.items] == ["Merge"]
+    below = store.read_sync(lambda tx: tx.datasets.list(here, name="RAW/X", after=None, limit=9))
+    assert len(below.items) == len(NAMES)
 
 
 @pytest.mark.parametrize("what", ASKED)

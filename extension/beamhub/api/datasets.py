@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from beamhub.api.routes import Call, Content, Paging, route
-from beamhub.schemas import BigInt, Dataset, DatasetMove, DatasetState, Page, Request
+from beamhub.schemas import BigInt, Dataset, DatasetMove, DatasetState, Line, Page, Request
 
 
 class FrameQuery(Request):
@@ -33,8 +33,14 @@ class FrameQuery(Request):
         return self.x0, self.y0, self.x1, self.y1
 
 
+class DatasetQuery(Paging):
+    name: Line | None = Field(
+        None, description="only those that have this in their name or path, in any case"
+    )
+
+
 @route("GET", "experiments/{experiment}/datasets")
-async def list_datasets(call: Call, experiment: str, query: Paging) -> Page[Dataset]:
+async def list_datasets(call: Call, experiment: str, query: DatasetQuery) -> Page[Dataset]:
     """An experiment's datasets, newest first."""
     return await call.service.datasets.list(call.principal, experiment, **query.model_dump())
 

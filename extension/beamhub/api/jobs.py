@@ -31,6 +31,7 @@ from beamhub.schemas import (
     JobsRerun,
     JobState,
     JobStep,
+    Line,
     Lineage,
     Page,
     Request,
@@ -43,6 +44,9 @@ LOOK = 0.5  # seconds between looks at a log that somebody waits for
 class ExperimentJobQuery(Paging):
     dataset: BigInt | None = None
     state: JobState | None = None
+    name: Line | None = Field(
+        None, description="only those that have this in their title or in the name of a dataset, in any case"
+    )
 
 
 class JobQuery(ExperimentJobQuery):

@@ -118,8 +118,9 @@ def experiment_remove(client: Client, experiment: str, user: str) -> str:
 
 @experiment.command("datasets")
 @click.argument("experiment")
+@click.option("--name", default=None, help="Only those that have this in their name or path.")
 @connected
-def experiment_datasets(client: Client, experiment: str) -> Table:
+def experiment_datasets(client: Client, experiment: str, name: str | None) -> Table:
     """An experiment's datasets, newest first."""
     columns: Columns = {
         "id": "id",
@@ -129,7 +130,7 @@ def experiment_datasets(client: Client, experiment: str) -> Table:
         "frames": lambda d: f"{d.frames_readable}/{d.frames_announced}",
         "created": "created",
     }
-    return Table(client.datasets(experiment), columns, "No dataset yet.")
+    return Table(client.datasets(experiment, name=name), columns, "No dataset yet.")
 
 
 @experiment.command("end-dataset")

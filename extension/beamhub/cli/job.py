@@ -30,15 +30,22 @@ def job() -> None:
     type=click.Choice(["pending", "queued", "running", "finished", "failed", "cancelled"]),
     default=None,
 )
+@click.option("--name", default=None, help="Only those that have this in title or dataset.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @connected
 def job_list(
-    client: Client, experiment: str | None, dataset: int | None, state: str | None, limit: int
+    client: Client,
+    experiment: str | None,
+    dataset: int | None,
+    state: str | None,
+    name: str | None,
+    limit: int,
 ) -> Table:
     """Jobs that you may see, newest first."""
     from beamhub.schemas import JobState
 
-    found = client.jobs(experiment, dataset=dataset, state=JobState(state) if state else None, limit=limit)
+    wanted = JobState(state) if state else None
+    found = client.jobs(experiment, dataset=dataset, state=wanted, name=name, limit=limit)
     columns: Columns = {
         "id": "id",
         "experiment": "experiment",

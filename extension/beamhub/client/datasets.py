@@ -6,16 +6,25 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from beamhub.client.wire import Wire, quoted
-from beamhub.schemas import Dataset, DatasetMove
+from beamhub.schemas import Dataset, DatasetMove, Page
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 class Datasets(Wire):
-    def datasets(self, experiment: str, *, limit: int | None = None) -> list[Dataset]:
-        """Newest first."""
-        return self._list(Dataset, f"experiments/{quoted(experiment)}/datasets", limit)
+    def datasets(
+        self, experiment: str, *, name: str | None = None, limit: int | None = None
+    ) -> list[Dataset]:
+        """Newest first; with `name`, those that have it in their name or path, in any case."""
+        return self._list(Dataset, f"experiments/{quoted(experiment)}/datasets", limit, name=name)
+
+    def dataset_page(
+        self, experiment: str, *, name: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Page[Dataset]:
+        """One page of them; `after` is the `next` of the page before."""
+        path = f"experiments/{quoted(experiment)}/datasets"
+        return self._get(Page[Dataset], path, name=name, after=after, limit=limit)
 
     def dataset(self, dataset: int) -> Dataset:
         return self._get(Dataset, f"datasets/{dataset}")

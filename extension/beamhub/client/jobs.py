@@ -31,10 +31,18 @@ class Jobs(Wire):
         *,
         dataset: int | None = None,
         state: JobState | None = None,
+        name: str | None = None,
         limit: int | None = None,
     ) -> list[Job]:
-        """Newest first; without an experiment those of all that the caller may see."""
-        return self._list(Job, "jobs", limit, experiment=experiment, dataset=dataset, state=state)
+        """Newest first; without an experiment those of all that the caller may see. With `name`, those that
+        have it in their title or in the name of a dataset, in any case."""
+        return self._list(Job, "jobs", limit, experiment=experiment, dataset=dataset, state=state, name=name)
+
+    def job_page(
+        self, experiment: str, *, name: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Page[Job]:
+        """One page of an experiment's jobs; `after` is the `next` of the page before."""
+        return self._get(Page[Job], "jobs", experiment=experiment, name=name, after=after, limit=limit)
 
     def job(self, job: int) -> Job:
         return self._get(Job, f"jobs/{job}")

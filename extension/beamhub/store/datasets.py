@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, func, insert, select, update
 
 from beamhub.schemas import Dataset, DatasetKind, DatasetState, Page, Quantity
-from beamhub.store.pages import among, paginate
+from beamhub.store.pages import among, containing, paginate
 from beamhub.store.tables import dataset_files, datasets
 
 # asked for with each event: made once, because that takes longer than to look for it
@@ -57,13 +57,16 @@ class Datasets:
         experiment: str,
         *,
         state: DatasetState | None = None,
+        name: str | None = None,
         after: str | None,
         limit: int,
     ) -> Page[Dataset]:
-        """Newest first."""
+        """Newest first; with `name`, those that have it in their name or path."""
         query = select(datasets).where(datasets.c.experiment == experiment)
         if state is not None:
             query = query.where(datasets.c.state == state)
+        if name is not None:
+            query = query.where(containing(name, datasets.c.name, datasets.c.path))
         return paginate(
             self._connection, query, [datasets.c.id], _dataset, after=after, limit=limit, descending=True
         )

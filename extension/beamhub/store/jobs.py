@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    exists,
     func,
     insert,
     null,
@@ -26,7 +27,7 @@ from sqlalchemy import (
 
 from beamhub.estimates import Run
 from beamhub.schemas import Artifact, Job, JobInput, JobProgress, JobState, Page, Profile, Quantity
-from beamhub.store.pages import among, each, paginate, unindexed
+from beamhub.store.pages import among, containing, each, paginate, unindexed
 from beamhub.store.tables import datasets, experiments, job_datasets, jobs
 
 RUNNER = jobs.c.profile["runner"].as_string()
@@ -84,10 +85,12 @@ class Jobs:
         experiment: str | None = None,
         dataset: int | None = None,
         state: JobState | None = None,
+        name: str | None = None,
         after: str | None,
         limit: int,
     ) -> Page[Job]:
-        """Newest first; `only` restricts to these experiments (None: all)."""
+        """Newest first; `only` restricts to these experiments (None: all), `name` to those that have it in
+        their title or in the name of a dataset."""
         if experiment is not None:
             only = frozenset({experiment}).intersection(only or {experiment})
         query = select(jobs)
@@ -100,6 +103,8 @@ class Jobs:
             parts = each(jobs.c.experiment, only)
         if state is not None:
             query = query.where((jobs.c.state if dataset is None else unindexed(jobs.c.state)) == state)
+        if name is not None:
+            query = query.where(or_(containing(name, jobs.c.title), _works_on_one_named(name)))
         order = [jobs.c.id]
         return paginate(
             self._connection, query, order, _job, after=after, limit=limit, descending=True, parts=parts
@@ -323,6 +328,14 @@ def _works_on(dataset: int) -> ColumnElement[bool]:
     first = select(jobs.c.id).where(jobs.c.dataset == dataset)
     others = select(job_datasets.c.job).where(job_datasets.c.dataset == dataset)
     return jobs.c.id.in_(first.union(others))
+
+
+def _works_on_one_named(name: str) -> ColumnElement[bool]:
+    """Whether a job's first dataset, or another one of them, has this in its name."""
+    named = containing(name, datasets.c.name)
+    first = exists().where(datasets.c.id == jobs.c.dataset, named)
+    others = exists().where(job_datasets.c.job == jobs.c.id, job_datasets.c.dataset == datasets.c.id, named)
+    return or_(first, others)
 
 
 def _mutable(task: Task) -> tuple[JobState, str, datetime | None, str | None]:

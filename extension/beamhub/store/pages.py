@@ -21,6 +21,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    or_,
     select,
     tuple_,
     union_all,
@@ -55,6 +56,15 @@ def each(column: Column[str], values: Collection[str]) -> list[ColumnElement[boo
     if len(values) > APART:
         return [column.in_(values)]
     return [column == value for value in sorted(values)]
+
+
+def containing(text: str, *columns: Column[str]) -> ColumnElement[bool]:
+    """Whether one of the columns has this text somewhere in it, whatever case its letters are in.
+
+    No index knows that: the rows are read in the order of the list until a page is full. Where none of
+    200,000 rows has it, that takes a quarter of a second to half of one.
+    """
+    return or_(*(column.icontains(text, autoescape=True) for column in columns))
 
 
 def unindexed(column: Column[str]) -> ColumnElement[str]:
