@@ -105,7 +105,7 @@ def _uploads(agent: AgentStatus, transfers: list[Transfer], here: str) -> Elemen
         return el(
             "p.bh-uploads-idle.bh-hint", waiting if agent.queued_files else "Nothing is being uploaded."
         )
-    busy = any(t.sent < t.size for t in transfers) or agent.queued_files > 0
+    busy = any(not t.arrived for t in transfers) or agent.queued_files > 0
     return el(
         "div.bh-uploads",
         el(
@@ -120,15 +120,19 @@ def _uploads(agent: AgentStatus, transfers: list[Transfer], here: str) -> Elemen
 
 def _transfer(t: Transfer, here: str) -> Element:
     """A file on its way; one that does not go to the experiment `here` says where it goes."""
-    arrived = t.sent >= t.size
+    if t.arrived:
+        said = size(t.size)
+    else:
+        said = f"{size(t.sent)}, still written" if t.growing else f"{size(t.sent)} of {size(t.size)}"
+    done = None if t.growing and not t.arrived else t.sent / t.size if t.size else 1.0
     return el(
         "div.bh-upload",
         el("span.bh-upload-name", t.name, title=t.name),
-        el("span.bh-upload-bytes", size(t.size) if arrived else f"{size(t.sent)} of {size(t.size)}"),
-        bar(t.sent / t.size if t.size else 1.0, t.name, "good" if arrived else "live"),
+        el("span.bh-upload-bytes", said),
+        bar(done, t.name, "good" if t.arrived else "live"),
         el(
             "span.bh-upload-where",
-            f"{'went' if arrived else 'goes'} to ",
+            f"{'went' if t.arrived else 'goes'} to ",
             el("strong", t.experiment),
             ", which was active when it began",
         )

@@ -95,6 +95,7 @@ class Cockpit(JobList):
             "job.series",
             "job.running",
             "dataset.frames",
+            "dataset.growing",
             "dataset.started",
             "dataset.complete",
         ):
@@ -401,7 +402,7 @@ class Cockpit(JobList):
             self._load()
 
         before = scene.instrument.active_experiment if scene.instrument else None
-        flying = [t for t in scene.uploads if t.sent < t.size]
+        flying = [t for t in scene.uploads if not t.arrived]
         self.question = Question(
             "Make this experiment active?",
             "Make active",

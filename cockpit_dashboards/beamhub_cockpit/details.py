@@ -360,7 +360,10 @@ def problem(job: Job, detail: Detail | None) -> Element | None:
         if where
         else None,
         el("pre.bh-log-end", tail) if tail else None,
-        el("p.bh-hint", "It starts by itself then. To be faster, rerun it with another licence, and cancel this one.")
+        el(
+            "p.bh-hint",
+            "It starts by itself then. To be faster, rerun it with another licence, and cancel this one.",
+        )
         if job.state is JobState.PENDING
         else None,
     )

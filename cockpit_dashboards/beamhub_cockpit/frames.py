@@ -91,6 +91,12 @@ class Frames:
             if self._key(dataset, following) not in self._kept:
                 self._pool.submit(self._work, dataset, following, lambda _packed: None)
 
+    def forget(self) -> None:
+        """What has been fetched may not be the same any more."""
+        with self._lock:
+            self._kept.clear()
+            self._size = 0
+
     def _work(self, dataset: int, wanted: Wanted, done: Callable[[Packed | str], None]) -> None:
         key = self._key(dataset, wanted)
         with self._lock:

@@ -253,8 +253,11 @@ def _centre(dataset: Dataset) -> str:
 
 
 def arrived(dataset: Dataset) -> str:
-    """ "120 of 450 frames"; of a series, "120 frames so far" and in the end "120 frames" """
-    if dataset.open_ended and dataset.frames_readable == dataset.frames_announced:
-        so_far = " so far" if dataset.state == "receiving" else ""
-        return plural(dataset.frames_announced, "frame") + so_far
-    return f"{number(dataset.frames_readable)} of {plural(dataset.frames_announced, 'frame')}"
+    """ "120 of 450 frames"; of a series, "120 frames so far" and in the end "120 frames". Where all can be
+    read while a file is still on its way, that is said, too."""
+    readable, announced = dataset.frames_readable, dataset.frames_announced
+    if dataset.open_ended and readable == announced:
+        return plural(announced, "frame") + (" so far" if dataset.state == "receiving" else "")
+    last = dataset.state == "receiving" and 0 < announced <= readable
+    arriving = ", a file still on its way" if last else ""
+    return f"{number(readable)} of {plural(announced, 'frame')}{arriving}"

@@ -12,6 +12,7 @@ from beamhub.schemas import (
     AgentStatus,
     Artifact,
     Dataset,
+    DatasetState,
     Experiment,
     File,
     Finalisation,
@@ -50,6 +51,8 @@ class Transfer:
     sent: int
     heard: float  # monotonic
     experiment: str | None = None  # where it goes; None: only the agent has told of it
+    growing: bool = False  # it is still written: nobody knows yet how long it gets
+    arrived: bool = False  # all of it has come, and is verified
 
 
 @dataclass
@@ -164,6 +167,8 @@ class Scene:
                 self._look_into_quarantine()
             case "upload" | "file" if instrument:
                 self._transfer(message)  # of staff's instruments also what goes to other experiments
+                if here and message.kind == "upload.failed":
+                    self._read_arriving()
             case "upload" | "file" if here:
                 if what == "complete":  # what somebody puts into shared/
                     self.files = self.client.files(self.experiment.id, SHARED, limit=FILES)
@@ -209,8 +214,15 @@ class Scene:
         path, size = message.data.get("path"), message.data.get("size")
         sent = size if message.kind == "file.complete" else message.data.get("offset")
         if isinstance(path, str) and isinstance(size, int) and isinstance(sent, int):
-            name = path.rsplit("/", 1)[-1]
-            self.transfers[message.subject] = Transfer(name, size, sent, time.monotonic(), message.experiment)
+            self.transfers[message.subject] = Transfer(
+                path.rsplit("/", 1)[-1],
+                size,
+                sent,
+                time.monotonic(),
+                message.experiment,
+                growing=message.data.get("deferred") is True,
+                arrived=message.kind == "file.complete",
+            )
         else:
             self.transfers.pop(message.subject, None)
 
@@ -220,7 +232,7 @@ class Scene:
         number = int(message.subject)
         known = self.datasets.get(number)
         readable = message.data.get("frames_readable")
-        if what == "frames" and known is not None and isinstance(readable, int):
+        if what in ("frames", "growing") and known is not None and isinstance(readable, int):
             if readable > known.frames_readable:
                 announced = max(known.frames_announced, readable)  # of a series: as many as have come
                 seen = {"frames_readable": readable, "frames_announced": announced}
@@ -231,6 +243,12 @@ class Scene:
                 self.datasets[number] = found
             else:  # it has been moved
                 self.datasets.pop(number, None)
+
+    def _read_arriving(self) -> None:
+        """Frames of a file that was still written may be gone with it."""
+        for dataset in list(self.datasets.values()):
+            if dataset.state is DatasetState.RECEIVING:
+                self.datasets[dataset.id] = self.client.dataset(dataset.id)
 
     def _job(self, message: Message, what: str) -> None:
         if not message.subject.isdigit():

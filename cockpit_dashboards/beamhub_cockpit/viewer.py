@@ -34,6 +34,7 @@ class FrameViewer(Page):
         self.canvas: FrameCanvas | None = None
 
     def load(self) -> None:
+        before = self.dataset
         try:
             self.dataset = self.client.dataset(self.number)
             self.datasets = self.client.datasets(self.dataset.experiment, limit=LISTED)
@@ -42,6 +43,9 @@ class FrameViewer(Page):
                 raise
             self.dataset = None
             return
+        same = before is not None and before.id == self.dataset.id
+        if before is not None and same and self.dataset.frames_readable < before.frames_readable:
+            self.frames.forget()  # of a file that was still written, and is sent anew
         self._tell_canvas()
 
     def heard(self, message: Message) -> None:
@@ -49,12 +53,12 @@ class FrameViewer(Page):
             if message.kind.startswith("member."):
                 self.refresh_soon()
             return
-        if message.kind == "dataset.started":
+        if message.kind in ("dataset.started", "upload.failed"):
             self.refresh_soon()
         if not message.kind.startswith("dataset.") or message.subject != str(self.number):
             return
         readable = message.data.get("frames_readable")
-        if message.kind == "dataset.frames" and isinstance(readable, int):
+        if message.kind in ("dataset.frames", "dataset.growing") and isinstance(readable, int):
             newest = max(readable, self.dataset.frames_readable)
             self.dataset = self.dataset.model_copy(update={"frames_readable": newest})
             self._tell_canvas()
@@ -90,7 +94,7 @@ class FrameViewer(Page):
                     [
                         el(
                             "option",
-                            f"{d.name} · {d.frames_announced} frames",
+                            f"{d.name} · {arrived(d)}",
                             value=str(d.id),
                             selected=d.id == self.number or None,
                         )

@@ -160,7 +160,12 @@ class Reception:
             experiment=upload.experiment,
             instrument=upload.instrument,
             subject=upload.id,
-            data={"path": upload.path, "size": max(upload.size, offset), "offset": offset},
+            data={
+                "path": upload.path,
+                "size": max(upload.size, offset),
+                "offset": offset,
+                "deferred": upload.deferred,
+            },
         )
 
 

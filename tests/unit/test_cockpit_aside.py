@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from beamhub.schemas import AgentStatus, Experiment, ExperimentState, Instrument, UploadsPaused
 from beamhub_cockpit import aside
 from beamhub_cockpit.html import Element, find, text
@@ -71,6 +72,25 @@ def test_all_that_a_heartbeat_tells_is_shown() -> None:
     assert [text(error) for error in find(shown, "bh-agent-error")] == [*agent.errors, *agent.file_errors]
     [unsent] = find(shown, "bh-unsent-open")
     assert text(unsent) == "3 failed · 2 left out …"
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "known"),
+    [
+        ({"growing": True}, "25.0 MB, still written", False),
+        ({}, "25.0 MB of 25.0 MB", True),  # all has come, and is being verified
+        ({"arrived": True}, "25.0 MB", True),
+    ],
+)
+def test_only_what_has_arrived_looks_so(file: dict[str, bool], said: str, known: bool) -> None:
+    flying = Transfer("lyso_master.h5", 25_000_000, 25_000_000, 0.0, "mx-1-2026-00001", **file)
+    shown = card(status(), flying)
+    assert _plain(find(shown, "bh-upload-bytes")[0]) == said
+    [upload] = find(shown, "bh-upload")
+    assert bool(find(upload, "bh-progress-unknown")) is not known
+    assert bool(find(upload, "bh-tone-good")) is bool(file.get("arrived"))
+    head = text(find(shown, "bh-uploads-head")[0])
+    assert head.startswith("Just uploaded" if file.get("arrived") else "Uploading")
 
 
 def test_an_agent_that_is_silent_or_was_never_there_is_told() -> None:

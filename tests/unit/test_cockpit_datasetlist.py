@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from beamhub.client import Client, Message
-from beamhub.schemas import Me
+from beamhub.schemas import DatasetState, Me
 from beamhub_cockpit.datasetlist import AT_ONCE, DatasetList, named, panel
 from beamhub_cockpit.html import Element, find, text
 from beamhub_cockpit.links import Links
@@ -55,6 +55,23 @@ def test_few_datasets_need_no_search_and_who_may_not_run_gets_no_boxes() -> None
     viewer = shown(DatasetList(), 20, may_run=False)
     assert not find(viewer, "bh-dataset-tick")
     assert not find(viewer, "bh-tick-found")
+
+
+def test_a_dataset_whose_file_is_still_written_grows_and_does_not_look_complete() -> None:
+    scene = Scene(
+        Client("http://127.0.0.1:1", "token"), Me(name="ben", kind="user", operator=False, staff_of=[])
+    )
+    scene.experiment = experiment()
+    scene.datasets = {7: dataset(7, state="receiving", frames_readable=0)}
+    for readable, said in (
+        (12, "12 of 60 frames"),
+        (60, "60 of 60 frames, a file still on its way"),
+    ):
+        told = {"frames_readable": readable, "frames_announced": 60}
+        assert scene.heard(Message(1, "dataset.growing", EXPERIMENT, "mx-1", "7", data=told))
+        assert arrived(scene.datasets[7]) == said
+    ended = scene.datasets[7].model_copy(update={"state": DatasetState.COMPLETE})
+    assert arrived(ended) == "60 of 60 frames"
 
 
 def test_a_series_has_never_more_frames_than_it_is_said_to_have() -> None:

@@ -1,0 +1,86 @@
+"""A detector that writes one file for minutes: everybody sees its frames while it does."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from beamhub.schemas import Dataset, DatasetState, InstrumentChange, UploadState
+from beamhub_hub.testing import RunningDemo
+from playwright.sync_api import expect
+
+from tests.acceptance.people import LONG, People
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
+
+PAGES = "/services/cockpit/voila/render"
+INSTRUMENT = "sim-mx"
+NAME = "minutes"
+FRAMES = 120
+
+
+@pytest.fixture
+def experiment(facility: RunningDemo) -> Iterator[str]:
+    sam = facility.client("sam")
+    before = facility.credentials.experiment
+    experiment = sam.create_experiment(INSTRUMENT, "One long file", "ada").id
+    # jobs are another story
+    sam.change_instrument(INSTRUMENT, InstrumentChange(automation=False, active_experiment=experiment))
+    yield experiment
+    sam.change_instrument(INSTRUMENT, InstrumentChange(automation=True, active_experiment=before))
+
+
+def growing(facility: RunningDemo, experiment: str, frames: int) -> Dataset:
+    """The dataset, as soon as so many of its frames can be read."""
+    ada = facility.client("ada")
+    deadline = time.monotonic() + LONG / 1000
+    while True:
+        found = ada.datasets(experiment, name=NAME)
+        if found and found[0].frames_readable >= frames:
+            return found[0]
+        assert time.monotonic() < deadline, f"{found} after {LONG / 1000:g} s"
+        time.sleep(0.05)
+
+
+def test_frames_are_shown_while_their_file_is_still_written(
+    facility: RunningDemo, people: People, experiment: str
+) -> None:
+    ada, page = facility.client("ada"), people.page("ada")
+    page.goto(f"{facility.url}{PAGES}/cockpit.ipynb?experiment={experiment}")
+    expect(page.locator(".bh-experiment")).to_have_attribute("data-experiment", experiment, timeout=LONG)
+    writer = facility.acquire("--swmr", f"--prefix={NAME}", f"--frames={FRAMES}", "--rate=4")
+    dataset = growing(facility, experiment, 3)
+    writer.send_signal(signal.SIGSTOP)  # in the middle of its file, for as long as this takes
+    assert writer.poll() is None
+
+    expect(page.locator(".bh-dataset-name")).to_contain_text(NAME, timeout=LONG)
+    expect(page.locator(".bh-dataset-state")).to_have_attribute("data-state", "receiving")
+    expect(page.locator(".bh-thumbnail img")).to_be_visible(timeout=LONG)
+    people.picture(page, "growing-cockpit")
+    viewer = people.page("ada", tab="viewer")
+    viewer.goto(f"{facility.url}{PAGES}/viewer.ipynb?dataset={dataset.id}")
+    canvas = viewer.locator(".bh-frame-canvas")
+    expect(viewer.locator(".bh-frame-live")).to_have_attribute("aria-pressed", "true", timeout=LONG)
+    expect(canvas).to_have_attribute("data-frame", str(growing(facility, experiment, 3).frames_readable))
+    expect(viewer.locator(".bh-frame-problem")).to_be_hidden()
+    people.picture(viewer, "growing-viewer")
+
+    # nothing of it is complete yet, and nobody says so
+    seen = ada.dataset(dataset.id)
+    assert (seen.state, seen.frames_readable < FRAMES) == (DatasetState.RECEIVING, True)
+    assert [upload.path for upload in ada.uploads(experiment, state=UploadState.RECEIVING)] == [seen.path]
+    assert seen.path not in {file.path for file in ada.files(experiment)}
+    shown = seen.frames_readable
+
+    writer.send_signal(signal.SIGCONT)
+    further = growing(facility, experiment, shown + 3).frames_readable
+    expect(page.locator(".bh-column-main .bh-frames")).not_to_have_attribute("data-frames", str(shown))
+    expect(canvas).not_to_have_attribute("data-frame", str(shown), timeout=LONG)  # the viewer goes along
+    assert further > shown
+
+    assert writer.wait(LONG / 1000) == 0
+    expect(page.locator(".bh-dataset-state")).to_have_attribute("data-state", "complete", timeout=LONG)
+    expect(page.locator(".bh-column-main .bh-frames")).to_have_text(f"{FRAMES} of {FRAMES} frames")
+    expect(canvas).to_have_attribute("data-frame", str(FRAMES), timeout=LONG)
