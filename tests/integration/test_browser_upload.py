@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.chromium import chromium
 
 COCKPIT = "/services/cockpit/voila/render/cockpit.ipynb"
 PART = 8 * 2**20  # what the page sends at once
+AWAY = 10  # answers of a proxy: more than the page takes of a service that refuses
 WAIT = 90_000  # ms; a good run needs a fiftieth of it
 HOSTILE = "<img src=x onerror=document.title='taken'>.txt"
 
@@ -173,6 +175,39 @@ def test_it_goes_on_after_a_break_a_pause_and_a_reload(
     digest = hashlib.sha256(demo.client("ada").file(experiment.id, "shared/long.bin")).digest()
     assert digest == hashlib.sha256(file.read_bytes()).digest()
     expect(left).to_have_count(0)
+
+
+def test_a_service_that_starts_again_is_waited_for(
+    page: Page, demo: RunningDemo, experiment: Experiment, tmp_path: Path
+) -> None:
+    """However often the hub's proxy says meanwhile, to whatever is asked, that there is none."""
+    file = tmp_path / "patient.bin"
+    file.write_bytes(os.urandom(PART + 1))
+    asked: Counter[str] = Counter()
+
+    def proxy(route: Route) -> None:
+        asked[route.request.method] += 1
+        if route.request.method in ("POST", "PATCH", "HEAD") and asked[route.request.method] <= AWAY:
+            route.fulfill(status=503, content_type="text/html", body="<h1>Service unavailable</h1>")
+        else:
+            route.continue_()
+
+    page.route("**/api/v1/uploads", proxy)
+    page.route("**/api/v1/uploads/*", proxy)
+    page.locator(".bh-drop input").set_input_files(file)
+    line = page.locator(".bh-send[data-name='patient.bin']")
+    expect(line).to_contain_text("503", timeout=WAIT)
+    page.evaluate(
+        "() => { window.again = setInterval(() => window.dispatchEvent(new Event('online')), 50); }"
+    )
+    expect(page.locator(".bh-shared-file[data-path='shared/patient.bin']")).to_be_visible(timeout=WAIT)
+    page.evaluate("() => clearInterval(window.again)")
+    assert demo.client("ada").file(experiment.id, "shared/patient.bin") == file.read_bytes()
+    assert {method: asked[method] > AWAY for method in ("POST", "PATCH", "HEAD")} == {
+        "POST": True,
+        "PATCH": True,
+        "HEAD": True,
+    }
 
 
 def test_what_is_stopped_is_forgotten(

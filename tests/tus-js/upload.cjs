@@ -12,8 +12,8 @@ const source = options.uploadLengthDeferred
   ? fs.createReadStream(file).pipe(new PassThrough())
   : fs.createReadStream(file);
 const upload = new tus.Upload(source, {
-  ...options,
   retryDelays: [100, 300, 1000, 3000],
+  ...options,
   urlStorage: new tus.FileUrlStorage(storage),
   onProgress(sent) {
     seen.resumedAt ??= sent;

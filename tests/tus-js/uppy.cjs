@@ -13,8 +13,8 @@ async function main() {
     ["@uppy/core", "@uppy/tus"].map((name) => import(pathToFileURL(require.resolve(name)).href)),
   );
   const uppy = new Uppy({ meta }).use(Tus, {
-    ...options,
     retryDelays: [100, 300, 1000, 3000],
+    ...options,
     urlStorage: new tus.FileUrlStorage(storage), // a browser has its own
   });
   uppy.on("upload-progress", (_, { bytesUploaded }) => {

@@ -114,9 +114,14 @@ async function call(service, method, url, { headers = {}, body = null, signal, p
   }
 }
 
+// Is nobody there for the time being? A proxy answers so while what is behind it starts again.
+function away(error) {
+  return error instanceof Unreachable || [502, 503, 504].includes(error.status);
+}
+
 // Will it perhaps go when it is simply tried again?
 function passing(error) {
-  return error instanceof Unreachable || [408, 409, 423, 425, 429, 460, 500, 502, 503, 504].includes(error.status);
+  return away(error) || [408, 409, 423, 425, 429, 460, 500].includes(error.status);
 }
 
 // ---- what is remembered of unfinished files ---------------------------------------------------------------------
@@ -265,7 +270,7 @@ class Transfer {
         if (error instanceof Stopped) return;
         if ([404, 410].includes(error.status) && this.url && !lost++) { // it has expired, or failed
           this.anew();
-        } else if (passing(error) && (error instanceof Unreachable || ++refusals < REFUSALS)) {
+        } else if (passing(error) && (away(error) || ++refusals < REFUSALS)) {
           this.set("interrupted", error instanceof Unreachable ? "" : error.message);
           try {
             await sleep(Math.min(LONGEST_PAUSE, 1000 * 2 ** breaks++), signal);

@@ -108,22 +108,24 @@ class Uploads(Wire):
                     raise
                 # one of this name and size is there already: only its digest tells whether it is this
                 upload = self._announce(outgoing.size, named | {"sha256": outgoing.digest()})
-            pauses = Pauses()
+            pauses, known = Pauses(), True  # how far it is
             while upload.state is UploadState.RECEIVING:
-                if progress:
-                    progress(upload.offset, outgoing.size)
                 try:
-                    self._send_part(upload, outgoing)
-                    pauses.reset()
+                    if known:
+                        if progress:
+                            progress(upload.offset, outgoing.size)
+                        known = False
+                        self._send_part(upload, outgoing)
+                        pauses.reset()
+                    upload, known = self.upload_status(upload.id), True
                 except Unreachable:
                     pauses.wait()
                 except ApiError as error:
                     # 409: it stands elsewhere; 429: too many at once; 460: damaged on the way;
-                    # 502, 503: being restarted
-                    if error.status not in (409, 429, 460, 502, 503):
+                    # 502 to 504: being restarted
+                    if error.status not in (409, 429, 460, 502, 503, 504):
                         raise
                     pauses.wait()
-                upload = self.upload_status(upload.id)
         if upload.state is UploadState.FAILED:
             raise ApiError(Problem(title="Upload failed", status=460, detail=upload.error))
         if progress:
