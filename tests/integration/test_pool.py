@@ -143,7 +143,7 @@ async def test_who_still_starts_is_not_moved(tmp_path: Path) -> None:
     experiment, job = tmp_path / "experiment", tmp_path / "job"
     job.mkdir()
     (job / "job.json").touch()
-    slots = pool.Pool(1, 1, spawn)
+    slots = pool.Pool(tmp_path, 1, 1, spawn)
     slots.expect([experiment])
     assert slots.take(job, experiment) is None
     assert [path.name for path in job.iterdir()] == ["job.json"]
@@ -224,5 +224,9 @@ async def test_who_waits_ends_with_the_service_however_that_ends(lab: Lab) -> No
     await nobody(str(lab.data_dir))
     left = waiting(lab)
     assert left
+    elsewhere = lab.data_dir / lab.other / "processed" / ".slots" / "0123"  # which is not measured any more
+    elsewhere.mkdir(parents=True)
     async with lab.running_ready():
         assert not waiting(lab) & left
+        assert not elsewhere.parent.exists()
+    assert not (lab.data_dir / lab.experiment / "processed" / ".slots").exists()

@@ -81,7 +81,7 @@ class LocalRunner:
         self._watched: set[int] = set()
         self._changed: Callable[[], None] = lambda: None
         # without a sandbox that a folder's new name reaches, nobody waits
-        self.pool = Pool(0 if self._broken else ready, max(ready, cpus), self._wait)
+        self.pool = Pool(self._data_dir, 0 if self._broken else ready, max(ready, cpus), self._wait)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._changed = callback

@@ -52,23 +52,29 @@ class Slot:
             self.process.stdin.close()
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there are others
+            self.folder.parent.rmdir()
 
 
 class Pool:
     """All methods block for some milliseconds, and may be called from any thread.
 
     Args:
+        data_dir: the folder of all experiments.
         size: how many wait for each experiment.
         limit: how many wait altogether.
         spawn: starts an interpreter that waits in a folder, for a job of an experiment.
     """
 
-    def __init__(self, size: int, limit: int, spawn: Callable[[Path, Path], subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self, data_dir: Path, size: int, limit: int, spawn: Callable[[Path, Path], subprocess.Popen[bytes]]
+    ) -> None:
+        self._data_dir = data_dir
         self._size = size
         self._limit = limit
         self._spawn = spawn
         self._slots: deque[Slot] = deque()  # the oldest first
-        self._known: set[Path] = set()  # experiments whose slots of another service are gone
+        self._alone = False  # the slots of services before this one are gone
         self._rests = 0.0  # until when, monotonic
         self._lock = threading.Lock()
 
@@ -82,10 +88,10 @@ class Pool:
                 if slot.process.returncode is not None or slot.experiment not in experiments or _short():
                     self._slots.remove(slot)
                     slot.end()
-            self._known &= set(experiments)  # what is not expected here may be another's for a while
-            for experiment in set(experiments) - self._known:
-                shutil.rmtree(_slots(experiment), ignore_errors=True)
-                self._known.add(experiment)
+            if experiments and not self._alone:
+                for left in self._data_dir.glob(f"*/{PROCESSED}/{SLOTS}"):
+                    shutil.rmtree(left, ignore_errors=True)
+            self._alone = bool(experiments)
             wanted = self._wanted(experiments)
             if wanted is not None and all(slot.ready for slot in self._slots) and not _short():
                 self._add(wanted)
