@@ -118,7 +118,7 @@ class Datasets:
     async def _mask(self, dataset: Dataset, place: Place) -> Mask:
         mask = self._masks.get(dataset.id)
         if mask is None:
-            series = formats.FORMATS[dataset.format].is_series
+            series = formats.is_series(PurePosixPath(dataset.path))
             published = series or await asyncio.to_thread(place.path.exists)
             mask = await self._inspector.mask(place, dataset.shape)
             if not published:  # it may still be told another one
@@ -197,7 +197,7 @@ def _is_hdf5(place: Place) -> bool:
 
 def _with_first(tx: Transaction, dataset: Dataset) -> tuple[Dataset, int | None]:
     """A dataset and, if it is a series, the number of its first file."""
-    series = formats.FORMATS[dataset.format].is_series
+    series = formats.is_series(PurePosixPath(dataset.path))
     span = tx.datasets.span(dataset.id) if series else None
     return dataset, span[0] if span else None
 

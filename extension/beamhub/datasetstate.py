@@ -144,7 +144,7 @@ def _create(
 
 
 def _is_series(dataset: Dataset) -> bool:
-    return formats.FORMATS[dataset.format].is_series
+    return formats.is_series(PurePosixPath(dataset.path))
 
 
 def _announced(tx: Transaction, upload: Upload, part: Part, info: DatasetInfo, frames: int = 0) -> Dataset:

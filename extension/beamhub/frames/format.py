@@ -172,7 +172,6 @@ class Format(Protocol):
     """A way in which detectors store their frames."""
 
     name: str  # in the store and in the API
-    is_series: bool  # of one file a frame; else a master begins a dataset
 
     def part(self, path: PurePosixPath) -> Part | None:
         """What a file of this name is, None if it is none of this format. Looks at the name only."""

@@ -16,6 +16,11 @@ def part(path: PurePosixPath) -> Part | None:
     return next(filter(None, (one.part(path) for one in FORMATS.values())), None)
 
 
+def is_series(dataset: PurePosixPath) -> bool:
+    """Whether a dataset is one of many files of its own name, a frame each, and not begun by a master."""
+    return part(dataset) is None
+
+
 def of(dataset: PurePosixPath) -> Format | None:
     """The format of a dataset, by its path."""
     return next((one for one in FORMATS.values() if one.title(dataset) is not None), None)

@@ -15,7 +15,6 @@ class Nxmx:
     """Datasets of a master `<name>_master.h5` and the data files that it names."""
 
     name = "nxmx"
-    is_series = False
 
     def part(self, path: PurePosixPath) -> Part | None:
         if path.suffix != ".h5":

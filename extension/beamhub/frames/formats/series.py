@@ -62,7 +62,6 @@ class Series(ABC):
 
     name: str
     suffixes: tuple[str, ...]
-    is_series = True
 
     def part(self, path: PurePosixPath) -> Part | None:
         match = re.fullmatch(rf"(.+_)({DIGITS})", path.stem)
