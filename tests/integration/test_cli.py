@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 import pytest
 from beamhub.cli import main
+from beamhub.client import Client
 from beamhub.schemas import Heartbeat
 from beamhub.testing import TEMPLATE, Beamtime, RunningService
 from click.testing import CliRunner, Result
@@ -39,6 +40,25 @@ def told(result: Result) -> Any:
     """What a command with --json printed."""
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def test_a_token_goes_to_a_file_for_its_owner_alone(
+    shell: Shell, service: RunningService, tmp_path: Path
+) -> None:
+    instrument, file = service.beamtime().instrument, tmp_path / "token"
+    file.write_text("an older and much longer one, for everybody to read" * 3)
+    refused = shell("ada", "instrument", "token", instrument, "--save", file)
+    assert (refused.exit_code, file.read_text()[:12]) == (1, "an older and")
+    said = shell("sam", "instrument", "token", instrument, "--save", file)
+    assert said.exit_code == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    token = file.read_text().removesuffix("\n")
+    assert token not in said.output
+    nowhere = shell("sam", "instrument", "token", instrument, "--save", tmp_path / "nowhere" / "token")
+    assert nowhere.exit_code == 1
+    agent = Client(service.url, token, instrument=True)  # it goes on working
+    assert agent.heartbeat(instrument, Heartbeat(host="d", version="1")).commands == []
+    agent.close()
 
 
 def test_an_operator_and_the_staff_set_a_beamtime_up(shell: Shell, service: RunningService) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -94,7 +95,20 @@ def instrument_staff(client: Client, instrument: str, users: tuple[str, ...]) ->
 
 @instrument.command("token")
 @click.argument("instrument")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write it to this file, for you alone to read, and show nothing of it.",
+)
 @connected
-def instrument_token(client: Client, instrument: str) -> Any:
+def instrument_token(client: Client, instrument: str, save: Path | None) -> Any:
     """A new token for the agent. It is shown once; older ones stop working."""
-    return client.new_instrument_token(instrument)
+    if save is None:
+        return client.new_instrument_token(instrument)
+    # opened before: a token that could not be kept would be lost, and the older ones with it
+    with save.open("a") as file:
+        save.chmod(0o600)
+        token = client.new_instrument_token(instrument).token
+        file.truncate(0)
+        file.write(f"{token}\n")
+    return f"The agent's token is in {save}; older ones stop working."
