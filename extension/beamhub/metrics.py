@@ -41,7 +41,7 @@ def _families(
     )
     waited = (now.astimezone(UTC) - numbers.oldest_queued).total_seconds() if numbers.oldest_queued else 0.0
     yield GaugeMetricFamily(
-        "beamhub_queue_oldest_seconds", "Age of the queued job that waits for longest.", max(waited, 0.0)
+        "beamhub_queue_oldest_seconds", "How long the oldest queued job has been queued.", max(waited, 0.0)
     )
     for name, words in (
         ("granted", "Granted, without what has expired"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -10,6 +12,8 @@ from beamhub.client import ApiError
 from beamhub.schemas import JobState
 from beamhub.testing import TEMPLATE, running_service
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.laboratory import COUNT, template
 
 TOKEN = "only-for-metrics"
 
@@ -46,6 +50,24 @@ def test_operators_and_prometheus_read_them_and_nobody_else(tmp_path: Path) -> N
         told = found["beamhub_events_total",]
         assert told >= len(ada.past_events(beamtime.experiment)) > 0
         assert "beamhub_events_total" in service.client("operator").metrics()
+
+        template(service.folder / "templates", "count", COUNT)
+        jobs = [
+            ada.submit(beamtime.experiment, "count", dataset.id, sponsor=lab, parameters={"n": n})
+            for n in range(service.cpus + 1)
+        ]
+        while not all(ada.job(one.id).state is JobState.RUNNING for one in jobs[: service.cpus]):
+            time.sleep(0.02)
+        since = ada.attempts(jobs[-1].id)[0].queued
+        at_least = (datetime.now(UTC) - since).total_seconds()
+        [waits] = [
+            sample.value
+            for family in text_string_to_metric_families(ask("metrics").text)
+            for sample in family.samples
+            if sample.name == "beamhub_queue_oldest_seconds"
+        ]
+        assert 0 < at_least <= waits <= (datetime.now(UTC) - since).total_seconds()
+        (service.data_dir / beamtime.experiment / "raw" / "go").touch()
 
         assert ask("experiments").json()["items"] == []
         assert ask(f"jobs/{job.id}").status_code == 404

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 from beamhub import metrics
 from beamhub.credits import grant
 from beamhub.events import emit
-from beamhub.schemas import InstrumentCreate, JobState, LicenceCreate, RunnerState
+from beamhub.schemas import InstrumentCreate, JobState, LicenceCreate, Profile, RunnerState
 from beamhub.store import Store, Transaction
 from beamhub.store.numbers import Account, Numbers
 from prometheus_client.parser import text_string_to_metric_families
 
+LONG_AGO = datetime(2026, 3, 1, tzinfo=UTC)
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 RUNNERS = [
     RunnerState(name="local", cpus=8, free=3),
@@ -62,9 +63,30 @@ def test_they_are_counted_in_the_store(store: Store) -> None:
         tx.licences.create(LicenceCreate(id="lab", title="Lab", kind="lab", instruments=["sim-mx"]))
         grant(tx, "lab", 100, actor="root")
         emit(tx, "test.told", actor="ada")
+        experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
+        for queued in (None, LONG_AGO, LONG_AGO + timedelta(hours=1)):  # the first waits for credit
+            job = tx.jobs.create(
+                experiment=experiment,
+                template="t",
+                template_version="v",
+                title="T",
+                parameters={},
+                inputs=[],
+                profile=Profile(name="one", title="1 CPU", cpus=1, memory=1, walltime=1),
+                sponsor="lab",
+                launched_by="ada",
+            )
+            if queued is not None:
+                tx.attempts.begin(job.id, "local")
+                tx.attempts.note(job.id, queued=queued)
+                tx.jobs.queue_all({job.id: 1})
 
     store.write_sync(work)
     numbers = store.read_sync(lambda tx: tx.counts.numbers())
     assert numbers.accounts == [Account("lab", 100, 0, 0)]
-    assert (numbers.events, numbers.uploaded, numbers.oldest_queued) == (1, 0, None)
-    assert set(numbers.jobs.values()) == {0}
+    assert (numbers.events, numbers.uploaded, numbers.oldest_queued) == (1, 0, LONG_AGO)
+    assert {state: n for state, n in numbers.jobs.items() if n} == {JobState.PENDING: 1, JobState.QUEUED: 2}
+
+
+def test_nothing_is_queued(store: Store) -> None:
+    assert store.read_sync(lambda tx: tx.counts.numbers()).oldest_queued is None

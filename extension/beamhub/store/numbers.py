@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select
 
 from beamhub.schemas import JobState, UploadState
-from beamhub.store.tables import events, jobs, licences, uploads
+from beamhub.store.tables import attempts, events, jobs, licences, uploads
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Account:
 @dataclass(frozen=True)
 class Numbers:
     jobs: Mapping[JobState, int]
-    oldest_queued: datetime | None  # when the queued job was made that waits for longest
+    oldest_queued: datetime | None  # since when the job is queued that has been so for longest
     accounts: list[Account]
     events: int  # told ever
     uploads: Mapping[UploadState, int]
@@ -39,7 +39,8 @@ class Counts:
     def numbers(self) -> Numbers:
         by_state = select(jobs.c.state, func.count()).group_by(jobs.c.state)
         job_states = {row[0]: row[1] for row in self._connection.execute(by_state)}
-        oldest = select(func.min(jobs.c.created)).where(jobs.c.state == JobState.QUEUED)
+        waiting = select(func.min(attempts.c.queued)).join(jobs, jobs.c.id == attempts.c.job)
+        oldest = waiting.where(jobs.c.state == JobState.QUEUED, attempts.c.ended.is_(None))
         accounts = select(licences.c.id, licences.c.granted, licences.c.charged, licences.c.held)
         by_upload = select(uploads.c.state, func.count(), func.sum(uploads.c.size)).group_by(uploads.c.state)
         upload_states = {row[0]: (row[1], row[2]) for row in self._connection.execute(by_upload)}
