@@ -37,6 +37,7 @@ LIVE, BATCH, IDLE = 5, 10, 19
 CODES = 1000  # that are kept
 SIGNALLED = 128  # exit codes above it tell which signal ended a process, as in a shell
 PAGE = os.sysconf("SC_PAGE_SIZE")
+CHILDREN = Path("/proc/thread-self/children").exists()  # of each thread; the kernel may be made without
 
 
 class LocalRunner:
@@ -189,7 +190,7 @@ class LocalRunner:
                 log.warning("the job's process %d ended before it was let go", child.pid)
 
     def _poll(self, refs: Sequence[Ref]) -> list[Status]:
-        processes = list(_processes())
+        all_processes = cache(lambda: list(_processes()))
         for pid, child in list(self._children.items()):
             if (code := child.poll()) is not None:  # takes the exit code, so that no zombie stays
                 self._children.pop(pid, None)
@@ -200,7 +201,7 @@ class LocalRunner:
                 self._niceness.pop(pid, None)
                 if child.stdin is not None:
                     child.stdin.close()
-        return [self._status(ref, processes) for ref in refs]
+        return [self._status(ref, all_processes) for ref in refs]
 
     def _cancel(self, ref: Ref) -> None:
         if _members(ref, _processes()):
@@ -247,11 +248,14 @@ class LocalRunner:
             "BEAMHUB_WARM": str(self._caches),
         }
 
-    def _status(self, ref: Ref, processes: Sequence[_Process]) -> Status:
-        members = _members(ref, processes)
+    def _status(self, ref: Ref, all_processes: Callable[[], Sequence[_Process]]) -> Status:
+        # in a sandbox nobody leaves it
+        family = set() if self._broken else _family(ref)
+        if not family:
+            family = _descendants(_members(ref, all_processes()), all_processes())
         began = ref.get("began")
         elapsed = _uptime() - began if isinstance(began, float) and _of_this_boot(ref) else None
-        if not members:
+        if not family:
             code = self._codes.get(_int(ref, "pid"))  # asked for again where the end could not be settled
             killed = code is None or code > SIGNALLED
             return Status(
@@ -262,7 +266,7 @@ class LocalRunner:
                 again=killed,
             )
         limit = _int(ref, "memory")
-        used = sum(_private_memory(pid) for pid in _descendants(members, processes))
+        used = sum(map(_private_memory, family))
         if used > limit:
             self._cancel(ref)
             return Status(
@@ -324,6 +328,26 @@ def _members(ref: Ref, processes: Iterable[_Process]) -> list[int]:
     members = [process for process in processes if process.group == group]
     strangers = any(one.pid == group and one.start_time != ref["start_time"] for one in members)
     return [] if strangers else [process.pid for process in members]
+
+
+def _family(ref: Ref) -> set[int]:
+    """The job's first process and all that it has started, and what they have, without a look at all others
+    of a large machine; nothing if it has ended, or if the kernel does not tell whose children are whose."""
+    first = _process(_int(ref, "pid"))
+    if first is None or first.start_time != ref["start_time"] or not _of_this_boot(ref) or not CHILDREN:
+        return set()
+    found: set[int] = set()
+    waiting = [first.pid]
+    while waiting:
+        pid = waiting.pop()
+        found.add(pid)
+        threads: list[Path] = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            threads += Path(f"/proc/{pid}/task").iterdir()
+        for thread in threads:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                waiting += map(int, (thread / "children").read_text().split())
+    return found
 
 
 def _of_this_boot(ref: Ref) -> bool:
