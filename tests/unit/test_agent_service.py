@@ -26,6 +26,7 @@ from beamhub.agent.service import (
 )
 from beamhub.agent.sync import Agent
 from beamhub.agent.wire import Wire
+from beamhub.frames.growing import Growing
 from beamhub.schemas import Heartbeat, UploadState
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -41,16 +42,18 @@ DIGEST = "xxh128:" + "0" * 32
 
 
 class Stranger:
-    """Gives the same answer to every request, and keeps the requests."""
+    """Gives the same answer to every request, or another one to every GET, and keeps the requests."""
 
     def __init__(self, answer: str) -> None:
         self.answer = answer
+        self.to_get = ""
         self.requests: list[str] = []
         self.port = 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        head, _, body = self.answer.partition("\n\n")
+        answer = self.to_get if self.to_get and self.requests[-1].startswith("GET ") else self.answer
+        head, _, body = answer.partition("\n\n")
         lines = [*head.splitlines(), f"Content-Length: {len(body.encode())}", "Connection: close", "", ""]
         writer.write("\r\n".join(lines).encode() + body.encode())
         await writer.drain()
@@ -435,3 +438,41 @@ async def test_what_is_not_sent_is_listed_when_it_has_changed(
         await agent._service.close()
         await agent._paths.close()
         journal.close()
+
+
+FRAMES = Growing(link="/entry/data/data", shape=(2, 3), dtype="uint16", codec="", chunks=((0, 12),))
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        (404, RestartError),
+        (409, OffsetError),
+        (410, RestartError),
+        (413, RefusedError),
+        (422, RefusedError),
+        (423, OffsetError),
+        (500, UnavailableError),
+        (503, UnavailableError),
+    ],
+)
+async def test_frames_that_are_not_taken(tmp_path: Path, status: int, problem: type[Exception]) -> None:
+    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
+        with pytest.raises(problem):
+            await service.announce("/uploads/1", FRAMES)
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_a_service_that_is_too_old_for_frames(tmp_path: Path, status: int) -> None:
+    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (server, service):
+        server.to_get = f"HTTP/1.1 200 OK\n\n{UPLOAD}"
+        assert await service.announce("/uploads/1", FRAMES) is None
+        assert server.requests[0].startswith("PUT /uploads/1/frames ")
+
+
+async def test_frames_that_are_taken(tmp_path: Path) -> None:
+    answer = UPLOAD.replace('"offset": 0', '"offset": 5, "frames": 7')
+    async with stranger(f"HTTP/1.1 200 OK\n\n{answer}", tmp_path) as (_, service):
+        upload = await service.announce("/uploads/1", FRAMES)
+        assert upload
+        assert (upload.offset, upload.frames) == (5, 7)
