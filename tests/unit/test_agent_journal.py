@@ -101,6 +101,18 @@ def test_what_was_sent_of_a_file_while_it_grew_is_kept_until_it_is_over(path: Pa
     journal.close()
 
 
+def test_blocks_that_the_service_has_in_a_state_that_is_not_known(journal: Journal) -> None:
+    journal.grow("a", STAMP, "key")
+    journal.sent("a", {number: bytes([number] * 8) for number in range(5)})
+    journal.sent("b", {4: b"of another"})
+    assert [journal.block("a", number) for number in (3, 7)] == [b"\3" * 8, b""]
+    journal.sent("a", {1: b""})
+    assert journal.block("a", 1) == b""
+    journal.not_sent("a", 3)
+    assert journal.blocks("a") == {0: bytes(8), 1: b"", 2: b"\2" * 8}
+    assert journal.block("b", 4) == b"of another"
+
+
 def test_what_is_known_of_a_file_holds_for_one_state_of_it(journal: Journal) -> None:
     journal.queue("a", STAMP)
     journal.hashed("a", "ab" * 32, "key")

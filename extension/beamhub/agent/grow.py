@@ -220,6 +220,9 @@ class Growth:
             if entry and (entry.state is not State.GROWING or entry.stamp.inode != stamp.inode):
                 await self._give_up(path)
                 entry = None
+            begun = entry is not None and entry.upload is not None
+            if stamp.size < BLOCK and not begun and not (swmr and await self._has_frames(path)):
+                return None  # it need not be sent before it is ready
             sent = await self._begun(path, growing, stamp, entry.upload if entry else None)
             if swmr and self._shows(growing.name):
                 return await self._show(path, file, sent)
@@ -227,6 +230,12 @@ class Growth:
             return None
         finally:
             self._disk.begin(os.close, file)
+
+    async def _has_frames(self, path: str) -> bool:
+        listing = await self._reader.frames(path, str(self._watch.path), 0)
+        if listing.hopeless:
+            self._unseen.add(path)
+        return listing.growing is not None
 
     async def _show(self, path: str, file: int, sent: Sent) -> float | None:
         """Sends what there is, and tells of the frames in it."""
