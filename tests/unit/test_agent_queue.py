@@ -21,13 +21,13 @@ def watch(folder: Path) -> Watch:
 
 async def test_masters_first_else_in_order_of_arrival(tmp_path: Path) -> None:
     queue = Queue()
-    for name in ("b_data_000001.h5", "log.txt", "a_data_000001.h5", "b_master.h5", "a_master.h5"):
+    for name in ("b_data_000001.h5", "log.txt", "a_data_000001.h5", "b_master.h5", "a.nxs"):
         queue.add(watch(tmp_path), name, STAMP)
 
     assert len(queue) == 5
     names = [(await queue.get()).name for _ in range(5)]
 
-    assert names == ["b_master.h5", "a_master.h5", "b_data_000001.h5", "log.txt", "a_data_000001.h5"]
+    assert names == ["b_master.h5", "a.nxs", "b_data_000001.h5", "log.txt", "a_data_000001.h5"]
     assert not queue
 
 

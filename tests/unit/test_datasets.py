@@ -167,6 +167,43 @@ async def test_a_dataset_grows_file_by_file(site: Site, tmp_path: Path) -> None:
     assert await site.datasets.master_path(ADA, dataset.id) == site.folder / site.experiment / dataset.path
 
 
+async def test_a_master_of_another_name_begins_a_dataset_too(site: Site, tmp_path: Path) -> None:
+    """As at facilities that write `<name>.nxs`, with the frames at `/data` of files `.h5`."""
+    master, *data = record(tmp_path / "run")
+    with h5py.File(master, "r+") as file:
+        del file["entry/data/data"]
+        for number, path in enumerate(data, 1):
+            del file[f"entry/data/data_{number:06d}"]
+            file[f"entry/data/data_{number:06d}"] = h5py.ExternalLink(path.name, "/data")
+    for path in data:
+        with h5py.File(path, "r+") as file:
+            file.move("entry/data/data", "data")
+    named = master.rename(master.with_name("lyso_7.nxs"))
+    uploads = await site.send(data[0], named, *data[1:])
+    assert [upload.error for upload in uploads] == [""] * 4
+    dataset = await site.only()
+    assert (dataset.name, dataset.path) == ("lyso_7", "raw/lyso_7.nxs")
+    assert (dataset.state, dataset.frames_readable) == ("complete", FRAMES)
+    for number in (1, FRAMES):
+        assert (await site.datasets.frame(ADA, dataset.id, number) == frame(number)).mean() > 0.9
+
+
+async def test_a_nexus_file_of_something_else_stays_a_file(site: Site, tmp_path: Path) -> None:
+    for name, place in (("scan.nxs", "entry/data/counts"), ("scan_0001.h5", "entry/data/data")):
+        counts = np.ones((3, *DETECTOR.shape), np.uint16)
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_dataset(place, data=counts, chunks=(1, *DETECTOR.shape))
+    (tmp_path / "text.nxs").write_text("no HDF5")
+    scan, text, data = await site.send(
+        *(tmp_path / name for name in ("scan.nxs", "text.nxs", "scan_0001.h5"))
+    )
+    assert [one.state for one in (scan, text, data)] == ["complete"] * 3
+    assert "not a detector's master file" in scan.error
+    assert "not an HDF5 file" in text.error
+    assert data.error == ""
+    assert await site.all() == []
+
+
 async def test_files_may_come_in_any_order(site: Site, tmp_path: Path) -> None:
     for number, order in enumerate(itertools.permutations(range(4))):
         files = record(tmp_path / "run", f"run{number}")

@@ -36,7 +36,6 @@ log = logging.getLogger("beamhub.agent")
 
 STREAMS = 4  # files at a time
 EXPECTED = 10_000  # files of masters in memory
-MASTERS = ("_master.h5", ".nxs")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SWMR = 4  # the flag of a superblock
 

@@ -12,6 +12,7 @@ from beamhub.schemas import BATCH_FILES
 from .config import Watch
 from .file import Digesting, Stamp
 
+MASTERS = ("_master.h5", ".nxs")
 SMALL = 1 << 18  # bytes of a file that is sent together with others
 
 
@@ -63,7 +64,7 @@ class Queue:
 
     def add(self, watch: Watch, name: str, stamp: Stamp) -> None:
         self._number += 1
-        self.put(Item((not name.endswith("_master.h5"), self._number), watch, name, stamp))
+        self.put(Item((not name.endswith(MASTERS), self._number), watch, name, stamp))
 
     def put(self, item: Item) -> None:
         """Puts an item (back) into its place."""

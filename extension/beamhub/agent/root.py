@@ -19,8 +19,9 @@ from .complete import Holding
 from .config import Watch
 from .disk import Disk
 from .file import Stamp, look, looks
-from .grow import MASTERS, STREAMS, Growth
+from .grow import STREAMS, Growth
 from .journal import State
+from .queue import MASTERS
 from .send import BATCHES, Sender
 from .settle import Settling
 from .watch import LostError, Sighting, Tree

@@ -44,6 +44,7 @@ from beamhub.schemas import DatasetKind, Quantity
 
 LOOKS = 3  # at a file that is published or begun anew meanwhile
 DATA = "/entry/data/data"
+STACKS = (DATA, "/data")  # in data files: DECTRIS's, and those that Odin writes
 INSTRUMENT, SAMPLE = "/entry/instrument", "/entry/sample"
 DETECTOR = f"{INSTRUMENT}/detector"
 SPECIFIC = f"{DETECTOR}/detectorSpecific"
@@ -163,8 +164,8 @@ def _may_grow(file: h5py.File, name: str) -> bool:
     return bool(most > now)
 
 
-def inspect_data_file(path: Path, root: Path, link: str = DATA) -> DataFileInfo:
-    """Read what a data file holds. `link` is the dataset's path inside it, as the master has it.
+def inspect_data_file(path: Path, root: Path, link: str | None = None) -> DataFileInfo:
+    """Read what a data file holds. `link` is the dataset's path inside it, where a master tells it.
 
     Raises:
         HostileFile: it points out of its folder.
@@ -172,9 +173,14 @@ def inspect_data_file(path: Path, root: Path, link: str = DATA) -> DataFileInfo:
     """
     name = path.name
     with hdf5.opened(path, root) as file:
-        dataset = frames_of(file, name, link)
+        dataset = frames_of(file, name, link or stack_of(file, name))
         shape, dtype = _checked(dataset, name)
         return DataFileInfo(len(chunk_table(dataset)), (shape[1], shape[2]), dtype, first_of(dataset))
+
+
+def stack_of(file: h5py.File, name: str) -> str:
+    """Where a data file keeps its frames, if it has any."""
+    return next((link for link in STACKS if isinstance(hdf5.find(file, link, name), h5d.DatasetID)), DATA)
 
 
 def frames_of(file: h5py.File, name: str, link: str) -> h5d.DatasetID:

@@ -77,7 +77,7 @@ def _home(file: h5py.File, name: str) -> tuple[str, DatasetInfo | None]:
     """Where a file keeps its own frames, and what it announces if it announces a dataset."""
     part = formats.part(PurePosixPath(name))
     if part is None or part.dataset is None:
-        return nxmx.DATA, None
+        return nxmx.stack_of(file, name), None
     info = nxmx.announced(file, name, written=True)
     own = next((data.link for data in info.files if data.name == name), None)
     if own is None:

@@ -31,7 +31,7 @@ class Dataset(Model):
 
     id: int
     experiment: str
-    name: str  # the master's without "_master.h5", the series' without its number
+    name: str  # the master's without "_master.h5" or ".nxs", the series' without its number
     path: str  # of the master, or as raw/lyso_#####.cbf, relative to the experiment's folder
     format: str = "nxmx"  # how frames are stored: nxmx, cbf, tiff
     kind: DatasetKind

@@ -8,18 +8,19 @@ from pathlib import Path, PurePosixPath
 
 from beamhub.frames.format import Contents, Frames, Part
 
-MASTER = re.compile(r"(?P<name>.+)_master\.h5")
+MASTER = re.compile(r"(?P<name>.+?)(?:_master\.h5|(?:_master)?\.nxs)")
 
 
 class Nxmx:
-    """Datasets of a master `<name>_master.h5` and the data files that it names."""
+    """Datasets of a master `<name>_master.h5` or `<name>.nxs` and the data files, `.h5`, that it names."""
 
     name = "nxmx"
 
     def part(self, path: PurePosixPath) -> Part | None:
-        if path.suffix != ".h5":
-            return None
-        return Part(self.name, str(path) if MASTER.fullmatch(path.name) else None)
+        is_master = MASTER.fullmatch(path.name) is not None
+        return (
+            Part(self.name, str(path) if is_master else None) if is_master or path.suffix == ".h5" else None
+        )
 
     def title(self, dataset: PurePosixPath) -> str | None:
         match = MASTER.fullmatch(dataset.name)
