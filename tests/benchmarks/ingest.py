@@ -27,6 +27,7 @@ from beamhub_hub import proxy
 
 from tests.benchmarks import ingest_agent
 from tests.benchmarks.result import Result, latencies, percentile
+from tests.detector import Detector
 from tests.integration.agents import RunningAgent
 
 FULL = os.environ.get("BEAMHUB_BENCH_FULL") == "1"
@@ -34,6 +35,7 @@ LARGE = 2**30  # bytes
 TURNS = 3
 SMALL, SMALL_SIZE = (20_000 if FULL else 3_000), 10 * 2**10
 ARRIVING, RATE = (5000 if FULL else 500), 100.0  # files, and how many of them a second
+FRAMES, FRAME_RATE = 400, 20.0  # of a file that is still written, and how many of them a second
 SPARSE = 50 * 10**9 if FULL else 2 * 10**9
 REQUESTS = 300
 PATIENCE = 3600.0
@@ -100,6 +102,7 @@ def rows() -> Iterator[Result]:
         yield from _in_place(site, lying)
         yield from _small(site, stack)
         yield from _latency(site)
+        yield from _shown(site)
         yield from _neighbours(site)
         yield from _memory(site)
     yield from ingest_agent.rows()
@@ -257,6 +260,40 @@ def _latency(site: Site) -> Iterator[Result]:
     taken = [1e3 * (heard[name] - moment) for name, moment in named.items()]
     what = f"renamed at the detector → event, p95 of {ARRIVING} files at {RATE:g}/s"
     yield Result("ingest", what, percentile(taken, 95), "ms", 250.0)
+
+
+def _shown(site: Site) -> Iterator[Result]:
+    """From the flush at the detector to the event that lets everybody look at the frame."""
+    written: list[float] = []
+    heard: dict[int, float] = {}
+    client = site.service.client("ada")
+    complete = threading.Event()
+
+    def listen() -> None:
+        for message in client.events(site.beamtime.experiment):
+            if message.kind in ("dataset.growing", "dataset.frames"):
+                frames = int(str(message.data["frames_readable"]))
+                heard.update(dict.fromkeys(range(len(heard), frames), time.perf_counter()))
+                if frames == FRAMES:
+                    complete.set()
+                    return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    with (
+        site.agent(settle=30) as agent,
+        Detector(agent.data / "swmr_master.h5", codec="bslz4", images=FRAMES) as detector,
+    ):
+        begin = time.perf_counter()
+        for number in range(FRAMES):
+            time.sleep(max(0.0, begin + number / FRAME_RATE - time.perf_counter()))
+            detector.write(1)
+            written.append(time.perf_counter())
+        if not complete.wait(PATIENCE):
+            raise SystemExit("not all frames were heard of")
+    taken = [1e3 * (heard[number] - moment) for number, moment in enumerate(written)]
+    what = f"frame flushed by a SWMR writer → can be read, p95 of {FRAMES} at {FRAME_RATE:g}/s"
+    yield Result("ingest", what, percentile(taken, 95), "ms")
 
 
 # --- what it costs ---
