@@ -50,12 +50,9 @@ class Analysis(JobPage):
                 raise
             self.refresh_soon()
             return
+        super().heard(message)
         if message.kind.startswith("job.") and message.subject == str(self.number):
-            self.opened[self.number].read = 0.0
             self.refresh_details()
-
-    def every(self) -> None:
-        self.refresh_details()
 
     def actions(self) -> Mapping[str, Callable[[Action], None]]:
         return {name: act for name, act in super().actions().items() if name not in ("job.toggle", "job.tab")}

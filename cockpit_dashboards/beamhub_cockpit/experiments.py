@@ -9,7 +9,7 @@ from beamhub.client import Message
 from beamhub.schemas import Experiment, ExperimentCreate, Instrument
 from pydantic import ValidationError
 
-from beamhub_cockpit import form, question, stages
+from beamhub_cockpit import form, nothing, question, stages
 from beamhub_cockpit.format import day, plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
@@ -50,7 +50,9 @@ class Experiments(Page):
 
     def regions(self) -> Mapping[str, tuple[Element, ...]]:
         return {
-            "list": (self._list() if self.experiments or self.instruments else self._nothing(),),
+            "list": (
+                self._list() if self.experiments or self.instruments else nothing.stranger(self.viewer.name),
+            ),
             "dialog": (question.show(self.question),) if self.question else (),
         }
 
@@ -102,17 +104,6 @@ class Experiments(Page):
             self.notify(f"{after.id} {step.done}")
 
         self.question = stages.ask(self.client, str(action.args[0]), stepped)
-
-    def _nothing(self) -> Element:
-        return el(
-            "section.bh-nothing",
-            el("h1", "You do not belong to an experiment yet"),
-            el(
-                "p",
-                "Ask the principal investigator of a beamtime to invite you, "
-                "or the staff of the instrument to create yours.",
-            ),
-        )
 
     def _list(self) -> Element:
         sought = self.sought.strip().casefold()

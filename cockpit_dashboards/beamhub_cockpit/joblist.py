@@ -27,10 +27,13 @@ class JobList(JobPage):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.older = False  # show all jobs and datasets
-        self.select_none()
+        self._select_none()
 
-    def select_none(self) -> None:
-        """Begin anew, as with the jobs of another experiment."""
+    def begin_anew(self) -> None:
+        super().begin_anew()
+        self._select_none()
+
+    def _select_none(self) -> None:
         self.sought = ""
         self.selected = Selection()
         self.several: Several | None = None  # while its dialog is open

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from beamhub.client import Message
 from beamhub.schemas import Job
 
 from beamhub_cockpit import details, question, rerun
@@ -47,6 +48,19 @@ class JobPage(Page):
             may_operate=can(experiment, "instrument.operate"),
             me=scene.me.name,
         )
+
+    def begin_anew(self) -> None:
+        """Another experiment is to be shown: nothing of this one stays open."""
+        self.opened = {}
+        self.launch = self.question = None
+
+    def heard(self, message: Message) -> None:
+        detail = self.opened.get(int(message.subject)) if message.subject.isdigit() else None
+        if detail is not None and message.kind.startswith("job."):
+            detail.read = 0.0
+
+    def every(self) -> None:
+        self.refresh_details()
 
     def actions(self) -> Mapping[str, Callable[[Action], None]]:
         return {
