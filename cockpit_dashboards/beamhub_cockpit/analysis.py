@@ -8,9 +8,9 @@ from typing import Any
 from beamhub.client import ApiError, Message
 
 from beamhub_cockpit import details
-from beamhub_cockpit.details import Detail
 from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.jobpage import JobPage
+from beamhub_cockpit.reading import Detail
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.scene import Scene
 

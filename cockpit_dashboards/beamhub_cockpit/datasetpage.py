@@ -13,9 +13,9 @@ from beamhub_cockpit.datasetlist import DatasetList
 from beamhub_cockpit.format import plural
 from beamhub_cockpit.html import el
 from beamhub_cockpit.joblist import JobList
+from beamhub_cockpit.launch import Launch
 from beamhub_cockpit.question import Question, ask_reason
 from beamhub_cockpit.region import Action
-from beamhub_cockpit.rerun import Launch
 
 NEWS = frozenset(  # of the dataset in view, and of the job that follows it
     {

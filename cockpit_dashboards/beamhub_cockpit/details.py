@@ -1,36 +1,22 @@
-"""One job in full: results, log, parameters, files; kept current while it runs."""
+"""One job in full: results, log, parameters, files."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
-from beamhub.client import ApiError, Client
 from beamhub.schemas import (
-    Artifact,
-    Attempt,
-    Dataset,
-    File,
     Job,
     JobState,
-    JobStep,
-    Lineage,
-    Template,
-    Trigger,
 )
 
-from beamhub_cockpit import history
-from beamhub_cockpit.format import NARROW, mark, metric, number, profile, size, unit_name
+from beamhub_cockpit import history, results
+from beamhub_cockpit.around import Around
+from beamhub_cockpit.format import number, profile, size, unit_name
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.live import Live
 from beamhub_cockpit.parts import (
     ago,
-    bar,
     button,
     cost,
     facts,
@@ -42,15 +28,10 @@ from beamhub_cockpit.parts import (
     why,
 )
 from beamhub_cockpit.question import Question
-from beamhub_cockpit.series import Follower, undrawn
+from beamhub_cockpit.reading import ANSI, LOG_SHOWN, Detail
+from beamhub_cockpit.results import progress
 
-LOG_SHOWN: Final = 200_000  # characters
-PLOT_LIMIT: Final = 8_000_000  # bytes of an image that a page shows
-PLOTS: Final = 12
-PLOT_HEIGHT: Final = 84  # pixels, of each panel
-EVERY: Final = 2.0  # seconds between two looks at a running job
 PRIORITIES: Final = (-100, 100)  # the lowest and the highest
-PNG: Final = b"\x89PNG\r\n\x1a\n"
 HISTORY: Final = ("history", "History")
 TABS: Final = (
     ("results", "Results"),
@@ -66,110 +47,12 @@ PAGE: Final = (
     ("files", "Files"),
     ("log", "Log"),
 )
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-@dataclass
-class Detail:
-    """What has been read of one job beyond the job itself."""
-
-    job: int
-    tab: str = "results"
-    log: str = ""
-    log_next: int = 0
-    files: list[File] = field(default_factory=list)
-    images: dict[str, bytes] = field(default_factory=dict)  # "<job>/<path>" -> PNG
-    drawn: dict[str, int] = field(default_factory=dict)  # the size that it had then: a job may draw again
-    followers: dict[str, Follower] = field(default_factory=dict)
-    read: float = 0.0
-    final: bool = False  # read after the job had ended
-    trouble: str = ""
-    lineage: Lineage | None = None
-    steps: list[JobStep] = field(default_factory=list)
-    attempts: list[Attempt] = field(default_factory=list)
-    known: JobState | None = None  # the state up to which these have been read
-
-    def refresh(self, job: Job, client: Client, live: Live, links: Links) -> None:
-        """Read what is new, now and then. On the page's worker."""
-        if self.final or time.monotonic() - self.read < EVERY:
-            return
-        self.read = time.monotonic()
-        self.trouble = ""
-        try:
-            self._history(job, client)
-            if job.started is not None:
-                self._log(client)
-                self.files = client.job_files(self.job)
-                self._series(client, live, links.frames(job))
-                self._plots(job, client)
-        except ApiError as error:
-            self.trouble = str(error)
-        self.final = job.state.ended
-
-    def _history(self, job: Job, client: Client) -> None:
-        if self.known != job.state:
-            self.lineage = client.lineage(self.job)
-            self.steps = client.history(self.job)
-            self.attempts = client.attempts(self.job)
-            self.known = job.state
-
-    def _log(self, client: Client) -> None:
-        while True:
-            part, after = client.job_log(self.job, self.log_next)
-            if after == self.log_next:
-                return
-            self.log_next = after
-            self.log = (self.log + part)[-LOG_SHOWN:]
-
-    def _series(self, client: Client, live: Live, link: str) -> None:
-        for name in undrawn(self.files):
-            self.followers.setdefault(name, Follower(self.job, name, PLOT_HEIGHT, link=link))
-        for follower in self.followers.values():
-            follower.refresh(client, live)
-
-    def _plots(self, job: Job, client: Client) -> None:
-        sizes = {file.path: file.size for file in self.files}
-        for artifact in plots(job)[:PLOTS]:
-            name = f"{job.id}/{artifact.path}"
-            size = sizes.get(artifact.path, artifact.size)
-            if self.drawn.get(name) != size and size <= PLOT_LIMIT:
-                self.drawn[name] = size
-                content = client.job_file(job.id, artifact.path)
-                if content.startswith(PNG):
-                    self.images[name] = content
-
-
-def plots(job: Job) -> list[Artifact]:
-    """The pictures that a job made."""
-    return [a for a in job.artifacts if a.kind == "plot" and a.path.lower().endswith(".png")]
-
-
-@dataclass(frozen=True)
-class Around:
-    """What stands around a job and helps to read it."""
-
-    templates: Mapping[str, Template]
-    triggers: dict[int, Trigger]
-    datasets: Mapping[int, Dataset]
-    jobs: Mapping[int, Job]
-    links: Links
-    experiment: str
-    may_run: bool
-    may_cancel: bool
-    may_open: bool
-    may_operate: bool = False  # the instrument
-    me: str = ""  # the viewer
-
-    def may_rank(self, job: Job) -> bool:
-        """May the viewer change when the turn of a waiting job is? (The service decides; own ones later.)"""
-        waits = job.state in (JobState.PENDING, JobState.QUEUED)
-        return waits and self.may_cancel and (self.may_operate or job.launched_by == self.me)
 
 
 def show(job: Job, detail: Detail, around: Around, *, page: bool = False) -> Element:
     """The opened job, in tabs; with `page`, on a page of its own, everything below one another."""
     sections: dict[str, Callable[[], list[Child]]] = {
-        "results": lambda: _results(job, detail, around),
+        "results": lambda: results.show(job, detail, around),
         "log": lambda: _log(job, detail),
         "parameters": lambda: _parameters(job, around),
         "files": lambda: _files(job, detail, around.links),
@@ -298,149 +181,6 @@ def _beside(job: Job, around: Around) -> int | None:
     return max((id_ for id_ in others if id_ != job.id), default=None)
 
 
-# --- results ---
-
-
-def _results(job: Job, detail: Detail, around: Around) -> list[Child]:
-    if job.started is None:
-        return [problem(job, detail) or el("p.bh-empty", why(job) or "Not started yet.")]
-    drawn = [f.plot for f in detail.followers.values() if f.plot is not None]
-    pictures = [a for a in plots(job) if f"{job.id}/{a.path}" in detail.images]
-    table = metrics_table(job, around.templates.get(template_of(job)))
-    return [
-        problem(job, detail),
-        el("p.bh-error", detail.trouble, role="alert") if detail.trouble else None,
-        el(
-            "div.bh-results",
-            el(
-                "div.bh-results-numbers",
-                el("h3", "Metrics"),
-                table
-                if table
-                else el(
-                    "p.bh-empty", "No metrics yet." if not job.state.ended else "This job gave no metrics."
-                ),
-            ),
-            el(
-                "div.bh-results-plots",
-                [el("div.bh-series", widget=plot.ref, key=f"series-{plot.model_id}") for plot in drawn],
-                el("div.bh-figures", [_figure(job, a, around.links) for a in pictures]) if pictures else None,
-                None
-                if drawn or pictures
-                else el("p.bh-empty", "No plots yet." if not job.state.ended else "No plots."),
-            ),
-        ),
-    ]
-
-
-def _figure(job: Job, picture: Artifact, links: Links) -> Element:
-    title = picture.title or picture.path
-    image = el("img", blob=f"{job.id}/{picture.path}", alt=title)
-    href = links.job_file(job.id, picture.path)
-    return el(
-        "figure.bh-figure",
-        el("a", image, href=href, title="Open the picture by itself", target="_blank", rel="noopener"),
-        el("figcaption", title),
-        key=picture.path,
-    )
-
-
-def problem(job: Job, detail: Detail | None) -> Element | None:
-    """Why a job failed, in words, with the end of its log."""
-    if str(job.state) not in ("failed", "cancelled", "pending") or not job.reason:
-        return None
-    failure = job.failure
-    log = detail.log if detail and detail.log else failure.log if failure else ""
-    tail = "\n".join(_ANSI.sub("", log).rstrip().splitlines()[-12:]) if str(job.state) == "failed" else ""
-    where = failure.title if failure else ""
-    return el(
-        f"div.bh-problem.bh-problem-{job.state}",
-        el("p.bh-reason", why(job)),
-        el("p.bh-hint.bh-failed-cell", f"It stopped in the part “{where}” of the notebook.")
-        if where
-        else None,
-        el("pre.bh-log-end", tail) if tail else None,
-        el(
-            "p.bh-hint",
-            "It starts by itself then. To be faster, rerun it with another licence, and cancel this one.",
-        )
-        if job.state is JobState.PENDING
-        else None,
-    )
-
-
-def metrics_table(job: Job, template: Template | None) -> Element | None:
-    """All metrics, in the template's order, with how good they are."""
-    specs = template.metrics if template else {}
-    names = [n for n in specs if n in job.metrics] + [n for n in job.metrics if n not in specs]
-    if not names:
-        return None
-    rows = []
-    for name in names:
-        spec = specs.get(name)
-        shown, unit = metric(spec, job.metrics[name])
-        how = mark(spec, job.metrics[name])
-        rows.append(
-            el(
-                "tr.bh-metric",
-                el(
-                    "th",
-                    spec.title if spec else name,
-                    scope="row",
-                    title=(spec.description or None) if spec else None,
-                ),
-                el("td.bh-metric-value", shown),
-                el("td.bh-metric-unit", unit),
-                el(
-                    "td",
-                    el(f"span.bh-mark.bh-mark-{how}", how, title=_bounds(job, template, name))
-                    if how
-                    else None,
-                ),
-                key=name,
-                data_metric=name,
-            )
-        )
-    return el("table.bh-metrics", el("tbody", rows))
-
-
-def _bounds(job: Job, template: Template | None, name: str) -> str:
-    spec = template.metrics[name] if template else None
-    if spec is None:
-        return ""
-    sign = "≥" if spec.better == "higher" else "≤"
-    unit = unit_name(job.metrics[name].unit or spec.unit)
-    found = [
-        f"{w} {sign} {number(b, spec.format)} {unit}"
-        for w, b in (("good", spec.good), ("acceptable", spec.acceptable))
-        if b is not None
-    ]
-    return ", ".join(found)
-
-
-def key_metrics(job: Job, template: Template | None, count: int = 6) -> list[Element]:
-    """The metrics that matter most, as a line: the first, and those of which is known what is better."""
-    specs = template.metrics if template else {}
-    given = [n for n in specs if n in job.metrics] or list(job.metrics)
-    judged = [n for n in given[1:] if n in specs and specs[n].better and "," not in specs[n].title]
-    found = []
-    for name in [*given[:1], *(judged or given[1:])][:count]:
-        spec = specs.get(name)
-        shown, unit = metric(spec, job.metrics[name])
-        how = mark(spec, job.metrics[name])
-        found.append(
-            el(
-                "span.bh-key-metric",
-                el("span.bh-key-name", spec.title if spec else name),
-                el("span.bh-key-value", shown, class_=f"bh-mark-{how}" if how else None),
-                el("span.bh-key-unit", unit) if unit else None,
-                key=name,
-                data_metric=name,
-            )
-        )
-    return found
-
-
 # --- log, parameters, files ---
 
 
@@ -450,7 +190,7 @@ def _log(job: Job, detail: Detail) -> list[Child]:
     cut = len(detail.log) >= LOG_SHOWN
     return [
         el("p.bh-hint", "Only the end is shown; the whole log is among the files.") if cut else None,
-        el("pre.bh-log", _ANSI.sub("", detail.log), tail=True, tabindex="0", aria_label="Log"),
+        el("pre.bh-log", ANSI.sub("", detail.log), tail=True, tabindex="0", aria_label="Log"),
     ]
 
 
@@ -605,28 +345,3 @@ def summary(job: Job, around: Around) -> Element:
         ),
         progress(job),
     )
-
-
-def progress(job: Job) -> Element | None:
-    """How far a running job is."""
-    if str(job.state) != "running":
-        return None
-    step = job.progress.step or "running"
-    percent = "" if job.progress.fraction is None else f" {job.progress.fraction * 100:.0f}{NARROW}%"
-    return el(
-        "div.bh-job-progress",
-        bar(job.progress.fraction, step, "live"),
-        el("span.bh-job-step", step + percent),
-    )
-
-
-def close(detail: Detail, live: Live) -> None:
-    """Give back the plots of a job that is no longer shown."""
-    drawn = [f.plot for f in detail.followers.values() if f.plot is not None]
-
-    def shut() -> None:
-        for plot in drawn:
-            with contextlib.suppress(Exception):
-                plot.close()
-
-    live.show(shut)

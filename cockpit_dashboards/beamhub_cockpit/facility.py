@@ -10,13 +10,13 @@ from beamhub.schemas import AgentStatus, Experiment, Instrument, Job, LedgerLine
 from pydantic import ValidationError
 
 from beamhub_cockpit import aside, question, usage
-from beamhub_cockpit.details import progress
 from beamhub_cockpit.format import cpu_hours, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
 from beamhub_cockpit.parts import ago, card, runtime, starter, state, why
 from beamhub_cockpit.question import Question
 from beamhub_cockpit.region import Action
+from beamhub_cockpit.results import progress
 from beamhub_cockpit.scene import with_progress
 
 LINES = 12  # of a ledger

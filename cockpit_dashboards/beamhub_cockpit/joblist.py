@@ -8,7 +8,7 @@ from typing import Any, Final
 from beamhub.schemas import Job, JobOutcome
 
 from beamhub_cockpit import jobs, selection, several
-from beamhub_cockpit.details import Around
+from beamhub_cockpit.around import Around
 from beamhub_cockpit.format import number, plural
 from beamhub_cockpit.html import Element
 from beamhub_cockpit.jobpage import WHY, JobPage

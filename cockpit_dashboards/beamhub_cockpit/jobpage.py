@@ -8,15 +8,16 @@ from typing import Any, Final
 from beamhub.client import Message
 from beamhub.schemas import Job
 
-from beamhub_cockpit import details, question, rerun
-from beamhub_cockpit.details import Around, Detail
+from beamhub_cockpit import details, question, reading, rerun
+from beamhub_cockpit.around import Around
 from beamhub_cockpit.format import plural
 from beamhub_cockpit.html import Element, el
+from beamhub_cockpit.launch import Launch
 from beamhub_cockpit.page import Page
 from beamhub_cockpit.parts import can
 from beamhub_cockpit.question import Question
+from beamhub_cockpit.reading import Detail
 from beamhub_cockpit.region import Action
-from beamhub_cockpit.rerun import Launch
 from beamhub_cockpit.scene import Scene
 
 WHY: Final = "If you like; everybody in the experiment sees it."
@@ -110,7 +111,7 @@ class JobPage(Page):
     def _toggle(self, action: Action) -> None:
         number = int(action.args[0])
         if number in self.opened:
-            details.close(self.opened.pop(number), self.live)
+            reading.close(self.opened.pop(number), self.live)
         else:
             self.opened[number] = Detail(number)
             self.refresh_details()

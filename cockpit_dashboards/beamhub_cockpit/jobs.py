@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from beamhub.schemas import Job, JobState
 
 from beamhub_cockpit import selection
-from beamhub_cockpit.details import Around, Detail, key_metrics, progress, show
+from beamhub_cockpit.around import Around
+from beamhub_cockpit.details import show
 from beamhub_cockpit.format import cpu_hours, number, plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.parts import (
@@ -22,6 +23,8 @@ from beamhub_cockpit.parts import (
     template_of,
     why,
 )
+from beamhub_cockpit.reading import Detail
+from beamhub_cockpit.results import key_metrics, progress
 from beamhub_cockpit.selection import Selection
 
 

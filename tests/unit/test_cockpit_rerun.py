@@ -14,14 +14,17 @@ from beamhub.schemas import (
     Quantity,
     Spread,
 )
-from beamhub_cockpit.details import Around, Detail, plots, problem
+from beamhub_cockpit.around import Around
 from beamhub_cockpit.details import show as details
 from beamhub_cockpit.format import NARROW
 from beamhub_cockpit.html import Node, find, text
 from beamhub_cockpit.jobs import panel
+from beamhub_cockpit.launch import Launch
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.parts import rank
-from beamhub_cockpit.rerun import Launch, show
+from beamhub_cockpit.reading import Detail, plots
+from beamhub_cockpit.rerun import show
+from beamhub_cockpit.results import problem
 from beamhub_cockpit.scene import Scene, with_progress
 from beamhub_cockpit.selection import Selection
 

@@ -7,7 +7,8 @@ import pytest
 from beamhub.client import Client
 from beamhub.schemas import Job, JobOutcome, JobState, Problem
 from beamhub_cockpit import form, selection, several
-from beamhub_cockpit.details import Around, ask_priority, tools
+from beamhub_cockpit.around import Around
+from beamhub_cockpit.details import ask_priority, tools
 from beamhub_cockpit.html import Element, find, text
 from beamhub_cockpit.jobs import listed, panel
 from beamhub_cockpit.links import Links
