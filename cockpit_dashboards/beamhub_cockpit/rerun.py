@@ -40,17 +40,6 @@ def show(
     found = form.fields(template.parameters, {}) if template else []
     cannot = _cannot(launch, template, paying)
     described = [template.description] if template and template.description else []
-    foot: list[Child] = [_outlook(launch, profiles, links, jobs, count)]
-    if launch.identical is not None:
-        foot.append(button("Run it again", ["launch.again"], css="bh-form-again", disabled=bool(cannot)))
-    foot.append(
-        button(
-            f"Start {plural(count, 'job')}" if count > 1 else "Start job",
-            None,
-            css="bh-button-main bh-form-submit",
-            disabled=bool(cannot),
-        )
-    )
     return dialog(
         "bh-rerun",
         title,
@@ -85,7 +74,7 @@ def show(
             if count > 1
             else None,
         ],
-        foot,
+        _foot(launch, profiles, links, jobs, count, cannot=bool(cannot)),
         hint=["one on each of " if count > 1 else "on ", el("strong", launch.dataset_name)],
         close="launch.close",
         submit="launch.send",
@@ -94,6 +83,30 @@ def show(
         key=f"launch-{launch.parent.id if launch.parent else 'new'}-{launch.datasets[:1]}",
         body_key=f"body-{launch.template}",
     )
+
+
+def _foot(
+    launch: Launch,
+    profiles: list[Profile],
+    links: Links,
+    jobs: Mapping[int, Job],
+    count: int,
+    *,
+    cannot: bool,
+) -> list[Child]:
+    """What it would take, and the buttons that start it."""
+    foot: list[Child] = [_outlook(launch, profiles, links, jobs, count)]
+    if launch.identical is not None:
+        foot.append(button("Run it again", ["launch.again"], css="bh-form-again", disabled=cannot))
+    foot.append(
+        button(
+            f"Start {plural(count, 'job')}" if count > 1 else "Start job",
+            None,
+            css="bh-button-main bh-form-submit",
+            disabled=cannot,
+        )
+    )
+    return foot
 
 
 def _jobs(launch: Launch) -> Element:
