@@ -49,6 +49,7 @@ class Acquisition:
     rate: float
     width: float
     detector: str
+    swmr: bool
 
 
 @click.command()
@@ -75,6 +76,7 @@ class Acquisition:
 @click.option("--rate", default=5.0, show_default=True, help="Frames per second.")
 @click.option("--width", default=0.5, show_default=True, help="Rotation per frame, degrees.")
 @click.option("--detector", type=click.Choice(["1M", "4M", "16M"]), default="1M", show_default=True)
+@click.option("--swmr", is_flag=True, help="Write each dataset as one file, whose frames are seen meanwhile.")
 @click.option("--cpus", type=click.IntRange(1), help="That jobs may use at a time.  [default: all]")
 @click.option(
     "--ingest",
@@ -100,6 +102,7 @@ def demo(
     *,
     fresh: bool,
     no_acquisition: bool,
+    swmr: bool,
     slurm: bool,
     quiet: bool,
 ) -> None:
@@ -109,7 +112,8 @@ def demo(
     one folder, so that the next start goes on where this one ended. Ctrl-C ends all of it.
     """
     console = Console(quiet=quiet)
-    acquisition = Acquisition(0 if no_acquisition else acquisitions, frames, rate, width, detector)
+    count = 0 if no_acquisition else acquisitions
+    acquisition = Acquisition(count, frames, rate, width, detector, swmr)
     state = state.absolute()
     # also where a script started us in its background, with SIGINT ignored
     signal.signal(signal.SIGINT, _interrupt)
@@ -255,7 +259,8 @@ class Detector:
     def look(self) -> str:
         """Start the next dataset when its turn has come; what the detector is doing, in words."""
         if self._running is not None and self._running.guard.poll() is None:
-            return f"writes {self._prefix}, {self._written()} of its files so far"
+            so_far = "in one file" if self._acquisition.swmr else f"{self._written()} of its files so far"
+            return f"writes {self._prefix}, {so_far}"
         if self._running is not None and self._running.guard.returncode != 0:
             self._running.check()
         if self._left == 0:
@@ -277,6 +282,7 @@ class Detector:
                 f"--width={wanted.width}",
                 f"--detector={wanted.detector}",
                 f"--seed={self._next_number()}",
+                *(["--swmr"] if wanted.swmr else []),
             ],
         )
         return f"starts {self._prefix}"

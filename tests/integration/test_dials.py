@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import pytest
 from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.crystal import D_MIN, Crystal, Floats, Ints
-from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
+from beamhub.simulation.detector import VirtualDetector, VirtualPilatus, VirtualSwmr
 from beamhub.templates import Catalogue, shipped
 from beamhub_notebooks.dials import (
     CURVES,
     Integrated,
     Processing,
+    frame_range,
     image_number,
     import_arguments,
     indexed_fraction,
@@ -34,6 +36,8 @@ from beamhub_notebooks.dials import Crystal as CrystalFound
 from beamhub_notebooks.errors import ProcessingError
 from beamhub_notebooks.live import LiveDataset
 from beamhub_notebooks.spots import SpotFinder
+
+from tests.growth import Growth
 
 pytestmark = [pytest.mark.dials, pytest.mark.timeout(900)]
 
@@ -271,6 +275,41 @@ def test_a_series_of_cbf_files_has_the_true_cell(tmp_path: Path) -> None:
     found = sorted(CrystalFound.of(process.folder / "indexed.expt").cell[:3])
     true = Crystal()
     np.testing.assert_allclose(found, sorted((true.a, true.a, true.c)), rtol=0.005)
+
+
+@pytest.mark.parametrize("written", [24, 15])
+def test_one_file_that_was_written_for_readers_has_the_true_cell(tmp_path: Path, written: int) -> None:
+    """Also when it was closed early."""
+    scan, stop = Acquisition(frames=24, width=1.0), threading.Event()
+    detector = VirtualSwmr(tmp_path / "raw", "swmr", scan, rate=1e3)
+    assert detector.run(lambda frame: stop.set() if frame == written else None, stop) == written
+    dataset = LiveDataset(detector.dataset)
+    assert (dataset.published, dataset.announced) == (written, 24)
+    process = Processing(tmp_path / "dials")
+    process.run("import", *import_arguments(dataset), "output.log=None")
+    experiments = "imported.expt"
+    if frames := frame_range(dataset.announced, None, dataset.published):
+        chosen = f"image_range={frames[0]},{frames[1]}"
+        process.run("slice_sequence", experiments, chosen, "output.experiments_filename=sliced.expt")
+        experiments = "sliced.expt"
+    process.run("find_spots", experiments, "nproc=1", "output.log=None")
+    process.run("index", experiments, "strong.refl", *QUICKLY, "output.log=None")
+    assert indexed_fraction(process.log("index")) > 0.9
+    found = sorted(CrystalFound.of(process.folder / "indexed.expt").cell[:3])
+    true = Crystal()
+    np.testing.assert_allclose(found, sorted((true.a, true.a, true.c)), rtol=0.005)
+
+
+def test_a_file_that_is_still_written_is_left_for_later(tmp_path: Path) -> None:
+    detector = VirtualSwmr(tmp_path / "detector", "swmr", Acquisition(frames=2), rate=1e3)
+    detector.run()
+    growth = Growth(detector.master, tmp_path / "home" / "raw" / "swmr_master.h5")
+    growth.grow(2)
+
+    result = run(tmp_path / "job", growth.path)
+
+    assert result.outcome == "failed"
+    assert "still written" in result.reason
 
 
 def test_a_series_with_a_hole_is_imported_up_to_it(tmp_path: Path) -> None:
