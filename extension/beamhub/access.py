@@ -12,7 +12,7 @@ from typing import Literal
 
 from beamhub.errors import Forbidden, NotFound
 from beamhub.events import Scope
-from beamhub.schemas import Experiment, ExperimentState, Instrument, Job, Role
+from beamhub.schemas import Dataset, Experiment, ExperimentState, Instrument, Job, Role
 from beamhub.store import Transaction
 
 
@@ -107,6 +107,18 @@ def require(tx: Transaction, principal: Principal, experiment_id: str, action: A
     if action not in shown.actions:
         raise _forbidden(principal, shown, action)
     return shown
+
+
+def require_dataset(tx: Transaction, principal: Principal, id_: int) -> Dataset:
+    """The dataset, if the principal may see it. Raises NotFound."""
+    dataset = tx.datasets.get(id_)
+    try:
+        if dataset is not None:
+            require(tx, principal, dataset.experiment, Action.READ)
+            return dataset
+    except NotFound:
+        pass
+    raise NotFound(f"There is no dataset {id_} here.", "Look for it in the experiment's list of datasets.")
 
 
 def as_seen(tx: Transaction, principal: Principal, experiment: Experiment) -> Experiment:

@@ -64,7 +64,7 @@ class Datasets:
         return await self._store.read(work)
 
     async def get(self, principal: Principal, id_: int) -> Dataset:
-        return await self._store.read(lambda tx: _readable(tx, principal, id_))
+        return await self._store.read(lambda tx: access.require_dataset(tx, principal, id_))
 
     async def master_path(self, principal: Principal, id_: int) -> Path:
         """The absolute path of the master file. Only uploads write to raw/: no link can be in its way."""
@@ -86,7 +86,9 @@ class Datasets:
         `bin` pixels becomes its largest one. Raises NotFound while the frame has not arrived, Invalid for a
         region beyond it, Gone if its file is damaged.
         """
-        dataset, first = await self._store.read(lambda tx: _with_first(tx, _readable(tx, principal, id_)))
+        dataset, first = await self._store.read(
+            lambda tx: _with_first(tx, access.require_dataset(tx, principal, id_))
+        )
         if not 1 <= number <= dataset.frames_readable:
             raise NotFound(
                 f"{dataset.name} has no frame {number} to read: frames 1 to {dataset.frames_readable} of"
@@ -136,7 +138,7 @@ class Datasets:
         """
 
         def work(tx: Transaction) -> Dataset:
-            dataset = _readable(tx, principal, id_)
+            dataset = access.require_dataset(tx, principal, id_)
             access.require(tx, principal, dataset.experiment, Action.OPERATE)
             if dataset.state is not DatasetState.RECEIVING:
                 raise Conflict(f"{dataset.name} has ended: it is {dataset.state}.", "There is nothing to do.")
@@ -200,14 +202,3 @@ def _with_first(tx: Transaction, dataset: Dataset) -> tuple[Dataset, int | None]
     series = formats.is_series(PurePosixPath(dataset.path))
     span = tx.datasets.span(dataset.id) if series else None
     return dataset, span[0] if span else None
-
-
-def _readable(tx: Transaction, principal: Principal, id_: int) -> Dataset:
-    dataset = tx.datasets.get(id_)
-    try:
-        if dataset is not None:
-            access.require(tx, principal, dataset.experiment, Action.READ)
-            return dataset
-    except NotFound:
-        pass
-    raise NotFound(f"There is no dataset {id_} here.", "Look for it in the experiment's list of datasets.")

@@ -12,6 +12,8 @@ import contextlib
 import logging
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from beamhub import access, folders
@@ -44,7 +46,19 @@ class Moves:
         return await asyncio.to_thread(self._move, principal, id_, target, reason)
 
     def _move(self, principal: Principal, id_: int, target: str, reason: str) -> Dataset:
-        move = self._store.write_sync(lambda tx: self._begin(tx, principal, id_, target, reason))
+        def look(tx: Transaction) -> int:
+            return self._free(tx, _wanted(tx, principal, id_, target))
+
+        def begin(tx: Transaction) -> Move:
+            wanted = _wanted(tx, principal, id_, target)
+            if _taken(tx, wanted, version):
+                raise _taken_now(target, _renamed(wanted.dataset, wanted.dataset.path, version))
+            move = Move(id_, wanted.source.id, target, version, wanted.files(version), reason, principal.name)
+            tx.moves.create(move)
+            return move
+
+        version = self._store.read_sync(look)  # others have to write meanwhile
+        move = self._store.write_sync(begin)
         self._carry_out(move)
         return self._store.read_sync(lambda tx: tx.datasets.require(id_))
 
@@ -59,30 +73,15 @@ class Moves:
             except (BeamhubError, OSError) as error:  # the others, and the service, go on all the same
                 log.error("dataset %s stays in %s for now: %s", move.dataset, move.source, error)
 
-    def _begin(self, tx: Transaction, principal: Principal, id_: int, target_id: str, reason: str) -> Move:
-        dataset = _found(tx, principal, id_)
-        source = access.require(tx, principal, dataset.experiment, Action.OPERATE)
-        target = access.require(tx, principal, target_id, Action.OPERATE)
-        _check(tx, dataset, source, target)
-        names = {dataset.path, *(file.path for file in tx.datasets.files(id_))}
-        published = sorted(tx.uploads.published(source.id, names))
-        if other := tx.datasets.sharing(dataset, published):
-            raise Conflict(
-                f"{dataset.name} has a file that belongs to {other} too.", "Leave both where they are."
-            )
+    def _free(self, tx: Transaction, wanted: _Wanted) -> int:
+        """The first version whose names are all free. It looks at the disk, which may take long."""
         for version in range(1, MAX_VERSIONS + 1):
-            files = [(path, _renamed(dataset, path, version)) for path in published]
-            new = [name for _, name in files]
-            taken = tx.uploads.published(target.id, new) or tx.datasets.at(
-                target.id, _renamed(dataset, dataset.path, version)
-            )
-            if not taken and not any(os.path.lexists(self._data_dir / target.id / name) for name in new):
-                break
-        else:
-            raise Conflict(f"There are {MAX_VERSIONS} versions of {dataset.name} in {target.id}.", "")
-        move = Move(id_, source.id, target.id, version, files, reason, principal.name)
-        tx.moves.create(move)
-        return move
+            names = (self._data_dir / wanted.target.id / name for _, name in wanted.files(version))
+            if not _taken(tx, wanted, version) and not any(map(os.path.lexists, names)):
+                return version
+        raise Conflict(
+            f"There are {MAX_VERSIONS} versions of {wanted.dataset.name} in {wanted.target.id}.", ""
+        )
 
     def _carry_out(self, move: Move) -> None:
         """May be repeated, from any point on."""
@@ -114,9 +113,7 @@ class Moves:
             with contextlib.suppress(FileExistsError):  # perhaps since before a kill
                 os.link(there.name, here.name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
             if not os.path.samestat(os.stat(here.name, dir_fd=target, follow_symlinks=False), status):
-                raise Conflict(
-                    f"Another file has just come to {new} in {move.target}.", "Move the dataset again."
-                )
+                raise _taken_now(move.target, new)
             os.fsync(target)
 
     def _undo(self, move: Move) -> None:
@@ -136,6 +133,45 @@ class Moves:
         ):
             os.unlink(where.name, dir_fd=folder)
             os.fsync(folder)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A move that may be made."""
+
+    dataset: Dataset
+    source: Experiment
+    target: Experiment
+    published: Sequence[str]
+
+    def files(self, version: int) -> list[tuple[str, str]]:
+        """What they are called, and will be."""
+        return [(path, _renamed(self.dataset, path, version)) for path in self.published]
+
+
+def _wanted(tx: Transaction, principal: Principal, id_: int, target_id: str) -> _Wanted:
+    dataset = access.require_dataset(tx, principal, id_)
+    source = access.require(tx, principal, dataset.experiment, Action.OPERATE)
+    target = access.require(tx, principal, target_id, Action.OPERATE)
+    _check(tx, dataset, source, target)
+    names = {dataset.path, *(file.path for file in tx.datasets.files(id_))}
+    published = sorted(tx.uploads.published(source.id, names))
+    if other := tx.datasets.sharing(dataset, published):
+        raise Conflict(
+            f"{dataset.name} has a file that belongs to {other} too.", "Leave both where they are."
+        )
+    return _Wanted(dataset, source, target, published)
+
+
+def _taken(tx: Transaction, wanted: _Wanted, version: int) -> bool:
+    """Whether something is known in the target by a name of this version."""
+    new = [name for _, name in wanted.files(version)]
+    path = _renamed(wanted.dataset, wanted.dataset.path, version)
+    return bool(tx.uploads.published(wanted.target.id, new) or tx.datasets.at(wanted.target.id, path))
+
+
+def _taken_now(experiment: str, path: str) -> Conflict:
+    return Conflict(f"Another file has just come to {path} in {experiment}.", "Move the dataset again.")
 
 
 def _check(tx: Transaction, dataset: Dataset, source: Experiment, target: Experiment) -> None:
@@ -214,14 +250,3 @@ def _renamed(dataset: Dataset, path: str, version: int) -> str:
     inside = PurePosixPath(path).relative_to(PurePosixPath(dataset.path).parent)
     folder = _folder(dataset)
     return str((folder if version == 1 else folder / f"version-{version}") / inside)
-
-
-def _found(tx: Transaction, principal: Principal, id_: int) -> Dataset:
-    dataset = tx.datasets.get(id_)
-    try:
-        if dataset is not None:
-            access.require(tx, principal, dataset.experiment, Action.READ)
-            return dataset
-    except NotFound:
-        pass
-    raise NotFound(f"There is no dataset {id_} here.", "Look for it in the experiment's list of datasets.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from beamhub.schemas import (
     ExperimentCreate,
     InstrumentChange,
     InstrumentCreate,
+    Upload,
     UploadState,
 )
 from beamhub.store import Store
@@ -162,6 +165,40 @@ async def test_names_that_are_taken_become_a_later_version_together(site: Site, 
     back = await site.moves.move(SAM, dataset.id, site.ada, "it was right")
     assert (back.path, back.name) == ("raw/run/lyso_master.h5", "lyso")
     assert len(files(site.root)) == 3 + 4
+
+
+async def test_a_move_looks_at_the_disk_while_others_write(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what comes to its names meanwhile is kept."""
+    dataset = await site.send(tmp_path / "run")
+    comes = Upload(
+        id="0123",
+        experiment=site.ben,
+        instrument="mx",
+        path=dataset.path,
+        size=1,
+        offset=1,
+        digest=None,
+        version=1,
+        state=UploadState.COMPLETE,
+        error="",
+        created=datetime.now(UTC),
+        created_by="ben",
+        ended=datetime.now(UTC),
+    )
+    really = os.path.lexists
+
+    def slowly(path: Path) -> bool:
+        if not site.store.read_sync(lambda tx: tx.uploads.get(comes.id)):
+            site.store.write_sync(lambda tx: tx.uploads.create(comes))
+        return really(path)
+
+    monkeypatch.setattr(os.path, "lexists", slowly)
+    with pytest.raises(Conflict, match="Another file has just come to raw"):
+        await site.moves.move(SAM, dataset.id, site.ben, "wrong sample")
+    moved = await site.moves.move(SAM, dataset.id, site.ben, "wrong sample")
+    assert (moved.experiment, moved.path) == (site.ben, "raw/run/version-2/lyso_master.h5")
 
 
 async def test_what_can_not_move_stays(site: Site, tmp_path: Path) -> None:
