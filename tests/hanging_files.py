@@ -1,10 +1,10 @@
 """A file system that hangs when it is told to, as one on a network does when its server is gone.
 
-`python hanging_files.py FOLDER PID-FILE COMMAND…` mounts it at FOLDER and becomes the command; what serves
-the files is a child process, whose number is in the PID file: SIGUSR1 stops it, SIGCONT lets it go on. (At
-any moment SIGSTOP could find it with a request that it has read and not answered: the kernel lets nobody who
-waits for such an answer be killed.) It has one folder with files `far-1.bin` and so on. It needs Linux, a
-mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
+`python hanging_files.py FOLDER PID-FILE COMMAND…` mounts it at FOLDER, as SSHFS would, and becomes the
+command; what serves the files is a child process, whose number is in the PID file: SIGUSR1 stops it, SIGCONT
+lets it go on. (At any moment SIGSTOP could find it with a request that it has read and not answered: the
+kernel lets nobody who waits for such an answer be killed.) It has one folder with files `far-1.bin` and so
+on. It needs Linux, a mount namespace of its own (`unshare -Urm`) and /dev/fuse; it speaks FUSE itself
 (https://www.kernel.org/doc/html/latest/filesystems/fuse.html, linux/fuse.h), as there is nothing smaller.
 """
 
@@ -105,7 +105,7 @@ def main(folder: str, pid_file: str, *command: str) -> None:
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"hanging", folder.encode(), b"fuse.hanging", 0, options):
+    if libc.mount(b"hanging", folder.encode(), b"fuse.sshfs", 0, options):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     child = os.fork()
     if child == 0:

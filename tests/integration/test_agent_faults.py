@@ -268,13 +268,18 @@ def test_a_file_that_has_to_begin_again_does_not_change_the_experiment(agent: Ru
 def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
     near, server = agent.folder / "near", agent.folder / "server"
     near.mkdir()
-    agent.settings |= {"polling": "true", "rescan": "1"}
+    agent.settings["rescan"] = "1"
     agent.upload["limit"] = '"4 MB/s"'
     agent.tables = (
         '[[watch]]\npath = "near"\npolling = false\nsettle = 0.2\ngrow = ["*.log"]\n'
         '[done]\nlisten = "./done.sock"\n'
     )
     agent.wrapper = ["unshare", "-Urm", sys.executable, str(HANGING), str(agent.data), str(server)]
+    with (agent.folder / "told").open("wb") as told:  # no pipe: what serves the files keeps it
+        subprocess.run([*agent.wrapper, *agent.command("--check")], stdout=told)
+    os.kill(int(server.read_text()), signal.SIGKILL)
+    checked = (agent.folder / "told").read_text()
+    assert f"✓ {agent.data} is looked at every 1 s" in checked, "the kernel does not tell what others write"
     agent.start()
     agent.until(lambda: sum(u.state is UploadState.RECEIVING and u.offset > 0 for u in agent.uploads()) == 2)
     number = int(server.read_text())
