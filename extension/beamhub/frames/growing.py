@@ -220,12 +220,15 @@ class Come:
     @classmethod
     def _all(cls, folder: Path, path: str) -> list[Self]:
         """One, but where several senders send the same file."""
-        labels = {place: _read(place) for place in folder.glob(f"*{LABEL}")}
-        return [
-            cls(place.with_suffix(""), label.stack)
-            for place, label in labels.items()
-            if label is not None and label.path == path and stat.S_ISREG(_mode(place.with_suffix("")))
-        ]
+        labels = dict[str, Label | None]()
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            labels = {entry.name: _label(entry) for entry in entries if entry.name.endswith(LABEL)}
+        found = (
+            cls(folder / name.removesuffix(LABEL), label.stack)
+            for name, label in labels.items()
+            if label is not None and label.path == path
+        )
+        return [come for come in found if stat.S_ISREG(_mode(come.file))]
 
     def open(self) -> int:
         """A file descriptor of its bytes. Raises FileNotFoundError if it has just been published or taken
@@ -262,32 +265,32 @@ def _mode(path: Path) -> int:
         return 0
 
 
-_known: dict[Path, tuple[tuple[int, ...], Label | None]] = {}  # with the stamps of the files
+_known: dict[str, tuple[tuple[int, ...], Label | None]] = {}  # with the stamps of the files
 
 
-def _read(path: Path) -> Label | None:
+def _label(entry: os.DirEntry[str]) -> Label | None:
     """A label, read once. None where it has just been taken away, or makes no sense: then the frames of this
     one file are not seen before it is published."""
     try:
-        fd = open_regular(path)
+        stamp = _stamp(entry.stat(follow_symlinks=False))
+        if (known := _known.get(entry.path)) and known[0] == stamp:
+            return known[1]
+        with os.fdopen(open_regular(Path(entry)), "rb") as stream:
+            stamp = _stamp(os.fstat(stream.fileno()))
+            label = Label.model_validate_json(stream.read(MAX_LABEL))
     except FileNotFoundError:
-        _known.pop(path, None)
         return None
     except HostileFile as problem:
         log.warning("%s", problem)
-        return None
-    with os.fdopen(fd, "rb") as stream:
-        status = os.fstat(fd)
-        stamp = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
-        if (known := _known.get(path)) and known[0] == stamp:
-            return known[1]
-        content = stream.read(MAX_LABEL)
-    label = None
-    try:
-        label = Label.model_validate_json(content)
+        label = None
     except ValidationError as error:
-        log.warning("%s is no label of a file that is still written (%d faults)", path, error.error_count())
-    _known[path] = stamp, label
+        log.warning("%s tells of no file that is written (%d faults)", entry.path, error.error_count())
+        label = None
+    _known[entry.path] = stamp, label
     while len(_known) > _KEPT:
         _known.pop(next(iter(_known)), None)
     return label
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
