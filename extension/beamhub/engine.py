@@ -26,7 +26,7 @@ from beamhub.failures import last_words
 from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
 from beamhub.jobs import Jobs
-from beamhub.jobstate import SYSTEM, admit, barred, change, remember
+from beamhub.jobstate import SYSTEM, admit, barring, change, remember
 from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
 from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, RunnerState
 from beamhub.store import Store, Transaction
@@ -559,24 +559,27 @@ def _pending(tx: Transaction, before: Mapping[str, Standing]) -> tuple[list[Job]
     looked at if their licence could pay for one of them, or its allowance has changed."""
     found: list[Job] = []
     standings: dict[str, Standing] = {}
+    why_barred = barring(tx)
     active, now = tx.instruments.active_experiments(), time.monotonic()
     for sponsor, waiting in tx.jobs.pending().items():
         licence = tx.licences.get(sponsor)
         expired = licence and licence.valid_until and licence.valid_until <= datetime.now(UTC)
         allowance = (licence.granted, licence.valid_until, bool(expired), licence.terms) if licence else ()
         was = before.get(sponsor)
-        news = was is None or (was.allowance, was.waiting) != (allowance, waiting)
+        told = was.waiting if was is not None and was.allowance == allowance else {}
         if licence and licence.terms and was and now - was.looked >= VALIDITY:
-            news = True  # terms are also about moments and people
-        if was is not None and not news and (licence is None or licence.available < was.least):
+            told = {}  # terms are also about moments and people
+        if was is not None and told == waiting and (licence is None or licence.available < was.least):
             standings[sponsor] = was
             continue
         least = math.inf
         for job in tx.jobs.in_turn(JobState.PENDING, active, sponsor=sponsor):
-            why = barred(tx, job)
+            why = why_barred(job)
             if not why and licence is not None:
                 least = min(least, cost(job.profile))
                 why = shortage(licence, job.profile)
+            state, newest = told.get(job.experiment, ("", 0))
+            news = state != waiting[job.experiment][0] or job.id > newest
             if not why or (news and why != job.reason):
                 found.append(job)
         standings[sponsor] = Standing(allowance, waiting, least, now)

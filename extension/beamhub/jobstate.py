@@ -8,7 +8,7 @@ event and what it costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -145,6 +145,19 @@ def why_pending(tx: Transaction, job: Job) -> str:
 def barred(tx: Transaction, job: Job) -> str:
     """Why no credit would let a pending job start; "" if that is all that it lacks."""
     return shut(tx, job) or refusal(tx, job)
+
+
+def barring(tx: Transaction) -> Callable[[Job], str]:
+    """As `barred`, for many jobs: what is the same for several is asked once."""
+    found: dict[tuple[str, ...], str] = {}
+
+    def why(job: Job) -> str:
+        of = job.sponsor, job.experiment, job.launched_by, job.notebook or job.template
+        if of not in found:
+            found[of] = barred(tx, job)
+        return found[of]
+
+    return why
 
 
 def shut(tx: Transaction, job: Job) -> str:

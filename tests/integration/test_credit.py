@@ -172,6 +172,34 @@ async def test_what_waits_costs_an_idle_engine_nothing(lab: Lab) -> None:
     assert states == ["pending", "queued", "queued", "pending", "pending"]
 
 
+async def test_many_that_wait_are_looked_at_with_few_questions_and_told_no_news_twice(lab: Lab) -> None:
+    template(lab.templates, "try_it", "1")
+    await lab.licences.create(OPERATOR, LicenceCreate(id="poor", title="Poor", kind="user", owner="ada"))
+    await lab.licences.grant(OPERATOR, "poor", Grant(cpu_hours=0.02))
+    request = JobCreate(template="try_it", inputs=[lab.dataset], profile="cpu-1", sponsor="poor")
+    jobs = [await lab.jobs.submit(ADA, lab.experiment, request) for _ in range(30)]
+    engine = lab.engine()
+    statements: list[str] = []
+    listen(lab.store._read_engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+    await engine._admit()
+    assert len(statements) < 20
+
+    def changes(tx: Transaction) -> int:
+        return sum(event.kind == "job.pending" for event in tx.events.after(0, limit=1000))
+
+    told = lab.store.read_sync(changes)
+    # something else is paid, and another comes to wait: what is left is no news to those who wait already
+    assert lab.store.write_sync(lambda tx: tx.licences.hold("poor", 36))
+    jobs.append(await lab.jobs.submit(ADA, lab.experiment, request))
+    await engine._admit()
+    assert lab.store.read_sync(changes) - told <= 1
+    await lab.licences.grant(OPERATOR, "poor", Grant(cpu_hours=0.01))  # that is
+    await engine._admit()
+    assert {(await lab.jobs.get(ADA, job.id)).reason for job in jobs} == {
+        "Waits for credit: 1 CPU may use 0.17 CPU-h, and the licence poor has 0.02 left."
+    }
+
+
 async def test_time_that_the_service_was_away_is_not_charged(lab: Lab) -> None:
     """The end of a job is when it wrote its result, not when somebody looked."""
     template(lab.templates, "try_it", "1")
