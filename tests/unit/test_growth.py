@@ -253,6 +253,27 @@ async def test_what_is_given_up_is_not_shown_any_more(site: Site, tmp_path: Path
     ]
 
 
+async def test_what_turns_out_to_be_hostile_is_not_shown_any_more(site: Site, tmp_path: Path) -> None:
+    """Frames are read where the sender says that they lie; all of the file is looked into at its end."""
+    file = record_single(tmp_path / "out")
+    with h5py.File(file, "a") as opened:
+        opened["entry/elsewhere"] = h5py.ExternalLink("/data/other/raw/secret.h5", "/")
+    sender = Sender(site, file)
+    await sender.begin()
+    info = nxmx.inspect_master(record_single(tmp_path / "harmless"), tmp_path)
+    await sender.show(0, 3, info=info)
+    dataset = await site.only()
+    assert (dataset.frames_readable, dataset.state) == (3, "receiving")
+    upload = await sender.finish()
+    assert upload.state is UploadState.QUARANTINED
+    assert "/data/other" in upload.error
+    assert growing_files(site) == []
+    dataset = await site.only()
+    assert (dataset.frames_readable, dataset.state) == (0, "receiving")
+    with pytest.raises(NotFound):
+        await site.datasets.frame(ADA, dataset.id, 1)
+
+
 async def test_the_same_file_by_two_senders_is_counted_and_published_once(site: Site, tmp_path: Path) -> None:
     file = record_single(tmp_path / "out")
     one, other = Sender(site, file), Sender(site, file)
