@@ -279,6 +279,7 @@ def test_all_ways_of_compression(raw: Path, tmp_path: Path, dtype: str, filters:
     growth = Growth(source, raw / "x_master.h5")
     growth.grow(2)
     frames = open_dataset(growth.path)
+    assert len(frames) == 3, "its stack has this size from the beginning and can't grow"
     for index in range(2):
         assert np.array_equal(frames.counts(index), counts[index])
         assert frames.counts(index).dtype == np.dtype(dtype)
