@@ -530,6 +530,27 @@ async def test_what_others_have_locked_in_postgresql_keeps_nobody_for_longer_tha
     store.close()
 
 
+def test_a_process_that_has_stopped_while_it_wrote_keeps_nobody_for_ever(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Store(postgresql_url)
+    other.migrate()
+    monkeypatch.setattr("beamhub.store.STALLED", 0.5)
+    stopped = Store(postgresql_url)
+
+    def stop(tx: Transaction) -> None:
+        other.write_sync(lambda tx: tx.instruments.create(instrument("kept")))
+        tx.instruments.get("lost")
+
+    with pytest.raises(DBAPIError) as woken:
+        stopped.write_sync(stop)
+    assert isinstance(stopped.explained(woken.value), Unavailable)
+    there = stopped.read_sync(lambda tx: tx.instruments.list(only=None, after=None, limit=5)).items
+    assert [one.id for one in there] == ["kept"]
+    stopped.close()
+    other.close()
+
+
 def test_a_database_that_is_away_says_so(tmp_path: Path) -> None:
     store = Store(f"postgresql+psycopg://beamhub@/beamhub?host={tmp_path}")
     with pytest.raises(OperationalError) as away:

@@ -51,8 +51,9 @@ T = TypeVar("T")
 READERS = 4
 TOGETHER = 100  # transactions that are committed at once
 BUSY_TIMEOUT = 30.0  # seconds that a writer waits for another process's writer, or whatever else has a lock
+STALLED = 60.0  # seconds after which PostgreSQL gives up a writer that has stopped within a transaction
 CONNECT_TIMEOUT = 10  # seconds that PostgreSQL's server may take to answer
-LOCK_NOT_AVAILABLE = "55P03"  # what PostgreSQL says of it
+LOCK_NOT_AVAILABLE, STALLED_CODE = "55P03", "25P03"  # what PostgreSQL says of these
 WRITERS_LOCK = 0x6265616D687562  # "beamhub": the key of PostgreSQL's advisory lock
 
 
@@ -98,6 +99,7 @@ class Store:
             self._read_engine = _postgresql(url, isolation_level="REPEATABLE READ")
             event.listen(self._read_engine, "begin", _read_only)
             self._write_engine = _postgresql(url)
+            event.listen(self._write_engine, "connect", _not_for_ever)
             event.listen(self._write_engine, "begin", _one_writer)
         else:
             raise BeamhubError(
@@ -239,7 +241,8 @@ class Store:
                 "Ask the operators for space, then try again: nothing has been changed.",
             )
         locked = _locked(error)
-        away = self._read_engine.dialect.name == "postgresql" and isinstance(error, OperationalError)
+        gone = isinstance(error, OperationalError) or _code(error) == STALLED_CODE
+        away = self._read_engine.dialect.name == "postgresql" and gone
         if locked or away or error.connection_invalidated:
             return Unavailable(
                 f"The service's database {'is locked' if locked else 'does not answer'}.",
@@ -350,6 +353,11 @@ def _postgresql(url: str, **options: Any) -> Engine:
 
 def _read_only(connection: Connection) -> None:
     connection.execute(text("SET TRANSACTION READ ONLY"))
+
+
+def _not_for_ever(connection: Any, _record: Any) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = {round(STALLED * 1000)}")
+    connection.commit()
 
 
 def _one_writer(connection: Connection) -> None:
