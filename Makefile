@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --durations=20
 PACKAGES := extension hub_config spawners job_notebooks cockpit_dashboards
 PARTS := integration-a-to-h integration-i-to-z acceptance unit
 
-.PHONY: help demo slurm-demo test $(PARTS) lint bench lock wheel clean
+.PHONY: help demo slurm-demo test $(PARTS) lint bench pictures lock wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make test  [TESTS="tests/unit …"]                       install what is missing and run all tests'
 	@echo 'make lint                                               ruff, mypy, import-linter, notebooks without outputs'
 	@echo 'make bench [ONLY=frames|jobs|processing|pages|api|ingest] [FULL=1]   run the benchmarks'
+	@echo 'make pictures                                           take the pictures of README and docs/ anew'
 	@echo 'make lock | wheel | clean                               renew the lock files | build the wheel | start over'
 
 demo: $(VENV)/.runtime
@@ -53,6 +54,10 @@ lint: $(VENV)/.development
 bench: $(VENV)/.development
 	@bash tests/system-packages.sh
 	$(if $(FULL),BEAMHUB_BENCH_FULL=1 )$(BIN)/python -m tests.benchmarks $(ONLY)
+
+pictures: $(VENV)/.development
+	@bash tests/system-packages.sh
+	$(BIN)/python -m tests.pictures
 
 # for the lowest Python that is supported, valid on all later ones; what is installed is checked against these hashes
 lock: $(VENV)/.development

@@ -44,6 +44,13 @@ FAILED = [{"name": "<u>odd.h5", "state": "failed", "reason": HOSTILE, "size": 7}
 ]
 SKIPPED = {"name": "test.cbf", "state": "skipped", "reason": "skipped by sam: a test shot", "size": 9}
 UNKNOWN = "0b0f7b0e-4c39-4a53-9a1c-0f0c8d6f2a11"
+# what has the focus, and whether that can be seen
+FOCUS = """() => {
+  const node = document.activeElement, style = getComputedStyle(node), box = node.getBoundingClientRect();
+  const outside = node === document.body || box.width === 0; // the browser's own, and the page's end
+  const seen = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+  return [node.outerHTML.slice(0, 200), outside || seen];
+}"""
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -264,6 +271,12 @@ def test_a_beamtime_shows_by_itself(
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Home")
     expect(row.locator(".bh-tab-results")).to_have_attribute("aria-selected", "true", timeout=WAIT)
+    stops = [page.evaluate(FOCUS)]
+    for _ in range(25):  # from here to the end of the page, and on in the bar
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate(FOCUS))
+    assert [name for name, seen in stops if not seen] == []
+    assert len({name for name, _ in stops}) > 10
     row.locator(".bh-tab-files").click()
     expect(row.locator(".bh-file", has_text="said.txt")).to_contain_text("What was said")
     assert "taken" not in page.title()

@@ -160,6 +160,18 @@ def test_a_failure_says_where_and_a_job_whether_its_template_has_changed(scene: 
     assert not find(details(same, detail, around), "bh-template-changed")
 
 
+def test_a_job_that_waits_says_for_what_and_what_can_be_done(scene: Scene) -> None:
+    around = Around(scene.templates, {}, {}, {}, Links("/", "ben"), EXPERIMENT, True, True, True)
+    poor = "Waits for credit: 1 CPU may use 1 CPU-h, and the licence small has 0 left."
+    waits = job(3, JobState.PENDING, reason=poor)
+    [box] = find(details(waits, Detail(3), around), "bh-problem-pending")
+    assert text(find(box, "bh-reason")[0]) == poor.replace(" CPU-h", f"{NARROW}CPU\u2011h")
+    assert "rerun it with another licence" in text(box)
+    queued = details(job(3, JobState.QUEUED, reason="3 jobs go first"), Detail(3), around)
+    assert not find(queued, "bh-problem")
+    assert "3 jobs go first" in text(queued)
+
+
 ESTIMATE = Estimate(
     cpus=2,
     frames=60,
