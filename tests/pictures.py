@@ -99,6 +99,7 @@ def rerun(demo: RunningDemo, people: People, job: Job) -> None:
     form = page.locator(".bh-rerun")
     form.locator("[name='p.resolution_limit']").fill("2.8")
     form.locator("[name='p.resolution_limit']").press("Tab")
+    expect(form.locator(".bh-form-again")).to_have_count(0)  # it is no longer the same job
     expect(form.locator(".bh-estimate-time")).to_be_visible()
     take(page, "rerun")
     form.locator(".bh-form-submit").click()
