@@ -49,7 +49,11 @@ class Growth:
             datasetstate.grows(tx, upload, growing.stack, frames)
             return readable(tx, principal, id_)
 
-        grown = await self._store.write(work)
+        try:
+            grown = await self._store.write(work)
+        except Gone:  # since it was read: what has just been shown of it goes, too
+            await self._workers.run(self._incoming.previews.discard, upload)
+            raise
         return await self._workers.run(self._incoming.measured, grown)
 
 

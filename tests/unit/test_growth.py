@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -436,3 +437,20 @@ async def test_a_dataset_stays_until_its_files_have_arrived(site: Site, tmp_path
         await moves.move(SAM, dataset.id, target.id, "wrong sample")
     await sender.finish()
     assert (await moves.move(SAM, dataset.id, target.id, "wrong sample")).experiment == target.id
+
+
+async def test_nothing_is_left_of_what_is_shown_in_the_moment_at_which_it_ends(
+    site: Site, tmp_path: Path
+) -> None:
+    for number in range(6):
+        sender = Sender(site, record_single(tmp_path / f"out{number}", f"single{number}"))
+        await sender.begin()
+        await sender.show(0, 1, info=sender.info)
+        ends = sender.finish() if number % 2 else site.uploads.terminate(AGENT, sender.upload.id)
+        shows = (sender.show(1, come, info=sender.info) for come in range(2, FRAMES))
+        _, *shown = await asyncio.gather(ends, *shows, return_exceptions=True)
+        assert all(isinstance(one, Upload | Gone) for one in shown), shown
+        assert growing_files(site) == []
+    states = {dataset.name: (dataset.state, dataset.frames_readable) for dataset in await site.all()}
+    for number in range(6):
+        assert states[f"single{number}"] == (("complete", FRAMES) if number % 2 else ("receiving", 0))
