@@ -18,15 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from beamhub import waiting
 from beamhub.automation import Automation
-from beamhub.credits import correct, cost, shortage
+from beamhub.credits import correct
 from beamhub.errors import NotFound
 from beamhub.events import Live
 from beamhub.failures import last_words
 from beamhub.inputs import located
 from beamhub.jobfolder import JobFolder, News, Reader
 from beamhub.jobs import Jobs
-from beamhub.jobstate import SYSTEM, admit, barring, change, remember
+from beamhub.jobstate import SYSTEM, admit, change, remember
 from beamhub.runners import Phase, Ref, Runner, Status, Unavailable
 from beamhub.schemas import Event, Job, JobResult, JobSpec, JobState, RunnerState
 from beamhub.store import Store, Transaction
@@ -45,7 +46,6 @@ AUDITED = timedelta(days=1)  # for so long accounts may change after an attempt 
 MANY = 1000  # attempts that are compared at once
 CLOCK = 10.0  # seconds by which the machine's clock may disagree before it must have been set
 PULSE = 0.25  # seconds between looks at running jobs
-VALIDITY = 60.0  # seconds after which it is looked whether licences have expired
 REST = 2.0  # seconds after which the engine looks even if nothing has been committed here
 PAUSE = 0.05  # seconds at least between two looks
 TIDY = 2.0  # seconds that a job has for tidying up behind its result, for nothing
@@ -80,7 +80,7 @@ class Engine:
         self._data_dir = data_dir.absolute()
         self._seen = 0
         self._watches: dict[int, Watch] = {}
-        self._standings: dict[str, Standing] = {}
+        self._standings: dict[str, waiting.Standing] = {}
         self._scheduled: dict[str, int] = {}  # the newest event when there was nothing left to be done
         self._look_again = dict.fromkeys(runners, 0.0)  # monotonic
         self._tasks: dict[str, dict[int, Task]] = {name: {} for name in runners}  # that a runner has
@@ -225,7 +225,7 @@ class Engine:
         now = time.monotonic()
         if self._scheduled.get(name) == head and now < self._look_again[name]:
             return  # whatever lets a job start is an event, but the end of a licence's time
-        self._look_again[name] = now + VALIDITY
+        self._look_again[name] = now + waiting.VALIDITY
         await self._admit()
         await self._fail_stranded()
         done = True
@@ -250,9 +250,9 @@ class Engine:
 
     async def _admit(self) -> None:
         """Queues the pending jobs that can be paid for now, and tells others what has changed for them."""
-        pending, standings = await self._store.read(lambda tx: _pending(tx, self._standings))
+        pending, standings = await self._store.read(lambda tx: waiting.pending(tx, self._standings))
         for n in range(0, len(pending), BATCH):  # others have to write, too
-            await self._store.write(partial(_admit_all, pending=pending[n : n + BATCH]))
+            await self._store.write(partial(waiting.admit_pending, jobs=pending[n : n + BATCH]))
         self._standings = standings
 
     async def _fail_stranded(self) -> None:
@@ -425,18 +425,7 @@ class Engine:
             position = reader.position
             self._publish(job, watch, await asyncio.to_thread(folder.news, reader, thorough=True))
         result = await asyncio.to_thread(folder.result, reader.declared)
-        # one whose end nobody saw has cost no more than it can have used
-        told = folder.ended if result or watch.alive else folder.last_sign
-        ended = await asyncio.to_thread(told) if status.ended is None else status.ended
-        if status.ended is None and watch.alive:
-            seen = datetime.now(UTC) - timedelta(seconds=time.monotonic() - watch.alive)
-            if seen > ended + timedelta(seconds=TIDY):  # whoever wants to pay less may write a result early
-                ended = seen
-        used = status.cpu_seconds
-        elapsed, clock_was_set = lasted(job, status)
-        if used is None and clock_was_set:
-            since = (datetime.now(UTC) - ended).total_seconds()
-            used = math.ceil(max(elapsed - since, 0.0) * job.profile.cpus)
+        ended, used = await asyncio.to_thread(_settled, job, status, watch, result)
         if result is None and status.again and not task.cancel_requested and not watch.stopped:
             attempts = await self._store.read(lambda tx: tx.attempts.count(job.id))
             if attempts < ATTEMPTS:
@@ -528,6 +517,24 @@ def outcome(task: Task, stopped: str, result: JobResult | None) -> tuple[str, Jo
     return SYSTEM, JobState.FAILED, reason
 
 
+def _settled(job: Job, status: Status, watch: Watch, result: JobResult | None) -> tuple[datetime, int | None]:
+    """When an attempt was over, and the CPU-seconds that it has used, if they are not those between its
+    beginning and that. Reads the job's folder."""
+    # one whose end nobody saw has cost no more than it can have used
+    told = watch.folder.ended if result or watch.alive else watch.folder.last_sign
+    ended = status.ended or told()
+    if status.ended is None and watch.alive:
+        seen = datetime.now(UTC) - timedelta(seconds=time.monotonic() - watch.alive)
+        if seen > ended + timedelta(seconds=TIDY):  # whoever wants to pay less may write a result early
+            ended = seen
+    used = status.cpu_seconds
+    elapsed, clock_was_set = lasted(job, status)
+    if used is None and clock_was_set:
+        since = (datetime.now(UTC) - ended).total_seconds()
+        used = math.ceil(max(elapsed - since, 0.0) * job.profile.cpus)
+    return ended, used
+
+
 def lasted(job: Job, status: Status) -> tuple[float, bool]:
     """Seconds since the job has begun, and whether the machine's clock has been set meanwhile."""
     elapsed = (datetime.now(UTC) - job.started).total_seconds() if job.started else 0.0
@@ -542,48 +549,6 @@ def duration(seconds: int) -> str:
         if seconds % size == 0:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How things were with a licence when the jobs that wait for it were looked at."""
-
-    allowance: tuple[object, ...]  # if this changes, they are told anew what is missing
-    waiting: Mapping[str, tuple[str, int]]  # experiment -> its state, and the newest of these jobs there
-    least: float  # CPU-seconds that the cheapest of them needs; infinite if none lacks just that
-    looked: float  # when that was, monotonic
-
-
-def _pending(tx: Transaction, before: Mapping[str, Standing]) -> tuple[list[Job], dict[str, Standing]]:
-    """The pending jobs that something can be done about, in their turn, and how things are now. Jobs are only
-    looked at if their licence could pay for one of them, or its allowance has changed."""
-    found: list[Job] = []
-    standings: dict[str, Standing] = {}
-    why_barred = barring(tx)
-    active, now = tx.instruments.active_experiments(), time.monotonic()
-    for sponsor, waiting in tx.jobs.pending().items():
-        licence = tx.licences.get(sponsor)
-        expired = licence and licence.valid_until and licence.valid_until <= datetime.now(UTC)
-        allowance = (licence.granted, licence.valid_until, bool(expired), licence.terms) if licence else ()
-        was = before.get(sponsor)
-        told = was.waiting if was is not None and was.allowance == allowance else {}
-        if licence and licence.terms and was and now - was.looked >= VALIDITY:
-            told = {}  # terms are also about moments and people
-        if was is not None and told == waiting and (licence is None or licence.available < was.least):
-            standings[sponsor] = was
-            continue
-        least = math.inf
-        for job in tx.jobs.in_turn(JobState.PENDING, active, sponsor=sponsor):
-            why = why_barred(job)
-            if not why and licence is not None:
-                least = min(least, cost(job.profile))
-                why = shortage(licence, job.profile)
-            state, newest = told.get(job.experiment, ("", 0))
-            news = state != waiting[job.experiment][0] or job.id > newest
-            if not why or (news and why != job.reason):
-                found.append(job)
-        standings[sponsor] = Standing(allowance, waiting, least, now)
-    return found, standings
 
 
 def _queue(tx: Transaction, runner: str, *, live: bool) -> tuple[Sequence[Job], int]:
@@ -631,10 +596,3 @@ def _unless_cancelled(tx: Transaction, job: Job | None) -> Job | None:
     actor, _, reason = task.cancel_requested.partition("\n")
     change(tx, job, JobState.CANCELLED, actor=actor, reason=reason)
     return None
-
-
-def _admit_all(tx: Transaction, pending: Sequence[Job]) -> None:
-    for job in pending:
-        now = tx.jobs.get(job.id)
-        if now is not None and now.state is JobState.PENDING:  # not cancelled meanwhile
-            admit(tx, now)

@@ -17,14 +17,14 @@ JOBS = 30
 # Queues what can be paid for, as an engine does; with "die", the service is killed before it has committed.
 ADMIT = """
 import os, signal, sys
-from beamhub import engine
+from beamhub import waiting
 from beamhub.store import Store
 
 url, how, *ids = sys.argv[1:]
 store = Store(url)
 
 def work(tx):
-    engine._admit_all(tx, [tx.jobs.get(int(id_)) for id_ in ids])
+    waiting.admit_pending(tx, [tx.jobs.get(int(id_)) for id_ in ids])
     if how == "die":
         os.kill(os.getpid(), signal.SIGKILL)
 
