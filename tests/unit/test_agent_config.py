@@ -7,7 +7,15 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from beamhub.agent.config import Config, ConfigError, Watch, file_system, load
+from beamhub.agent.config import (
+    NETWORK_FILE_SYSTEMS,
+    UNORDERED,
+    Config,
+    ConfigError,
+    Watch,
+    file_system,
+    load,
+)
 
 GOOD = """
 [service]
@@ -205,6 +213,8 @@ def test_network_file_systems_are_polled(folder: Path) -> None:
     assert file_system(folder) != ""
     watch = Watch.model_validate({"path": "data"}, context=folder)
     assert watch.polls is False
+    assert watch.ordered
+    assert UNORDERED < NETWORK_FILE_SYSTEMS
     assert watch.pause == 600
     assert Watch.model_validate({"path": "data", "polling": True}, context=folder).pause == 5
 

@@ -172,6 +172,11 @@ class Watch(_Table):
         return self.polling if self.polling is not None else file_system(self.path) in NETWORK_FILE_SYSTEMS
 
     @property
+    def ordered(self) -> bool:
+        """Is what another machine writes there seen in the order it was written in?"""
+        return file_system(self.path) not in UNORDERED
+
+    @property
     def pause(self) -> float:
         """Seconds between two looks at the whole directory."""
         return self.rescan or (5.0 if self.polls else 600.0)

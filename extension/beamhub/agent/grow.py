@@ -22,7 +22,7 @@ from beamhub.schemas import FileProgress, Upload
 
 from .common import Common
 from .complete import Holding
-from .config import UNORDERED, Watch, file_system
+from .config import Watch
 from .disk import Disk
 from .file import ChangedError, Digesting, GoneError, Stamp, open_below, printable
 from .journal import State
@@ -60,7 +60,7 @@ class Growth:
         self._previews: dict[str, Preview] = {}
         self._looks: dict[str, asyncio.TimerHandle] = {}  # when they go on, whatever is heard of the file
         self._reader = Reader()
-        self._ordered = file_system(watch.path) not in UNORDERED
+        self._ordered = watch.ordered
         self._pending: dict[str, _Growing] = {}
         self._current: dict[str, _Growing] = {}
         self._more = asyncio.Event()

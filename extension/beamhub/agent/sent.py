@@ -43,6 +43,7 @@ class Sent:
         self.location = location
         self.offset = upload.offset  # how many bytes it has
         self.frames = upload.frames or 0  # of how many frames it knows
+        self._tail: xxhash.xxh3_64 | None = None  # the digest of what it has of the last block, where known
         self._common, self._disk = common, disk
         self._journal, self._service, self._throttle = common.journal, common.service, common.throttle
         self._journal.not_sent(path, self.offset // BLOCK)
@@ -57,7 +58,9 @@ class Sent:
         damaged = 0
         while (offset := self.offset) < end:
             length = min(AT_ONCE, end - offset)
-            blocks, digests, checksum = await self._disk.ask(_blocks, file, length, offset, item)
+            blocks, digests, checksum, tail = await self._disk.ask(
+                _blocks, file, length, offset, item, self._tail
+            )
             body = partial(self._write, blocks)
             try:
                 self.offset = await self._service.append(
@@ -70,6 +73,7 @@ class Sent:
                 log.warning("%s: %s (byte %d)", printable(self.path), error, offset)
                 continue
             damaged = 0
+            self._tail = tail if self.offset == offset + length else None
             self._journal.sent(self.path, digests)
             self._common.pause.end()
 
@@ -81,14 +85,16 @@ class Sent:
         block = await self._disk.ask(_read, file, length, position, item.stamp if item else None)
         if item and item.digesting:
             item.digesting.add(block, position)
-        digest = xxhash.xxh3_64_digest(block)
-        if self._journal.block(self.path, number) == digest:
+        now, last = xxhash.xxh3_64(block), length < BLOCK
+        tail = self._tail.digest() if self._tail else b""
+        if now.digest() == (tail if last else self._journal.block(self.path, number)):
             return 0
         await self._throttle.take(length)
-        self._journal.sent(self.path, {number: b""})  # should the answer be lost
+        self._tail = None if last else self._tail
+        self._journal.sent(self.path, {number: b""})  # so it is should the answer be lost
         await self._service.rewrite(self.location, position, block)
-        if length == BLOCK:
-            self._journal.sent(self.path, {number: digest})
+        self._tail = now if last else self._tail
+        self._journal.sent(self.path, {number: b"" if last else now.digest()})
         self._common.rate.add(length)
         return length
 
@@ -105,21 +111,30 @@ class Sent:
 
 
 def _blocks(
-    file: int, length: int, position: int, item: Item | None
-) -> tuple[list[bytes], dict[int, bytes], bytes]:
-    """These bytes, by blocks of the file; the digests of those that are whole (b"" of others); and the
-    checksum of all."""
+    file: int, length: int, position: int, item: Item | None, tail: xxhash.xxh3_64 | None
+) -> tuple[list[bytes], dict[int, bytes], bytes, xxhash.xxh3_64 | None]:
+    """These bytes, by blocks of the file; the digests of those that are whole with them (b"" of others); the
+    checksum of all these bytes; and the digest of what lies in the last block, if that is not whole.
+
+    Args:
+        tail: the digest of what lies before them in their first block; None where it is not known.
+    """
     blocks, digests, checksum, end = list[bytes](), dict[int, bytes](), xxhash.xxh3_128(), position + length
     while position < end:
         size = min(BLOCK - position % BLOCK, end - position)
         block = _read(file, size, position, item.stamp if item else None)
         if item and item.digesting:
             item.digesting.add(block, position)
-        digests[position // BLOCK] = xxhash.xxh3_64_digest(block) if size == BLOCK else b""
+        digest = (tail.copy() if tail else None) if position % BLOCK else xxhash.xxh3_64()
+        if digest:
+            digest.update(block)
+        whole = (position + size) % BLOCK == 0
+        digests[position // BLOCK] = digest.digest() if digest and whole else b""
+        tail = None if whole else digest
         checksum.update(block)
         blocks.append(block)
         position += size
-    return blocks, digests, checksum.digest()
+    return blocks, digests, checksum.digest(), tail
 
 
 def _read(file: int, length: int, position: int, stamp: Stamp | None = None) -> bytes:
