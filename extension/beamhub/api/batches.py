@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from beamhub.api.handler import Refusal, described, invalid
+from beamhub.api.problems import Refusal, described, invalid
 from beamhub.api.routes import Call, route
 from beamhub.batches import Whole
 from beamhub.body import Body, pieces

@@ -21,17 +21,17 @@ from jupyter_server.auth.decorator import allow_unauthenticated
 from jupyter_server.base.handlers import JupyterHandler
 from pydantic import BaseModel, ValidationError
 from tornado.iostream import StreamClosedError
-from tornado.web import HTTPError, stream_request_body
+from tornado.web import stream_request_body
 
 from beamhub.access import METRICS, Principal
 from beamhub.api.files import SAFE_INLINE, Source, span_of
 from beamhub.api.identity import bearer_token, principal_of
+from beamhub.api.problems import KNOWN, Refusal, invalid, problem_of
 from beamhub.api.routes import Call, Content, Download, EventStream, Reply, Route
 from beamhub.api.service import Service
 from beamhub.api.wire import Wire, length_of
 from beamhub.body import Chunks
-from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge, Unavailable
-from beamhub.schemas import Problem
+from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge
 
 BODY_LIMIT = 2**20  # bytes of a JSON body
 STREAM_LIMIT = 2**50  # bytes of a streamed one; the domain knows the true limit
@@ -39,16 +39,6 @@ BLOCK = 256 * 2**10  # bytes handed on at once: fewer hops between loop and thre
 PATIENCE = 30.0  # seconds until a client that takes nothing is given up
 SLOWEST = 1024  # bytes per second that a client has to send of a body
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
-
-
-class Refusal(BeamhubError):  # noqa: N818 (named like the others)
-    """An error of HTTP itself, rather than of the domain."""
-
-    def __init__(self, status: int, detail: str, remedy: str = "", **headers: str) -> None:
-        super().__init__(detail, remedy)
-        self.status = status  # type: ignore[misc] # here it differs from one to the next
-        self.title = HTTPStatus(status).phrase  # type: ignore[misc]
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 @stream_request_body
@@ -412,7 +402,7 @@ class Handler(JupyterHandler):
             await self.finish()
 
     def _begin(self, status: int, headers: Mapping[str, str]) -> None:
-        self.set_status(status, HTTPStatus(status).phrase if status in _KNOWN else "Checksum Mismatch")
+        self.set_status(status, HTTPStatus(status).phrase if status in KNOWN else "Checksum Mismatch")
         if status == 204:
             self.clear_header("Content-Type")
         for name, value in headers.items():
@@ -493,7 +483,7 @@ class Handler(JupyterHandler):
             self.request.connection.stream.close()  # type: ignore[union-attr]
             return
         told = self._service.store.explained(error)
-        problem, headers = _problem(told)
+        problem, headers = problem_of(told)
         what = f"failed to answer {self.request.method} {self.request.path}"
         if told is not error:
             self.log.warning("%s: %s", what, getattr(error, "orig", error))
@@ -577,9 +567,6 @@ class _Inflow:
         return count
 
 
-_KNOWN = {status.value for status in HTTPStatus}
-
-
 def _serialise(route: Route, answer: Any) -> tuple[int, dict[str, str], bytes]:
     status, headers = route.status, {}
     if isinstance(answer, Reply):
@@ -596,49 +583,6 @@ def _validate(model: type[BaseModel], value: Any, where: str) -> BaseModel:
         return model.model_validate(value)
     except ValidationError as error:
         raise invalid(error, where) from error
-
-
-def invalid(error: ValidationError, where: str) -> Invalid:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    fields = [".".join(map(str, e["loc"])) or e["msg"] for e in found]
-    return Invalid(
-        f"What is wrong with the {where}: {', '.join(fields)}.",
-        "Correct what `errors` names; openapi.json describes what is expected.",
-        errors=[{"field": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in found],
-    )
-
-
-def _problem(error: BaseException | None) -> tuple[Problem, dict[str, str]]:
-    match error:
-        case Refusal():
-            return described(error), error.headers
-        case Unavailable():
-            return described(error), {"Retry-After": str(error.retry_after)}
-        case BeamhubError():
-            return described(error), {}
-        case HTTPError():  # of Tornado, Jupyter Server or the hub's identity provider
-            status = error.status_code
-            title = HTTPStatus(status).phrase if status in _KNOWN else "Error"
-            if status in (500, 502):
-                return Problem(
-                    title="Hub not reachable",
-                    status=503,
-                    detail="The hub could not be asked who sends this request.",
-                    remedy="Try again in a moment; if it stays, tell the facility's operators.",
-                ), {"Retry-After": "2"}
-            return Problem(title=title, status=status, detail=error.log_message or title), {}
-    return Problem(
-        title="Internal error",
-        status=500,
-        detail="The service failed to answer this; its log tells the operators why.",
-        remedy="Try again; if it fails again, tell the facility's operators what you did and when.",
-    ), {}
-
-
-def described(error: BeamhubError) -> Problem:
-    return Problem(
-        title=error.title, status=error.status, detail=error.detail, remedy=error.remedy, errors=error.errors
-    )
 
 
 def _filename(name: str) -> str:

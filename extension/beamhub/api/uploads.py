@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from beamhub.announcements import MAX_SIZE
-from beamhub.api.handler import Refusal
+from beamhub.api.problems import Refusal
 from beamhub.api.routes import Call, Paging, Reply, route
 from beamhub.body import Body, Followed
 from beamhub.digests import ALGORITHMS
