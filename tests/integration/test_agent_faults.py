@@ -416,10 +416,11 @@ def test_a_journal_on_a_full_disk(agent: RunningAgent) -> None:
     agent.assert_all_there_once()
 
 
-def test_more_watchers_than_the_kernel_allows(agent: RunningAgent) -> None:
-    none = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+@pytest.mark.parametrize("what", ["instances", "watches"])
+def test_more_watchers_than_the_kernel_allows(agent: RunningAgent, what: str) -> None:
+    none = f'echo 0 > /proc/sys/user/max_inotify_{what} && exec "$@"'
     agent.wrapper = ["unshare", "-Ur", "sh", "-c", none, "sh"]
     agent.start()
+    agent.until(lambda: agent.status is not None and f"max_user_{what}" in str(agent.status.errors))
     (agent.data / "a").write_text("a")
     agent.until_arrived("a")
-    agent.until(lambda: agent.status is not None and "max_user_instances" in str(agent.status.errors))
