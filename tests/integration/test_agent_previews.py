@@ -175,6 +175,20 @@ def test_a_slow_detector_of_small_frames(agent: RunningAgent) -> None:
     assert agent.log.count(f"{data.name} was sent while it grew") == 1
 
 
+def test_the_last_frames_are_seen_though_their_file_is_closed_meanwhile(agent: RunningAgent) -> None:
+    """It is not ready as long as it may be opened again."""
+    agent.settings["settle"] = "3600"
+    agent.start()
+    with Detector(agent.data / "scan_master.h5", "bslz4", images=9) as detector:
+        viewer = Viewer(agent, detector)
+        detector.write(4)
+        agent.until(lambda: viewer.readable == 4)
+        detector.write(5)
+    agent.until(lambda: viewer.readable == 9)
+    viewer.compare()
+    assert viewer.state is DatasetState.RECEIVING
+
+
 def test_frames_that_only_hdf5_can_unpack(agent: RunningAgent) -> None:
     agent.start()
     path = agent.data / "scan_master.h5"

@@ -214,7 +214,8 @@ class Growth:
             if stamp.inode != growing.stamp.inode:
                 raise GoneError(growing.name)
             swmr = await self._disk.ask(open_for_swmr, file)
-            if not (swmr or self._watch.grows(growing.name) or path in self._expected):
+            shown = swmr or path in self._previews  # its writer may have closed it since
+            if not (shown or self._watch.grows(growing.name) or path in self._expected):
                 return None
             if entry and (entry.state is not State.GROWING or entry.stamp.inode != stamp.inode):
                 await self._give_up(path)
@@ -223,7 +224,7 @@ class Growth:
             if stamp.size < BLOCK and not begun and not (swmr and await self._has_frames(path)):
                 return None  # it need not be sent before it is ready
             sent = await self._begun(path, growing, stamp, entry.upload if entry else None)
-            if swmr and self._shows(growing.name):
+            if shown and self._shows(growing.name):
                 return await self._show(path, file, sent)
             await sent.append(file, stamp.size // BLOCK * BLOCK)
             return None
