@@ -24,6 +24,7 @@ const PLAIN = new Set(("alt autocomplete class colspan disabled download for hid
   "type width height datetime").split(" "));
 const LINK = /^(https?:\/\/|\/(?![\/\\])|#|\?)/;
 const RESYNC = "bh-resync"; // on the window: the connection is back after a silence
+const GONE = 1000; // ms until what is left is gone
 const ASKED = "bh-asked"; // on the window: the kernel was told what the reader has done
 const PROPERTIES = new Set(["value", "checked", "selected", "disabled", "readonly", "required", "hidden"]);
 
@@ -288,9 +289,14 @@ export default {
       },
       async embed(node, ref) {
         if (!ref) return;
-        const child = await host.getWidget(ref);
-        if (signal.aborted || node._tree[1].widget !== ref) return;
-        await child.render({ el: node, signal });
+        const wanted = () => !signal.aborted && node._tree[1].widget === ref;
+        let child = await host.getWidget(ref).catch(() => null);
+        if (!child) {
+          // closed while it was fetched, as when the page is left: then nobody wants it any more in a moment
+          await new Promise((done) => setTimeout(done, GONE));
+          if (wanted() && node.isConnected) child = await host.getWidget(ref);
+        }
+        if (child && wanted()) await child.render({ el: node, signal });
       },
     };
     let tree = [], version = 0;
