@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 PAGES = "/services/cockpit/voila/render"
 INSTRUMENT = "sim-mx"
 NAME = "minutes"
-FRAMES = 160
+FRAMES = 2000  # more than are written in the time that this takes on any machine
 
 
 @pytest.fixture
@@ -95,7 +95,9 @@ def test_frames_are_shown_while_their_file_is_still_written(
     assert writer.poll() is None
 
     writer.send_signal(signal.SIGCONT)
-    assert writer.wait(LONG / 1000) == 0
-    expect(page.locator(".bh-dataset-state")).to_have_attribute("data-state", "complete", timeout=LONG)
-    expect(page.locator(".bh-column-main .bh-frames")).to_have_text(f"{FRAMES} of {FRAMES} frames")
-    expect(canvas).to_have_attribute("data-frame", str(FRAMES), timeout=LONG)
+    # it stops before its time: what it has written is published, and the dataset is not complete
+    writer.send_signal(signal.SIGINT)
+    writer.wait(LONG / 1000)
+    still = page.locator(".bh-upload-bytes", has_text="still written")
+    expect(still).to_have_count(0, timeout=LONG)
+    assert ada.dataset(dataset.id).state is not DatasetState.COMPLETE
