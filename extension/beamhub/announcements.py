@@ -88,8 +88,8 @@ def id_of(principal: Principal, key: str) -> str:
 def begin(
     tx: Transaction, principal: Principal, file: Announced, upload: Upload, parts: Sequence[Upload]
 ) -> bool:
-    """False when another request has begun it since this one looked, or it would go elsewhere now: to read a
-    file from somewhere takes its time."""
+    """False when another request has begun it since this one looked, or it would go elsewhere now: to find a
+    file, or put parts together, takes its time."""
     if tx.uploads.get(upload.id) is not None:
         return False
     if destination(tx, principal, file.experiment)[1] != upload.experiment:

@@ -109,32 +109,32 @@ class Incoming:
         for part in parts:
             _copy(part.fileno(), file.fileno(), part.upload.size, file.size())
 
-    def take(self, upload: Upload, root: Path, file: Held) -> Held:
-        """The content of an upload's source, a file below `root`: the source itself where it can have a
-        second name in the experiment, else the held temporary file with a copy of it.
+    def source(self, upload: Upload, root: Path, file: Held) -> Source:
+        """An upload's source, a file below `root`, and the temporary file for a copy of it.
 
         Nothing on the way from `root` to the source may be a link. Raises NotFound, ChecksumMismatch (it is
-        not as long as announced, or changes), DiskFull.
+        not as long as announced).
         """
         assert upload.source is not None  # noqa: S101
         with folders.open_file(root, PurePosixPath(upload.source).relative_to(root)) as stream:
-            source = Source(upload, os.dup(stream.fileno()))
-        try:
-            if source.size() != upload.size:
-                raise ChecksumMismatch(
-                    f"{upload.source} has {source.size()} bytes, not {upload.size}.", "Register it again."
-                )
-            if self._can_be_named(upload, source):
-                return source
-            self._require_room(upload)
-            file.cut(0)
-            _copy(source.fileno(), file.fileno(), upload.size, 0)
-            source.seal(0)
-        except BaseException:
+            source = Source(upload, os.dup(stream.fileno()), file)
+        if (size := source.size()) != upload.size:
             source.close()
-            raise
-        source.close()
-        return file
+            raise ChecksumMismatch(
+                f"{upload.source} has {size} bytes, not {upload.size}.", "Register it again."
+            )
+        return source
+
+    def bring(self, source: Source) -> Held:
+        """The file to publish: the source itself where it can have a second name in the experiment, else the
+        held temporary file with a copy of it. Raises ChecksumMismatch (it changes), DiskFull."""
+        if self._can_be_named(source.upload, source):
+            return source
+        self._require_room(source.upload)
+        source.copy.cut(0)
+        _copy(source.fileno(), source.copy.fileno(), source.upload.size, 0)
+        source.seal(0)
+        return source.copy
 
     def _can_be_named(self, upload: Upload, source: Source) -> bool:
         """Whether a file elsewhere may get a hard link among the experiments: not from another file system,
@@ -548,10 +548,15 @@ class Held:
 
 class Source(Held):
     """A file on the facility's own storage, to be published where it lies. Nothing of it is changed, and
-    nobody is kept from it; so it has to be watched."""
+    nobody is kept from it; so it has to be watched.
 
-    def __init__(self, upload: Upload, descriptor: int) -> None:
+    Args:
+        copy: where its bytes may be copied to.
+    """
+
+    def __init__(self, upload: Upload, descriptor: int, copy: Held) -> None:
         super().__init__(upload, descriptor)
+        self.copy = copy
         self._stamp = self.stamp
 
     def seal(self, mode: int) -> None:  # noqa: ARG002 (its owner decides)

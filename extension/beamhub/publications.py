@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from beamhub import datasetstate, folders
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
 from beamhub.events import emit, emit_all
-from beamhub.incoming import AHEAD, Held, explained, versions
+from beamhub.incoming import AHEAD, Held, Source, explained, versions
 from beamhub.names import Arrival, Kin, Names, choose, kin_of
 from beamhub.schemas import Upload, UploadState
 from beamhub.store import Store, Transaction
@@ -78,19 +78,12 @@ class Publications:
         return self.go_on(finish(), f"upload {upload.id} ({upload.path})")
 
     async def _finish(self, upload: Upload, file: Held) -> Upload:
-        """Verifies and publishes an upload whose bytes have all come. May be repeated, and then reads nothing
-        again."""
-        running = self._underway.of(upload, file)
-        much = upload.size - running.position > AHEAD  # to be read, while the disk writes
-        flushing = {asyncio.ensure_future(self._workers.run(file.flush))} if much else set()
+        """Verifies and publishes an upload whose bytes have all come, or lie elsewhere. May be repeated, and
+        then reads nothing again."""
         try:
-            try:
-                verify = self._incoming.verify, upload, file, running
-                slow = much or upload.source is not None
-                digest = await (self._workers.read(upload, *verify) if slow else self._workers.run(*verify))
-            finally:
-                for flushed in flushing:
-                    await flushed
+            if isinstance(file, Source):
+                file = await self._workers.read(upload, self._incoming.bring, file)
+            digest = await self._verified(upload, file)
         except ChecksumMismatch as error:
             with await self._workers.claim(upload), contextlib.suppress(Conflict):  # given up meanwhile
                 await self.fail(upload, error.detail, upload.created_by)
@@ -101,6 +94,19 @@ class Publications:
             published = await self._publish(upload.model_copy(update={"digest": digest}), file)
         self._underway.forget(upload.id)
         return published
+
+    async def _verified(self, upload: Upload, file: Held) -> str:
+        """The digest of the bytes, which stay now. Raises ChecksumMismatch."""
+        running = self._underway.of(upload, file)
+        much = upload.size - running.position > AHEAD  # to be read, while the disk writes
+        flushing = {asyncio.ensure_future(self._workers.run(file.flush))} if much else set()
+        try:
+            verify = self._incoming.verify, upload, file, running
+            slow = much or upload.source is not None
+            return await (self._workers.read(upload, *verify) if slow else self._workers.run(*verify))
+        finally:
+            for flushed in flushing:
+                await flushed
 
     async def _publish(self, upload: Upload, file: Held) -> Upload:
         def look(tx: Transaction) -> tuple[Upload | None, Kin]:

@@ -38,7 +38,7 @@ from beamhub.announcements import (
 from beamhub.body import Body, Followed
 from beamhub.errors import BadName, Conflict, DigestRequired, Forbidden, Gone, Invalid
 from beamhub.events import Live
-from beamhub.incoming import Held, explained
+from beamhub.incoming import Held
 from beamhub.leftovers import Leftovers
 from beamhub.names import Kin, choose, kin_of
 from beamhub.publications import Examine, Publications
@@ -198,14 +198,11 @@ class Uploads:
                 "Upload it, or ask the operators to open its folder (in_place in jupyterhub_config.py).",
             )
 
-        async def take(upload: Upload, file: Held) -> Held:
-            try:
-                return await self.workers.read(upload, self._incoming.take, upload, root, file)
-            except OSError as error:
-                raise explained(error, upload) from error
+        async def find(upload: Upload, file: Held) -> Held:
+            return await self.workers.read(upload, self._incoming.source, upload, root, file)
 
         file = Announced(path, size, digest, experiment, source=str(where))
-        return await self._announce(principal, file, key, fill=take)
+        return await self._announce(principal, file, key, fill=find)
 
     async def _announce(
         self,
@@ -216,8 +213,8 @@ class Uploads:
         fill: Callable[[Upload, Held], Awaitable[Held]] | None = None,
         parts: Sequence[Upload] = (),
     ) -> Upload:
-        """The upload of this file, begun now or before. `fill` gets all its bytes from somewhere else than
-        the sender, given the empty temporary file, and returns the file that has them."""
+        """The upload of this file, begun now or before. `fill` finds all its bytes somewhere else than at the
+        sender, given the empty temporary file, and returns the file that has them."""
         file.check()
         id_ = id_of(principal, key) if key else secrets.token_hex(16)
         pause = CLAIM

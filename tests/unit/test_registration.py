@@ -13,7 +13,7 @@ import pytest
 from beamhub.access import Principal
 from beamhub.digests import Running
 from beamhub.errors import BadName, ChecksumMismatch, Conflict, Forbidden, NotFound
-from beamhub.incoming import BLOCK, Held, Incoming, Source, running_digest
+from beamhub.incoming import BLOCK, Held, Incoming, running_digest
 from beamhub.schemas import ExperimentCreate, InstrumentChange, Upload, UploadState
 from beamhub.workers import THREADS
 
@@ -119,7 +119,7 @@ class Slow:
 async def test_storage_that_hangs_keeps_nobody_else_waiting(
     site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow(monkeypatch, "take")
+    slow = Slow(monkeypatch, "source")
     sources = [storage / f"{number}" for number in range(2 * THREADS)]
     for source in sources:
         source.write_bytes(source.name.encode())
@@ -137,12 +137,12 @@ async def test_storage_that_hangs_keeps_nobody_else_waiting(
     assert {upload.state for upload in done} == {UploadState.COMPLETE}
 
 
-async def test_a_file_that_was_read_for_long_goes_where_it_may_go_then(
+async def test_a_file_that_was_found_late_goes_where_it_may_go_then(
     site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (storage / "a").write_bytes(b"12345")
     right = await site.experiments.create(SAM, ExperimentCreate(instrument="mx", title="R", pi="ben"))
-    slow = Slow(monkeypatch, "take")
+    slow = Slow(monkeypatch, "source")
     registering = asyncio.create_task(register(site, storage / "a", b"12345"))
     await slow.begun.acquire()
     await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=right.id))
@@ -151,11 +151,11 @@ async def test_a_file_that_was_read_for_long_goes_where_it_may_go_then(
     assert site.published() == set()
 
 
-async def test_a_file_that_was_read_for_long_does_not_come_when_nothing_may(
+async def test_a_file_that_was_found_late_does_not_come_when_nothing_may(
     site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (storage / "a").write_bytes(b"12345")
-    slow = Slow(monkeypatch, "take")
+    slow = Slow(monkeypatch, "source")
     registering = asyncio.create_task(register(site, storage / "a", b"12345"))
     await slow.begun.acquire()
     await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=None))
@@ -164,6 +164,38 @@ async def test_a_file_that_was_read_for_long_does_not_come_when_nothing_may(
         await registering
     assert site.published() == set()
     assert site.incoming() == []
+
+
+async def test_a_file_that_is_copied_for_long_goes_where_it_was_to_go_at_the_beginning(
+    site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (storage / "a").write_bytes(b"12345")
+    other = await site.experiments.create(SAM, ExperimentCreate(instrument="mx", title="R", pi="ben"))
+    slow = Slow(monkeypatch, "bring")
+    registering = asyncio.create_task(register(site, storage / "a", b"12345"))
+    await slow.begun.acquire()
+    (going,) = (await site.uploads.list(AGENT)).items
+    assert (going.experiment, going.state) == (site.experiment, UploadState.RECEIVING)
+    await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=other.id))
+    slow.end()
+    done = await registering
+    assert (done.id, done.experiment, done.state) == (going.id, site.experiment, UploadState.COMPLETE)
+    assert site.incoming() == []
+
+
+async def test_a_source_that_becomes_shorter_while_it_is_copied_is_refused(site: Site) -> None:
+    content = os.urandom(3 * BLOCK)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        source = Path(name) / "a"
+        source.write_bytes(content)
+        site.uploads._in_place = {"mx": [Path(name)]}
+        upload = await site.announce("a.bin", content)
+        incoming = site.uploads.workers.incoming
+        with incoming.hold(upload) as empty:
+            found = incoming.source(upload.model_copy(update={"source": str(source)}), Path(name), empty)
+            os.truncate(source, BLOCK)
+            with found, pytest.raises(ChecksumMismatch, match="became shorter"):
+                incoming.bring(found)
 
 
 async def test_nothing_else_can_be_registered(site: Site, storage: Path, tmp_path: Path) -> None:
@@ -221,8 +253,8 @@ async def test_a_source_that_changes_while_it_is_verified_is_refused(
     going = await site.announce("a.bin", content)
     upload = going.model_copy(update={"source": str(source)})
     incoming = Incoming(site.folder)
-    with incoming.hold(going) as empty, incoming.take(upload, storage, empty) as taken:
-        assert isinstance(taken, Source)
+    with incoming.hold(going) as empty, incoming.source(upload, storage, empty) as taken:
+        assert incoming.bring(taken) is taken
         with source.open("ab" if change == "grown" else "r+b") as file:
             if change == "shrunk":
                 file.truncate(999)
