@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from beamhub.errors import (
     NotFound,
     QuotaExceeded,
     TooLarge,
+    TooMany,
     Unavailable,
 )
 from beamhub.orders import Orders
@@ -140,6 +142,7 @@ async def test_a_bad_file_among_many_is_refused_alone(site: Site) -> None:
         Invalid,
         Conflict,
         TooLarge,
+        TooMany,
         Invalid,
         None,
         None,
@@ -264,3 +267,21 @@ async def test_a_batch_that_fails_when_its_sender_has_left_is_in_the_log(
     await uploads.close()
     assert "a batch of 1 files could not be published" in caplog.text
     assert "no process could be started" in caplog.text
+
+
+async def test_a_batch_counts_as_sixteen_requests_of_its_sender(site: Site) -> None:
+    reception = site.uploads.reception
+    with contextlib.ExitStack() as sending:
+        for _ in range(3):
+            sending.enter_context(reception.collecting(AGENT))
+        for _ in range(16):
+            sending.enter_context(reception.one_more(AGENT))
+        with pytest.raises(TooMany), reception.one_more(AGENT):
+            pass
+        with reception.one_more(ADA):
+            pass
+    with contextlib.ExitStack() as sending:
+        for _ in range(4):
+            sending.enter_context(reception.collecting(AGENT))
+        with pytest.raises(TooMany), reception.collecting(AGENT):
+            pass
