@@ -210,7 +210,8 @@ def _small(site: Site, stack: ExitStack) -> Iterator[Result]:
         folder.rename(agent.data / "small")
         goal = site.raw / agent.settings["prefix"].strip('"') / "small"
         site._wait(lambda: goal.is_dir() and len(os.listdir(goal)) == SMALL)  # noqa: PTH208
-        site._wait(lambda: agent.status is not None and agent.status.queued_files == 0)
+        client, experiment = site.service.client("ada"), site.beamtime.experiment
+        site._wait(lambda: not client.uploads(experiment, state=UploadState.RECEIVING, limit=1))
         taken = time.perf_counter() - began
         used = {who: _cpu(process) - before[who] for who, process in busy.items()}
         if len(list(site.raw.rglob("*.cbf"))) != there + SMALL:
