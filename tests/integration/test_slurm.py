@@ -467,6 +467,12 @@ async def forgotten(lab: SlurmLab, *, record: bool) -> None:
     await condition(written)
     await condition(completed)
     await asyncio.to_thread(lab.cluster.forget)
+    folder = lab.data_dir / lab.experiment / lost.folder
+
+    async def ended_by_its_node() -> bool:
+        return not processes(str(folder))
+
+    await condition(ended_by_its_node)  # which takes a new job of this number for the old one until then
     async with lab.running(lab.both(silence=1.0)):
         done = await lab.until(ended)
         for job in (lost, waiting):

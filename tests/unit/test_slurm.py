@@ -77,12 +77,23 @@ def test_nodes_are_free_busy_off_or_not_to_be_had(told: str, state: NodeState) -
 
 @pytest.mark.parametrize("state", sorted(ENDS))
 async def test_an_ended_job_is_accounted_for_and_says_why(runner: SlurmRunner, ref: Ref, state: str) -> None:
+    leave(ref, ".started", "")
     status = await runner._status(ref, line(state))
     assert (status.phase, status.started, status.ended) == (Phase.GONE, BEGAN, BEGAN + timedelta(seconds=30))
     assert status.cpu_seconds == 120
     assert status.again == (state in AGAIN)
     assert status.reason.endswith((".", "why."))
     assert "{" not in status.reason
+
+
+@pytest.mark.parametrize("state", sorted(OWN_END))
+async def test_what_slurm_calls_ended_but_has_not_begun_is_started_again(
+    runner: SlurmRunner, ref: Ref, state: str
+) -> None:
+    """As where a node takes it for an earlier job of the same number, or does not see its folder."""
+    status = await runner._status(ref, line(state, elapsed=0))
+    assert (status.phase, status.again, status.cpu_seconds) == (Phase.GONE, True, 0)
+    assert status.reason == "Slurm could not launch it on n1."
 
 
 async def test_a_job_that_never_ran_costs_nothing(runner: SlurmRunner, ref: Ref) -> None:
@@ -94,6 +105,7 @@ async def test_limits_are_told_as_the_profile_has_them(runner: SlurmRunner, ref:
     assert (await runner._status(ref, line("TIMEOUT"))).reason == "It reached its time limit of 90 s."
     sentence = "It used more than 1.5 GiB of memory: choose a profile with more."
     assert (await runner._status(ref, line("OUT_OF_MEMORY"))).reason == sentence
+    leave(ref, ".started", "")
     leave(ref, "log.txt", "slurmstepd-n1: error: Exceeded job memory limit\n")
     assert (await runner._status(ref, line("FAILED"))).reason == sentence
 

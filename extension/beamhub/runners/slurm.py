@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -427,6 +427,8 @@ class SlurmRunner:
             first = self._ended.setdefault(line.number, time.monotonic())
             if time.monotonic() - first < self._settings.patience:
                 return Status(Phase.RUNNING, started=line.begin)
+            if not await asyncio.to_thread(_has_begun, ref):  # Slurm's own word for that says less
+                line = replace(line, state="LAUNCH_FAILED")
         began = line.begin if line.nodes else None
         return Status(
             Phase.GONE,
@@ -637,6 +639,10 @@ def _out_of_memory(ref: Ref) -> bool:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
         return MEMORY.search(file.read(4096)) is not None
     return False
+
+
+def _has_begun(ref: Ref) -> bool:
+    return _folder(ref).started() is not None
 
 
 def _last_sign(ref: Ref) -> datetime | None:
