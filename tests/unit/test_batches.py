@@ -142,7 +142,6 @@ async def test_a_bad_file_among_many_is_refused_alone(site: Site) -> None:
         Invalid,
         Conflict,
         TooLarge,
-        TooMany,
         Invalid,
         None,
         None,
