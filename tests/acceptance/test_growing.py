@@ -58,12 +58,13 @@ def newest(canvas: Locator, facility: RunningDemo, dataset: Dataset) -> int:
 
 
 def test_frames_are_shown_while_their_file_is_still_written(
-    facility: RunningDemo, people: People, experiment: str
+    facility: RunningDemo, people: People, experiment: str, request: pytest.FixtureRequest
 ) -> None:
     ada, page = facility.client("ada"), people.page("ada")
     page.goto(f"{facility.url}{PAGES}/cockpit.ipynb?experiment={experiment}")
     expect(page.locator(".bh-experiment")).to_have_attribute("data-experiment", experiment, timeout=LONG)
     writer = facility.acquire("--swmr", f"--prefix={NAME}", f"--frames={FRAMES}", "--rate=4")
+    request.addfinalizer(writer.kill)
     dataset = growing(facility, experiment, 3)
     writer.send_signal(signal.SIGSTOP)  # in the middle of its file, for as long as this takes
     assert writer.poll() is None

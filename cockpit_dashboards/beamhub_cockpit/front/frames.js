@@ -100,8 +100,9 @@ export default {
     const look = { map: "Inverted grey", scale: "Linear", auto: true, low: 0, high: 20, rings: true, ice: false, ...remembered };
     if (!(look.map in STOPS)) look.map = "Inverted grey";
     if (!(look.scale in SCALES)) look.scale = "Linear";
-    let frame = Math.min(Math.max(1, model.get("frame")), Math.max(1, info().frames));
     let live = model.get("live"), playing = false;
+    // more may have come since the widget was made
+    let frame = live ? Math.max(1, info().frames) : Math.min(Math.max(1, model.get("frame")), Math.max(1, info().frames));
     let shown = 0; // frame on the canvas
     let view = null; // {x, y: detector position of the canvas centre; scale: canvas pixels per detector pixel}
     let layers = []; // overview, then detail
