@@ -331,7 +331,7 @@ def _senseless(name: str) -> UnreadableFile:
 
 def _serve(memory: int, seconds: int, shared: int) -> None:
     """One question a line on stdin, one answer a line on stdout, until stdin ends."""
-    from beamhub.frames import nxmx  # noqa: F401 (once, and not while the first file's time runs)
+    from beamhub.frames import nxmx_frames  # noqa: F401 (once, and not while the first file's time runs)
 
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

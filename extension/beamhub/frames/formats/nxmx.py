@@ -1,5 +1,5 @@
-"""NXmx files by their names. `beamhub.frames.nxmx` reads them, with large libraries of which a process that
-only takes files in has no need."""
+"""NXmx files by their names. `beamhub.frames.nxmx` and `nxmx_frames` read them, with large libraries of which a
+process that only takes files in has no need."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class Nxmx:
         return Contents(info, nxmx.inspect_data_file(path, root, own[0]).frames if own else None)
 
     def frames(self, dataset: Path, root: Path, first: int | None = None) -> Frames:  # noqa: ARG002
-        from beamhub.frames.nxmx import NxmxFrames
+        from beamhub.frames.nxmx_frames import NxmxFrames
 
         return NxmxFrames(dataset, root)
