@@ -1,5 +1,5 @@
-"""NXmx files by their names. `beamhub.frames.nxmx` and `nxmx_frames` read them, with large libraries of which a
-process that only takes files in has no need."""
+"""NXmx files by their names. `beamhub.frames.nxmx` and `nxmx_frames` read them, with large libraries, of
+which a process that only takes files in has no need."""
 
 from __future__ import annotations
 
