@@ -19,24 +19,12 @@ from beamhub.agent.hdf5 import judge
 from beamhub.agent.reader import CRASHED, Reader, Verdict
 from beamhub.testing import write_dataset
 
+from tests.unit.reading import LIBVER, reader, root
+
+__all__ = ["reader", "root"]
+
 # following a link that it should not follow, a test would hang on a pipe that nobody writes to
 pytestmark = pytest.mark.timeout(60)
-
-LIBVER = ("v110", "v110")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-async def reader() -> AsyncIterator[Reader]:
-    reader = Reader()
-    yield reader
-    await reader.close()
 
 
 def write(path: Path, **options: object) -> Path:

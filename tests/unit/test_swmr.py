@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,13 @@ from h5py import h5d, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from tests.detector import CODECS, LINK, SHAPE, Detector, counts
+from tests.unit.reading import LIBVER, reader, root
+
+__all__ = ["reader", "root"]
 
 pytestmark = pytest.mark.timeout(120)
 
-LIBVER = ("v110", "v110")
 SMALL = (4, 6)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-async def reader() -> AsyncIterator[Reader]:
-    reader = Reader()
-    yield reader
-    await reader.close()
 
 
 def listed(path: Path, begin: int = 0) -> Growing:
