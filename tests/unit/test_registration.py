@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import tempfile
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -137,31 +139,36 @@ async def test_storage_that_hangs_keeps_nobody_else_waiting(
     assert {upload.state for upload in done} == {UploadState.COMPLETE}
 
 
+@contextlib.asynccontextmanager
+async def registering(
+    site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> AsyncIterator[asyncio.Task[Upload]]:
+    """A registration that is in this step of `Incoming` until the context is left."""
+    (storage / "a").write_bytes(b"12345")
+    slow = Slow(monkeypatch, step)
+    task = asyncio.create_task(register(site, storage / "a", b"12345"))
+    await slow.begun.acquire()
+    yield task
+    slow.end()
+
+
 async def test_a_file_that_was_found_late_goes_where_it_may_go_then(
     site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (storage / "a").write_bytes(b"12345")
     right = await site.experiments.create(SAM, ExperimentCreate(instrument="mx", title="R", pi="ben"))
-    slow = Slow(monkeypatch, "source")
-    registering = asyncio.create_task(register(site, storage / "a", b"12345"))
-    await slow.begun.acquire()
-    await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=right.id))
-    slow.end()
-    assert (await registering).experiment == right.id
+    async with registering(site, storage, monkeypatch, "source") as task:
+        await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=right.id))
+    assert (await task).experiment == right.id
     assert site.published() == set()
 
 
 async def test_a_file_that_was_found_late_does_not_come_when_nothing_may(
     site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (storage / "a").write_bytes(b"12345")
-    slow = Slow(monkeypatch, "source")
-    registering = asyncio.create_task(register(site, storage / "a", b"12345"))
-    await slow.begun.acquire()
-    await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=None))
-    slow.end()
+    async with registering(site, storage, monkeypatch, "source") as task:
+        await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=None))
     with pytest.raises(Conflict, match="No experiment is active"):
-        await registering
+        await task
     assert site.published() == set()
     assert site.incoming() == []
 
@@ -169,16 +176,12 @@ async def test_a_file_that_was_found_late_does_not_come_when_nothing_may(
 async def test_a_file_that_is_copied_for_long_goes_where_it_was_to_go_at_the_beginning(
     site: Site, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (storage / "a").write_bytes(b"12345")
     other = await site.experiments.create(SAM, ExperimentCreate(instrument="mx", title="R", pi="ben"))
-    slow = Slow(monkeypatch, "bring")
-    registering = asyncio.create_task(register(site, storage / "a", b"12345"))
-    await slow.begun.acquire()
-    (going,) = (await site.uploads.list(AGENT)).items
-    assert (going.experiment, going.state) == (site.experiment, UploadState.RECEIVING)
-    await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=other.id))
-    slow.end()
-    done = await registering
+    async with registering(site, storage, monkeypatch, "bring") as task:
+        (going,) = (await site.uploads.list(AGENT)).items
+        assert (going.experiment, going.state) == (site.experiment, UploadState.RECEIVING)
+        await site.experiments.change_instrument(SAM, "mx", InstrumentChange(active_experiment=other.id))
+    done = await task
     assert (done.id, done.experiment, done.state) == (going.id, site.experiment, UploadState.COMPLETE)
     assert site.incoming() == []
 
