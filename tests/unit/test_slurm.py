@@ -10,20 +10,17 @@ from typing import Any
 
 import pytest
 from beamhub.runners import Phase, Ref
-from beamhub.runners.slurm import (
+from beamhub.runners.slurm import ENDS, SCRIPT, SlurmRunner, SlurmSettings
+from beamhub.runners.slurm_lines import (
     AGAIN,
-    ENDS,
     OWN_END,
     RUNNING,
-    SCRIPT,
     WAITING,
     Line,
-    SlurmRunner,
-    SlurmSettings,
-    _account_line,
-    _node_line,
-    _queue_line,
-    _seconds,
+    account_line,
+    elapsed_seconds,
+    node_line,
+    queue_line,
 )
 from beamhub.schemas import NodeState
 from hypothesis import given
@@ -72,7 +69,7 @@ def leave(ref: Ref, name: str, text: str) -> None:
     ],
 )
 def test_nodes_are_free_busy_off_or_not_to_be_had(told: str, state: NodeState) -> None:
-    assert _node_line(f"n1|{told}|3/5/0/8 ") == ("n1", (state, 5, 8))
+    assert node_line(f"n1|{told}|3/5/0/8 ") == ("n1", (state, 5, 8))
 
 
 @pytest.mark.parametrize("state", sorted(ENDS))
@@ -198,22 +195,22 @@ def test_elapsed_times_are_read(seconds: int) -> None:
     days, rest = divmod(seconds, 86400)
     hours, rest = divmod(rest, 3600)
     shown = f"{hours:02}:{rest // 60:02}:{rest % 60:02}" if hours or days else f"{rest // 60}:{rest % 60:02}"
-    assert _seconds(f"{days}-{shown}" if days else shown) == seconds
+    assert elapsed_seconds(f"{days}-{shown}" if days else shown) == seconds
 
 
 @given(st.text())
 def test_no_line_of_a_queue_can_do_harm(text: str) -> None:
-    _seconds(text)
-    _queue_line(text)
-    _account_line(text)
+    elapsed_seconds(text)
+    queue_line(text)
+    account_line(text)
 
 
 def test_lines_are_read_whatever_other_jobs_are_called() -> None:
-    read = _queue_line("12|RUNNING|None|1900000000|1900003600|1:05|4|1899999990|n1|a|b|")
+    read = queue_line("12|RUNNING|None|1900000000|1900003600|1:05|4|1899999990|n1|a|b|")
     assert read is not None
     assert (read.name, read.elapsed, read.cpus, read.nodes) == ("a|b|", 65, 4, "n1")
-    assert _queue_line("12_[1-9]|PENDING|None|N/A|N/A|0:00|1|1899999990||array") is None
-    read = _account_line("12|CANCELLED by 1000|1900000000|1900000009|9|2|n1|beamhub-x-7")
+    assert queue_line("12_[1-9]|PENDING|None|N/A|N/A|0:00|1|1899999990||array") is None
+    read = account_line("12|CANCELLED by 1000|1900000000|1900000009|9|2|n1|beamhub-x-7")
     assert read is not None
     assert (read.state, read.elapsed, read.cpus) == ("CANCELLED", 9, 2)
-    assert _account_line("12|RUNNING|1900000000|Unknown|9|2|n1|beamhub-x-7") is None  # not closed
+    assert account_line("12|RUNNING|1900000000|Unknown|9|2|n1|beamhub-x-7") is None  # not closed

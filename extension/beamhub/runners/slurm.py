@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +35,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from beamhub.errors import NotFound
 from beamhub.jobfolder import STARTED, JobFolder
 from beamhub.runners import Phase, Ref, Status, Unavailable
+from beamhub.runners.slurm_lines import (
+    AGAIN,
+    FIELDS,
+    FORMAT,
+    NODES,
+    OWN_END,
+    RUNNING,
+    WAITING,
+    Line,
+    account_line,
+    moment,
+    node_line,
+    queue_line,
+)
 from beamhub.schemas import JobSpec, NodeState, Profile, RunnerState, Slug, SlurmOptions
 from beamhub.text import one_line
 
@@ -44,9 +58,6 @@ SCRIPT = Path(__file__).with_name("slurm_job.sh")
 LATER = "100"  # niceness of what nobody at the detector watches
 STRAY = 60.0  # seconds after which a held job that nobody has remembered is removed
 INSIST = 10.0  # seconds between two `scancel` of one job
-FORMAT = "%i|%T|%r|%S|%e|%M|%C|%V|%N|%j"  # of squeue; the name is last, as anything may stand in it
-NODES = "%N|%T|%C"  # of sinfo; CPUs are allocated/idle/other/total
-FIELDS = "JobIDRaw,State,Start,End,ElapsedRaw,NCPUS,NodeList,JobName"  # of sacct
 # What these commands say when nobody could answer, or no more is taken for now; all else is a refusal.
 LATER_MAYBE = re.compile(
     r"unable to contact|connect failure|connection refused|communication|timed out|zero bytes|temporarily|"
@@ -57,12 +68,6 @@ PREFIX = re.compile(r"^\w+: error: (Batch job submission failed: )?")  # of what
 STARTS = re.compile(r"to start at (\d+) ")  # what sbatch --test-only says
 MEMORY = re.compile(rb"slurmstepd.*(exceeded .*memory limit|oom.kill)", re.IGNORECASE)
 
-RUNNING = {"RUNNING", "COMPLETING", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-# Of these and no others the job's own program has seen the end, and left its result.
-OWN_END = {"COMPLETED", "FAILED"}
-# Not the job's doing.
-AGAIN = {"NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED"}
 FORGOTTEN = "Slurm does not know this job any more, and it has left no result."
 SILENCE = "Slurm does not know this job any more: after {:g} s without a sign of life it is started again."
 ENDS = {
@@ -128,26 +133,6 @@ class SlurmSettings(BaseModel):
         ge=0,
         description="seconds without a sign of life until a job that Slurm has forgotten is started again",
     )
-
-
-@dataclass(frozen=True)
-class Line:
-    """A job as Slurm accounts for it."""
-
-    number: int
-    name: str
-    state: str
-    why: str  # Slurm's word for what it waits for
-    begin: datetime | None  # estimated, as long as it waits
-    end: datetime | None
-    elapsed: int  # seconds
-    cpus: int
-    nodes: str  # "" if it never had any
-    submitted: datetime | None = None
-
-    @property
-    def held(self) -> bool:
-        return self.state == "PENDING" and self.why == "JobHeldUser"
 
 
 class Refused(Exception):  # noqa: N818 (reads as what happened)
@@ -252,7 +237,7 @@ class SlurmRunner:
         except Refused as error:
             raise OSError(f"Slurm refuses it: {error}") from error
         found = STARTS.search(told)
-        return _moment(found[1]) if found else None
+        return moment(found[1]) if found else None
 
     async def accounts(self, attempts: Sequence[tuple[int, str]]) -> list[int | None]:
         refs: list[Ref] = [
@@ -269,7 +254,7 @@ class SlurmRunner:
             told = await self._call("sinfo", "--noheader", "--Node", f"--format={NODES}")
         except (Unavailable, Refused) as error:
             return RunnerState(name="slurm", reason=f"{str(error).removesuffix('.')}.")
-        nodes = dict(_node_line(row) for row in told.splitlines())  # each is listed once for each partition
+        nodes = dict(node_line(row) for row in told.splitlines())  # each is listed once for each partition
         counts = dict.fromkeys(NodeState, 0)
         for state, _, _ in nodes.values():
             counts[state] += 1
@@ -379,7 +364,7 @@ class SlurmRunner:
             told = await self._call("squeue", *which, "--noheader", f"--format={FORMAT}")
         except Refused as error:
             raise Unavailable(f"Slurm does not tell about its queue: {error}.") from error
-        self._lines = {line.number: line for row in told.splitlines() if (line := _queue_line(row))}
+        self._lines = {line.number: line for row in told.splitlines() if (line := queue_line(row))}
 
     async def _accounts(self, numbers: Sequence[int]) -> dict[tuple[int, str], Line]:
         """What Slurm's accounting knows of jobs that its controller has forgotten, by number and name, as
@@ -391,7 +376,7 @@ class SlurmRunner:
                 told = await self._call("sacct", *source, *asked, jobs)
             except Refused:
                 continue  # a cluster without it
-            lines = [line for row in told.splitlines() if (line := _account_line(row))]
+            lines = [line for row in told.splitlines() if (line := account_line(row))]
             if lines:
                 return {(line.number, line.name): line for line in lines}
         return {}
@@ -526,81 +511,6 @@ def _known(ref: Ref, lines: Mapping[int, Line]) -> Line | None:
 
 def _key(ref: Ref) -> tuple[int, str]:
     return _number(ref), str(ref["name"])
-
-
-def _queue_line(row: str) -> Line | None:
-    fields = row.split("|", 9)
-    if len(fields) < 10 or not fields[0].isdecimal():  # arrays and the like, which are not ours
-        return None
-    number, state, why, begin, end, elapsed, cpus, submitted, nodes, name = fields
-    return Line(
-        int(number),
-        name,
-        state,
-        why,
-        _moment(begin),
-        _moment(end),
-        _seconds(elapsed),
-        int(cpus) if cpus.isdecimal() else 0,
-        nodes,
-        _moment(submitted),
-    )
-
-
-def _node_line(row: str) -> tuple[str, tuple[NodeState, int, int]]:
-    """A node's name, and its state, idle and total CPUs."""
-    name, state, cpus = row.strip().split("|")
-    _, idle, _, total = map(int, cpus.split("/"))
-    match state.rstrip("*~#!%$@^-+"), state[-1]:
-        case _, "*":
-            known = NodeState.UNAVAILABLE  # it does not answer
-        case _, "~" | "!" | "%":
-            known = NodeState.OFF
-        case _, "#" | "@" | "^":
-            known = NodeState.STARTING
-        case "idle", _:
-            known = NodeState.FREE
-        case "allocated" | "mixed" | "completing" | "planned", _:
-            known = NodeState.BUSY
-        case _:
-            known = NodeState.UNAVAILABLE
-    return name, (known, idle, total)
-
-
-def _account_line(row: str) -> Line | None:
-    fields = row.split("|", 7)
-    if len(fields) < 8 or not fields[0].isdecimal():
-        return None
-    number, state, begin, end, elapsed, cpus, nodes, name = fields
-    state = state.split(" ")[0]  # "CANCELLED by 1000"
-    if state in RUNNING | WAITING:  # its accounts are not closed, but the controller has no such job
-        return None
-    return Line(
-        int(number),
-        name,
-        state,
-        "",
-        _moment(begin),
-        _moment(end),
-        int(elapsed) if elapsed.isdecimal() else 0,
-        int(cpus) if cpus.isdecimal() else 0,
-        "" if nodes in ("None assigned", "(null)") else nodes,
-    )
-
-
-def _moment(text: str) -> datetime | None:
-    return datetime.fromtimestamp(int(text), UTC) if text.isdecimal() and text != "0" else None
-
-
-def _seconds(text: str) -> int:
-    """Of Slurm's days-hours:minutes:seconds; 0 if it is none."""
-    if not re.fullmatch(r"(\d+-)?[\d:]+", text):
-        return 0
-    days, _, clock = text.rpartition("-")
-    total = 0
-    for part in clock.split(":"):
-        total = total * 60 + int(part or 0)
-    return total + 86400 * int(days or 0)
 
 
 def _duration(seconds: int) -> str:
