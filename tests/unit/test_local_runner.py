@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def job() -> Iterator[Ref]:
             assert first.poll() is None
         yield {"pid": first.pid, "start_time": process.start_time, "memory": 1 << 30}
         for pid in family:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself, for what it waited for has
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_jobs_processes_are_found_without_a_look_at_all_others(
