@@ -153,7 +153,8 @@ class Uploads:
 
     def forget(self, ids: Collection[str]) -> int:
         """Removes uploads that have become parts of another one, or were given up before; how many."""
-        return self._connection.execute(delete(uploads).where(uploads.c.id.in_(ids))).rowcount
+        these = among(self._connection, uploads.c.id, ids)
+        return self._connection.execute(delete(uploads).where(these)).rowcount
 
     def create(self, *new: Upload) -> None:
         self._connection.execute(
