@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import subprocess
-import time
 from pathlib import Path
 
 import httpx
@@ -244,8 +243,9 @@ def test_kills_while_it_is_signed_off(own_service: RunningService, tmp_path: Pat
     for number in range(8):  # that no upload has brought: their digests have to be computed
         (raw / f"{number}").write_bytes(block * (number + 1) * 4)
     sam.finalise(beamtime.experiment, force=True, reason="copied by hand")
-    for kill in range(4):
-        time.sleep(0.04 * kill)
+    for share in (0, 0.25, 0.5, 0.75):
+        while (found := sam.finalisation(beamtime.experiment)).progress < share:
+            assert found.state in (State.CHECKING, State.HASHING)
         own_service.kill()
         own_service.start()
     assert ended(sam, beamtime.experiment).state is State.DONE
