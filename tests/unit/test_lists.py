@@ -16,12 +16,14 @@ from beamhub.schemas import (
     JobState,
     LicenceCreate,
     Profile,
+    Upload,
     UploadState,
     UsageKey,
 )
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Draft
 from beamhub.store.pages import APART, _encode
+from beamhub.store.uploads import PARTIAL
 from beamhub.store.usage import Report
 from sqlalchemy import event, text
 
@@ -225,7 +227,37 @@ def test_jobs_that_a_runner_has_are_found_however_many_they_are(store: Store) ->
     assert max(map(len, parameters)) < 10
 
 
-NAMES = ("lyso_1", "LYSOzyme", "100%_done", "back\\slash", "<b>", "Ödland")
+def test_uploads_are_forgotten_however_many_they_are(store: Store) -> None:
+    def begin(tx: Transaction) -> None:
+        tx.instruments.create(InstrumentCreate(id="sim-mx", title="MX", staff=["sam"]))
+        experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
+        part = Upload(
+            id="",
+            experiment=experiment,
+            instrument="sim-mx",
+            path="raw/part",
+            size=1,
+            offset=0,
+            digest=None,
+            version=1,
+            state=UploadState.RECEIVING,
+            concat=PARTIAL,
+            created=datetime.now(UTC),
+            ended=None,
+            created_by="ada",
+        )
+        tx.uploads.create(*(part.model_copy(update={"id": f"{number}"}) for number in range(9)))
+
+    store.write_sync(begin)
+    # more than there are parameters on either
+    given_up = [f"{number}" for number in range(2, 300_000)]
+    assert store.write_sync(lambda tx: tx.uploads.forget(given_up)) == 7
+    assert store.write_sync(lambda tx: tx.uploads.forget(["0"])) == 1
+    assert [upload.id for upload in store.read_sync(lambda tx: tx.uploads.receiving())] == ["1"]
+    assert store.write_sync(lambda tx: tx.uploads.forget([])) == 0
+
+
+NAMES = ("lyso_1", "LYSOzyme", "100%_done", "back\\slash", "<b>", "Ödland", "Straße", "ΛΥΣΟΖΎΜΗ ΘΉΒΑΣ")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +269,8 @@ NAMES = ("lyso_1", "LYSOzyme", "100%_done", "back\\slash", "<b>", "Ödland")
         ("_", {"lyso_1", "100%_done"}),
         ("\\", {"back\\slash"}),
         ("dland", {"Ödland"}),
+        *(("ö", {"Ödland"}), ("STRASSE", {"Straße"}), ("aß", {"Straße"}), ("ss", {"Straße"})),
+        *(("λυσοζύμη", {"ΛΥΣΟΖΎΜΗ ΘΉΒΑΣ"}), ("θήβας", {"ΛΥΣΟΖΎΜΗ ΘΉΒΑΣ"})),
         ("' OR 1=1 --", set()),
     ],
 )

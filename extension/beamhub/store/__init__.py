@@ -332,6 +332,7 @@ def _sqlite(url: str, begin: str, *pragmas: str) -> Engine:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         for pragma in setup:
             connection.execute(pragma)
+        connection.create_function("python_upper", 1, str.upper, deterministic=True)
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))

@@ -66,7 +66,7 @@ class Datasets:
         if state is not None:
             query = query.where(datasets.c.state == state)
         if name is not None:
-            query = query.where(containing(name, datasets.c.name, datasets.c.path))
+            query = query.where(containing(self._connection, name, datasets.c.name, datasets.c.path))
         return paginate(
             self._connection, query, [datasets.c.id], _dataset, after=after, limit=limit, descending=True
         )

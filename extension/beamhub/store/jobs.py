@@ -104,7 +104,8 @@ class Jobs:
         if state is not None:
             query = query.where((jobs.c.state if dataset is None else unindexed(jobs.c.state)) == state)
         if name is not None:
-            query = query.where(or_(containing(name, jobs.c.title), _works_on_one_named(name)))
+            titled = containing(self._connection, name, jobs.c.title)
+            query = query.where(or_(titled, _works_on_one_named(self._connection, name)))
         order = [jobs.c.id]
         return paginate(
             self._connection, query, order, _job, after=after, limit=limit, descending=True, parts=parts
@@ -330,9 +331,9 @@ def _works_on(dataset: int) -> ColumnElement[bool]:
     return jobs.c.id.in_(first.union(others))
 
 
-def _works_on_one_named(name: str) -> ColumnElement[bool]:
+def _works_on_one_named(connection: Connection, name: str) -> ColumnElement[bool]:
     """Whether a job's first dataset, or another one of them, has this in its name."""
-    named = containing(name, datasets.c.name)
+    named = containing(connection, name, datasets.c.name)
     first = exists().where(datasets.c.id == jobs.c.dataset, named)
     others = exists().where(job_datasets.c.job == jobs.c.id, job_datasets.c.dataset == datasets.c.id, named)
     return or_(first, others)
