@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from beamhub.runners import Phase, Ref
 from beamhub.runners import local as module
-from beamhub.runners.local import LocalRunner, _descendants, _family, _process, _processes
+from beamhub.runners.local import LocalRunner, _descendants, _family, _process, _processes, _set_niceness
 
 # a job whose processes start others: from a thread, and in sessions of their own
 BRANCHED = """
@@ -27,6 +27,20 @@ def branch():
 
 threading.Thread(target=branch).start()
 subprocess.Popen(["sh", "-c", "sleep 600 & wait"]).wait()
+"""
+
+# a process that starts others, all the time, which leave its group at once
+SWARMING = """
+import os, signal, time
+
+print("begun", flush=True)
+end = time.monotonic() + 0.3
+while time.monotonic() < end:
+    if not os.fork():
+        os.setsid()
+        signal.pause()
+print("done", flush=True)
+signal.pause()
 """
 
 
@@ -72,3 +86,17 @@ def test_where_the_kernel_does_not_tell_of_children_all_are_looked_at(
     assert _family(job) == set()
     [status] = asyncio.run(runner.poll([job]))
     assert status.phase is Phase.RUNNING
+
+
+def test_what_is_started_meanwhile_has_the_niceness_too() -> None:
+    with subprocess.Popen([sys.executable, "-c", SWARMING], stdout=subprocess.PIPE) as swarm:
+        assert swarm.stdout
+        swarm.stdout.readline()
+        _set_niceness(swarm.pid, 7)
+        swarm.stdout.readline()
+        everything = list(_processes())
+        family = _descendants([swarm.pid], everything)
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+    assert len(family) > 1
+    assert {process.nice for process in everything if process.pid in family} == {7}

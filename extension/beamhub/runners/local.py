@@ -296,6 +296,7 @@ class _Process:
     pid: int
     parent: int
     group: int
+    nice: int
     start_time: int  # clock ticks after boot
 
 
@@ -315,7 +316,7 @@ def _process(pid: int) -> _Process | None:
     state, parent, group, *rest = text.rpartition(")")[2].split()
     if state in "ZX":
         return None
-    return _Process(pid, int(parent), int(group), int(rest[16]))
+    return _Process(pid, int(parent), int(group), int(rest[13]), int(rest[16]))
 
 
 def _members(ref: Ref, processes: Iterable[_Process]) -> list[int]:
@@ -369,11 +370,20 @@ def _descendants(roots: Iterable[int], processes: Iterable[_Process]) -> set[int
 
 
 def _set_niceness(pid: int, nice: int) -> None:
-    """Of a process and all that it has started, with all their threads."""
-    processes = list(_processes())
-    family = _descendants([pid], processes)
-    for group in {process.group for process in processes if process.pid in family}:
-        os.setpriority(os.PRIO_PGRP, group, nice)
+    """Of a process and all that it has started, with all their threads.
+
+    What it starts meanwhile may still get the old one, and go into a group of its own: so all are looked at
+    until nobody has it.
+    """
+    while True:
+        processes = list(_processes())
+        family = _descendants([pid], processes)
+        others = {process.group for process in processes if process.pid in family and process.nice != nice}
+        if not others:
+            return
+        for group in others:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, or is in another one now
+                os.setpriority(os.PRIO_PGRP, group, nice)
 
 
 def _uptime() -> float:
