@@ -31,7 +31,7 @@ class Followed:
         size = len(ALGORITHMS[algorithm]().digest())
         if length < size:
             raise Invalid(f"{length} bytes don't end with the {size} of its {algorithm}.", "Send it, too.")
-        self._algorithm = algorithm
+        self.algorithm = algorithm
         self._body = body
         self._left = length - size
         self._digest = memoryview(bytearray(size))
@@ -40,7 +40,7 @@ class Followed:
     @property
     def digest(self) -> str | None:
         """As `algorithm:hexadecimal`, once it has come."""
-        return f"{self._algorithm}:{self._digest.hex()}" if self._known == len(self._digest) else None
+        return f"{self.algorithm}:{self._digest.hex()}" if self._known == len(self._digest) else None
 
     async def come(self) -> bool:
         if self._left:

@@ -8,7 +8,10 @@ it is rsync's own default (https://download.samba.org/pub/rsync/rsync.1, --check
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import IO, Protocol, cast
 
@@ -51,11 +54,14 @@ class Running:
         self._hasher.update(data)
         self.position += len(data)
 
-    def catch_up(self, file: int) -> None:
-        """Reads the bytes from `position` on, to the end of an open file."""
-        buffer = memoryview(bytearray(READ))
-        while count := os.preadv(file, [buffer], self.position):
+    def catch_up(self, file: int, end: int = sys.maxsize, seconds: float = math.inf) -> None:
+        """Reads the bytes of an open file from `position` on, up to `end` or where the file ends, and for not
+        much longer than so many seconds."""
+        buffer, over = memoryview(bytearray(READ)), time.monotonic() + seconds
+        while count := os.preadv(file, [buffer[: end - self.position]], self.position):
             self.add(buffer[:count])
+            if time.monotonic() >= over:
+                return
 
     def copy(self) -> Running:
         return Running(self.algorithm, self.position, self._hasher.copy())

@@ -26,6 +26,7 @@ from beamhub import digests, folders
 from beamhub.body import Body
 from beamhub.digests import Running
 from beamhub.errors import ChecksumMismatch, Conflict, DiskFull, Gone, NotFound, Unavailable
+from beamhub.marks import Marks
 from beamhub.previews import Previews
 from beamhub.schemas import DigestAlgorithm, Upload, UploadState
 
@@ -55,6 +56,7 @@ class Incoming:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self.previews = Previews(data_dir)
+        self.marks = Marks(data_dir)
 
     def temporary(self, upload: Upload) -> Path:
         return self._data_dir / upload.experiment / folders.INCOMING / upload.id
@@ -327,6 +329,7 @@ class Incoming:
         """Removes their temporary files; the published names stay."""
         for upload in uploads:
             self.previews.discard(upload)
+            self.marks.remove(upload)
             self.temporary(upload).unlink(missing_ok=True)
 
     def withdraw(self, upload: Upload, others: Collection[str]) -> None:
@@ -385,7 +388,7 @@ class Incoming:
     # --- what is there ---
 
     def found(self) -> list[Path]:
-        """All temporary files; each has the id of its upload as its name."""
+        """All temporary files, and what lies beside them; each name begins with the id of its upload."""
         return list(self._data_dir.glob(f"*/{folders.INCOMING}/*"))
 
 
@@ -592,6 +595,12 @@ def _copy(source: int, target: int, size: int, position: int) -> None:
 def different(path: str) -> ChecksumMismatch:
     return ChecksumMismatch(
         f"{path} arrived with another content than announced.", "Announce and send it again."
+    )
+
+
+def damaged(upload: Upload) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"A part of {upload.path} was damaged on its way.", "Ask for the offset, and send from there on."
     )
 
 

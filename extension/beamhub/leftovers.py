@@ -50,11 +50,10 @@ class Leftovers:
         self._underway.forget(*(had - known))
         await self._workers.run(self._incoming.previews.sweep, shown, known)
         for temporary in found:
-            if temporary.name not in known:
+            id_ = temporary.name.partition(".")[0]
+            if id_ not in known:
                 with _alone(f"the temporary file {temporary}"):
-                    await self._workers.run(
-                        remove, temporary, lambda name=temporary.name: self._receiving(name)
-                    )
+                    await self._workers.run(remove, temporary, lambda id_=id_: self._receiving(id_))
         arrived = await self._workers.run(lambda: [self._incoming.arrived(upload) for upload in waiting])
         for upload, count in zip(waiting, arrived, strict=True):
             if count is not None and (not is_whole(upload, count) or upload.concat == PARTIAL):

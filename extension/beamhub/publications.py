@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from beamhub import datasetstate, folders
 from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
 from beamhub.events import emit, emit_all
-from beamhub.incoming import AHEAD, Held, Source, explained, versions
+from beamhub.incoming import AHEAD, Held, Source, damaged, explained, versions
 from beamhub.names import Arrival, Kin, Names, choose, kin_of
 from beamhub.schemas import Upload, UploadState
 from beamhub.store import Store, Transaction
@@ -85,6 +85,9 @@ class Publications:
                 file = await self._workers.read(upload, self._incoming.bring, file)
             digest = await self._verified(upload, file)
         except ChecksumMismatch as error:
+            if 0 < self._underway.agreed(upload) < upload.size:
+                await self._workers.whole(self._underway.take_back, upload, file)
+                raise damaged(upload) from error
             with await self._workers.claim(upload), contextlib.suppress(Conflict):  # given up meanwhile
                 await self.fail(upload, error.detail, upload.created_by)
             raise
@@ -97,12 +100,14 @@ class Publications:
 
     async def _verified(self, upload: Upload, file: Held) -> str:
         """The digest of the bytes, which stay now. Raises ChecksumMismatch."""
-        running = self._underway.of(upload, file)
-        much = upload.size - running.position > AHEAD  # to be read, while the disk writes
-        flushing = {asyncio.ensure_future(self._workers.run(file.flush))} if much else set()
+        left = upload.size - self._underway.of(upload, file).position  # to be read, while the disk writes
+        flushing = {asyncio.ensure_future(self._workers.run(file.flush))} if left > AHEAD else set()
         try:
-            verify = self._incoming.verify, upload, file, running
-            slow = much or upload.source is not None
+            back = left == 0 or isinstance(file, Source)
+            while not back:
+                back = await self._workers.read(upload, self._underway.read_back, upload, file)
+            verify = self._incoming.verify, upload, file, self._underway.of(upload, file)
+            slow = upload.source is not None
             return await (self._workers.read(upload, *verify) if slow else self._workers.run(*verify))
         finally:
             for flushed in flushing:

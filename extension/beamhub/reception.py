@@ -16,9 +16,9 @@ from beamhub.access import Principal
 from beamhub.announcements import MAX_SIZE, Quota
 from beamhub.body import Body, Followed, pieces
 from beamhub.digests import ALGORITHMS, Hasher
-from beamhub.errors import ChecksumMismatch, Conflict, Invalid, QuotaExceeded, TooLarge, TooMany
+from beamhub.errors import Conflict, Invalid, QuotaExceeded, TooLarge, TooMany
 from beamhub.events import Live
-from beamhub.incoming import Held, explained
+from beamhub.incoming import Held, damaged, explained
 from beamhub.schemas import Upload
 from beamhub.store import Store
 from beamhub.store.uploads import PARTIAL
@@ -75,13 +75,20 @@ class Reception:
         self, upload: Upload, file: Held, body: Body, checksum: tuple[str, bytes] | None
     ) -> None:
         """Adds a body to the file, and to the running digest if all before it is in there. Bytes that neither
-        the checksum nor the digest behind them fits are forgotten: ChecksumMismatch."""
+        the checksum nor the digest behind them fits are forgotten: ChecksumMismatch. Raises Invalid where the
+        digest behind them is of another algorithm than the file's."""
         hasher = _hasher(checksum)
         limit, too_much = await self._limit(upload)
         takers: list[Callable[[memoryview], object]] = [hasher.update] if hasher else []
         running = self._underway.of(upload, file)
         before = running.copy() if checksum else running
-        if upload.concat != PARTIAL and running.position == upload.offset:
+        followed = body if isinstance(body, Followed) else None
+        if followed and followed.algorithm != running.algorithm:
+            raise Invalid(
+                f"The digests of {upload.path} are {running.algorithm}, not {followed.algorithm}.",
+                "Send those.",
+            )
+        if (followed or upload.concat != PARTIAL) and running.position == upload.offset:
             takers.append(running.add)
         told = 0.0
         try:
@@ -92,7 +99,7 @@ class Reception:
                     self._tell(upload, file.position)
                     told = time.monotonic()
             if checksum and hasher and not secrets.compare_digest(hasher.digest(), checksum[1]):
-                raise _damaged(upload)
+                raise damaged(upload)
         except BaseException as error:
             # what no checksum vouches for, or a full disk has cut, has not arrived
             await self._workers.whole(file.cut, upload.offset if checksum else file.position)
@@ -101,11 +108,18 @@ class Reception:
                 raise explained(error, upload) from error
             raise
         self._underway.keep(upload, file, running)
-        digest = body.digest if isinstance(body, Followed) else None
-        if digest and not self._underway.agrees(upload, file, digest):
-            await self._workers.whole(self._underway.take_back, upload, file)
-            raise _damaged(upload)
+        if followed and followed.digest:
+            await self._compare(upload, file, followed.digest)
         self._tell(upload, file.position)
+
+    async def _compare(self, upload: Upload, file: Held, digest: str) -> None:
+        """All that has come with its digest, as its sender has told it. Raises ChecksumMismatch."""
+        if self._underway.of(upload, file).position < file.position:
+            while not await self._workers.read(upload, self._underway.read_back, upload, file):
+                pass
+        if not await self._workers.whole(self._underway.agrees, upload, file, digest):
+            await self._workers.whole(self._underway.take_back, upload, file)
+            raise damaged(upload)
 
     async def replace(
         self, file: Held, begin: int, end: int, body: Body, checksum: tuple[str, bytes] | None
@@ -127,10 +141,9 @@ class Reception:
         if checksum and hasher:
             hasher.update(block)
             if not secrets.compare_digest(hasher.digest(), checksum[1]):
-                raise _damaged(upload)
+                raise damaged(upload)
         try:
-            self._underway.forget(upload.id)
-            await self._workers.whole(file.write, begin, block)
+            await self._workers.whole(self._underway.replace, upload, file, begin, bytes(block))
         except OSError as error:
             raise explained(error, upload) from error
 
@@ -176,9 +189,3 @@ def _hasher(checksum: tuple[str, bytes] | None) -> Hasher | None:
     if checksum[0] not in CHECKSUMS:
         raise Invalid(f"The checksum {checksum[0]!r} is not known.", f"Use one of {', '.join(CHECKSUMS)}.")
     return CHECKSUMS[checksum[0]]()
-
-
-def _damaged(upload: Upload) -> ChecksumMismatch:
-    return ChecksumMismatch(
-        f"A part of {upload.path} was damaged on its way.", "Ask for the offset, and send from there on."
-    )

@@ -71,7 +71,7 @@ def postgresql_server() -> Iterator[str]:
 @pytest.fixture
 def postgresql_url(postgresql_server: str) -> Iterator[str]:
     """SQLAlchemy URL of a PostgreSQL database without tables."""
-    with _database(postgresql_server, "template1") as url:
+    with new_database(postgresql_server, "template1") as url:
         yield url
 
 
@@ -87,7 +87,7 @@ def _with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _postgresql_with_tables(postgresql_server: str) -> Iterator[str]:
     """The name of a PostgreSQL database with the tables of this version and nothing in them."""
-    with _database(postgresql_server, "template1") as url:
+    with new_database(postgresql_server, "template1") as url:
         _migrate(url)
         yield url.partition("?")[0].rpartition("/")[2]
 
@@ -115,7 +115,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def run_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     """The same without tables, for any scope; a SQLite file lies in `folder`."""
     if os.environ.get(DATABASE, "sqlite") == "postgresql":
-        with _database(request.getfixturevalue("postgresql_server"), "template1") as url:
+        with new_database(request.getfixturevalue("postgresql_server"), "template1") as url:
             yield url
     else:
         yield f"sqlite:///{folder / 'beamhub.db'}"
@@ -126,7 +126,7 @@ def _with_tables_in(request: pytest.FixtureRequest, folder: Path, kind: str) -> 
     """A copy of the database that has been migrated once: migrating takes longer than most tests."""
     if kind == "postgresql":
         tables = request.getfixturevalue("_postgresql_with_tables")
-        with _database(request.getfixturevalue("postgresql_server"), tables) as url:
+        with new_database(request.getfixturevalue("postgresql_server"), tables) as url:
             yield url
     else:
         yield f"sqlite:///{shutil.copy(request.getfixturevalue('_with_tables'), folder / 'beamhub.db')}"
@@ -141,7 +141,7 @@ def _migrate(url: str) -> None:
 
 
 @contextlib.contextmanager
-def _database(server: str, template: str) -> Iterator[str]:
+def new_database(server: str, template: str) -> Iterator[str]:
     """The URL of a new database that is a copy of `template`; it goes when the context ends."""
     import psycopg
 

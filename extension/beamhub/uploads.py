@@ -68,11 +68,11 @@ class Uploads:
     ) -> None:
         """`in_place`: the folders from which an instrument may register files. `at_once`: how many requests
         of one principal may bring bytes at a time."""
-        underway = Underway()
         self._store = store
         self._in_place = in_place or {}
         self.workers = Workers(data_dir)
         self._incoming = self.workers.incoming
+        underway = Underway(self._incoming.marks)
         self.reception = Reception(store, live, self.workers, underway, at_once)
         self.publications = Publications(store, self.workers, underway, examine)
         self.leftovers = Leftovers(store, self.workers, underway, self.publications)

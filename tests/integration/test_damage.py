@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 from beamhub.agent.sent import AT_ONCE
 from beamhub.agent.service import PART
 from beamhub.schemas import UploadState
+from beamhub.testing import Ingest, running_service
+from beamhub.testing_stores import new_database
 
 from tests.integration.agents import RunningAgent, grown, write_large
 from tests.integration.test_agent_growing import say_done
@@ -25,12 +28,14 @@ class Damage:
 
     Args:
         places: how many bytes the agent has sent before each of these.
+        deaths: and before each of these is called; nothing is passed on meanwhile.
     """
 
-    def __init__(self, port: int, places: Sequence[int]) -> None:
+    def __init__(self, port: int, places: Sequence[int], deaths: Mapping[int, Callable[[], None]]) -> None:
         self.port = 0
         self.carried = 0  # bytes from the agent
         self.places = list(places)
+        self.deaths = dict(deaths)
         self._service = port
 
     @asynccontextmanager
@@ -41,9 +46,10 @@ class Damage:
             yield
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, answer = await asyncio.open_connection("127.0.0.1", self._service)
-        with contextlib.suppress(OSError):
-            await asyncio.gather(self._pass(reader, answer, harm=True), self._pass(there, writer))
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            there, answer = await asyncio.open_connection("127.0.0.1", self._service)
+            with contextlib.closing(answer):
+                await asyncio.gather(self._pass(reader, answer, harm=True), self._pass(there, writer))
 
     async def _pass(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, harm: bool = False
@@ -54,15 +60,19 @@ class Damage:
             if harm and self.places and self.carried > self.places[0]:
                 block[len(block) // 2] ^= 1
                 del self.places[0]
+            for place in [place for place in self.deaths if harm and self.carried > place]:
+                self.deaths.pop(place)()
             target.write(block)
             await target.drain()
         target.close()
 
 
 @contextmanager
-def damaged_way(port: int, *places: int) -> Iterator[Damage]:
+def damaged_way(
+    port: int, *places: int, deaths: Mapping[int, Callable[[], None]] | None = None
+) -> Iterator[Damage]:
     """A `Damage` in a thread of its own."""
-    damage, ready = Damage(port, places), threading.Event()
+    damage, ready = Damage(port, places, deaths or {}), threading.Event()
     loop, over = asyncio.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
@@ -105,6 +115,48 @@ def test_a_byte_that_is_flipped_on_its_way_costs_its_part(
     assert [u.state for u in agent.uploads()] == [UploadState.COMPLETE]
     assert 0 < damage.carried - 160 * MIB - again < MIB, "what else was sent again?"
     assert agent.log.count("A part of raw/large.cbf was damaged on its way") == len(places)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def ingest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingest]:
+    """A process that takes uploads, and may be killed."""
+    folder = tmp_path_factory.mktemp("ingest")
+    with contextlib.ExitStack() as stack:
+        url = f"sqlite:///{folder / 'beamhub.db'}"
+        if request.param == "postgresql":
+            url = stack.enter_context(new_database(request.getfixturevalue("postgresql_server"), "template1"))
+        yield stack.enter_context(running_service(folder / "service", database_url=url)).ingest()
+
+
+@pytest.mark.parametrize(
+    ("place", "death", "again"),
+    [
+        (100, 110, 110),  # parts end at 64, and at 64 behind what had come before the kill
+        (120, 110, 110),
+        (140, 130, 64),
+    ],
+)
+def test_a_byte_that_is_flipped_around_a_kill_costs_its_part(
+    ingest: Ingest, tmp_path: Path, place: int, death: int, again: int
+) -> None:
+    """In what the process had received that was killed, or in what the next one receives."""
+    agent = RunningAgent(tmp_path / "agent", ingest.service, ingest.service.beamtime())
+
+    def die() -> None:
+        ingest.kill()
+        ingest.start()
+
+    with damaged_way(ingest.port, place * MIB, deaths={death * MIB: die}) as damage:
+        agent.url = f"http://127.0.0.1:{damage.port}"
+        agent.start()
+        write_large(agent.data / "large.cbf", 192)
+        agent.until_arrived("large.cbf")
+        agent.stop()
+    assert (damage.places, damage.deaths) == ([], {})
+    agent.assert_all_there_once()
+    assert [u.state for u in agent.uploads()] == [UploadState.COMPLETE]
+    assert 0 < damage.carried - (192 + again) * MIB < 3 * MIB, "what else was sent again?"
+    assert agent.log.count("A part of raw/large.cbf was damaged on its way") == 1
 
 
 def test_a_byte_that_is_flipped_while_a_file_grows_costs_one_request(agent: RunningAgent) -> None:

@@ -77,7 +77,7 @@ async def list_uploads(call: Call, query: UploadQuery) -> Page[Upload]:
     "POST",
     "uploads",
     streams_body="application/offset+octet-stream",
-    headers=TUS | ANNOUNCED | DEFERRED | CONCAT | CHECKSUM,
+    headers=TUS | ANNOUNCED | DEFERRED | CONCAT | CHECKSUM | FOLLOWS,
     keyed=True,
 )
 async def create_upload(call: Call) -> Reply[Upload]:
@@ -111,7 +111,7 @@ async def create_upload(call: Call) -> Reply[Upload]:
             call.principal, name, size, digest, partial=partial, digest_follows=follows, **where
         )
         if _brings_bytes(call) and upload.state is UploadState.RECEIVING and not upload.offset:
-            upload = await uploads.append(call.principal, upload.id, 0, call.body, checksum)
+            upload = await uploads.append(call.principal, upload.id, 0, _body(call), checksum)
     else:
         name, parts = metadata.get("filename", ""), _parts(concat)
         if follows:
