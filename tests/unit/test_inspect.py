@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from beamhub.frames.reader import open_dataset
 from beamhub.schemas import DatasetKind
 from beamhub.simulation.acquisition import Acquisition, Detector, Grid
 from beamhub.simulation.detector import VirtualDetector
+
+from tests.unit.reading import waiting_python
 
 # following a link that it should not follow, a test would hang on a pipe that nobody writes to
 pytestmark = pytest.mark.timeout(60)
@@ -497,6 +500,21 @@ async def test_a_file_that_takes_too_long(recorded: Path) -> None:
     with pytest.raises(UnreadableFile, match="took more than"):
         await look(impatient, recorded)
     await impatient.close()
+
+
+async def test_the_start_of_a_child_is_not_a_files_time(
+    tmp_path: Path, recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes long on a busy machine."""
+    expected, gate = inspect_master(recorded, recorded.parent), tmp_path / "gate"
+    monkeypatch.setattr(sys, "executable", str(waiting_python(tmp_path / "python", gate)))
+    inspector = Inspector(seconds=3)
+    looking = asyncio.create_task(look(inspector, recorded))
+    await asyncio.wait({looking}, timeout=3.5)
+    assert not looking.done()
+    gate.write_text("begin\n")
+    assert (await looking).info == expected
+    await inspector.close()
 
 
 def too_large(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from h5py import h5d, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from tests.detector import CODECS, LINK, SHAPE, Detector, counts
-from tests.unit.reading import LIBVER, reader, root
+from tests.unit.reading import LIBVER, reader, root, waiting_python
 
 __all__ = ["reader", "root"]
 
@@ -270,6 +271,23 @@ async def test_a_file_that_is_too_much_for_the_child_is_not_asked_again(root: Pa
             assert (told.hopeless, told.growing) == (True, None)
             assert told.problem.startswith(problem)
             await reader.close()
+
+
+async def test_the_start_of_the_child_is_not_a_files_time(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes long on a busy machine."""
+    gate, reader = tmp_path / "gate", Reader(seconds=3)
+    with Detector(root / "scan.h5") as detector:
+        detector.write(1)
+        monkeypatch.setattr(sys, "executable", str(waiting_python(tmp_path / "python", gate)))
+        listing = asyncio.create_task(reader.frames(str(root / "scan.h5"), str(root), 0))
+        await asyncio.wait({listing}, timeout=3.5)
+        assert not listing.done()
+        gate.write_text("begin\n")
+        told = await listing
+    assert (told.problem, told.growing and told.growing.frames) == ("", 1)
+    await reader.close()
 
 
 async def test_a_child_that_is_not_asked_ends(root: Path) -> None:

@@ -16,7 +16,7 @@ from beamhub.frames import hdf5
 from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined, superblock
 
 from .file import INODE
-from .reader import Listing, Question, Verdict
+from .reader import BEGUN, Listing, Question, Verdict
 
 
 def open_in_writer(file: int) -> bool:
@@ -78,13 +78,18 @@ def _answer(question: Question) -> Verdict | Listing:
 
 
 def _serve(memory: int, seconds: int) -> None:
-    """One question a line on stdin, one answer a line on stdout, until stdin ends."""
+    """One question a line on stdin, one answer a line on stdout, until stdin ends. Before each answer it says
+    that it begins to look."""
     os.setsid()  # Ctrl-C is the agent's
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     for line in sys.stdin.buffer:
         question = Question.model_validate_json(line)
+        if question.begin is not None:
+            from beamhub.frames import swmr  # noqa: F401 (before the file's time runs)
+        sys.stdout.buffer.write(BEGUN)
+        sys.stdout.buffer.flush()
         used = resource.getrusage(resource.RUSAGE_SELF)
         spent = math.ceil(used.ru_utime + used.ru_stime)
         resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds + 1, resource.RLIM_INFINITY))

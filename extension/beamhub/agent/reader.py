@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import time
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -15,6 +16,8 @@ from beamhub.schemas import Model
 
 MEMORY = 1 << 30  # bytes of the child's address space
 SECONDS = 20.0  # for one file, of the clock and of the CPU
+START = 120.0  # seconds that a busy machine may take until the child begins to look
+BEGUN = b"\n"  # what the child says then
 REST = 60.0  # seconds without a question, after which the child ends
 PARTING = 1.0  # seconds for a child that is killed
 CRASHED = "exhausts or crashes what looks into it"
@@ -115,10 +118,9 @@ class Reader:
             self._asked.set()
             tried_before = self._child is not None
             try:
-                async with asyncio.timeout(self._seconds):
+                line = await self._exchange(question)
+                if not line and tried_before:  # it may have died of something else in the meantime
                     line = await self._exchange(question)
-                    if not line and tried_before:  # it may have died of something else in the meantime
-                        line = await self._exchange(question)
             except TimeoutError:
                 await self.close()
                 return answer(problem=f"takes more than {self._seconds:g} s to look into", hopeless=True)
@@ -132,7 +134,7 @@ class Reader:
                 return answer(problem=CRASHED, hopeless=True)
 
     async def _exchange(self, question: Question) -> bytes:
-        """The child's answer; b"" if it died over the question."""
+        """The child's answer; b"" if it died over the question. Raises TimeoutError."""
         if self._child is None:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -154,9 +156,16 @@ class Reader:
         assert child.stdin  # noqa: S101 (a pipe)
         assert child.stdout  # noqa: S101
         try:
-            child.stdin.write(question.model_dump_json().encode() + b"\n")
-            await child.stdin.drain()
-            line = await child.stdout.readline()
+            async with asyncio.timeout(START):  # which is no fault of the file
+                child.stdin.write(question.model_dump_json().encode() + b"\n")
+                await child.stdin.drain()
+                line = await child.stdout.readline()
+            if line == BEGUN:
+                end = time.monotonic() + self._seconds
+                async with asyncio.timeout(self._seconds):
+                    line = await child.stdout.readline()
+                if time.monotonic() > end:
+                    raise TimeoutError
         except (ConnectionError, ValueError):  # ValueError: an endless line
             line = b""
         if not line:

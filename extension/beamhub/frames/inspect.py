@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # an ingest process, which shows no frames, does without nump
     from numpy.typing import NDArray
 
 MAX_ANSWER = 1 << 24  # bytes of a line
+START = 120.0  # seconds that a busy machine may take until a child begins to look
+BEGUN = b"\n"  # what the child says then
 KEPT = 16  # datasets of which a child remembers where the frames lie
 T = TypeVar("T")
 
@@ -243,23 +245,26 @@ class _Child:
         child = self.process
         if child is None or child.stdin is None or child.stdout is None:
             return b""
-        deadline = time.monotonic() + self._seconds
+        deadline = time.monotonic() + START  # which is no fault of the file
         answer = bytearray()
         try:
             child.stdin.write(question)
             child.stdin.flush()
             ready = select.poll()
             ready.register(child.stdout, select.POLLIN)
-            while not answer.endswith(b"\n"):
-                if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            while answer == BEGUN or not answer.endswith(b"\n"):
+                left = deadline - time.monotonic()
+                if left <= 0 or not ready.poll(left * 1000):
                     raise TimeoutError
-                part = os.read(child.stdout.fileno(), 1 << 16)
+                if not answer:
+                    deadline = time.monotonic() + self._seconds
+                part = os.read(child.stdout.fileno(), 1 << 16 if answer else len(BEGUN))
                 if not part or len(answer) > MAX_ANSWER:
                     return b""
                 answer += part
         except (BrokenPipeError, ConnectionResetError):
             return b""
-        return bytes(answer)
+        return bytes(answer.removeprefix(BEGUN))
 
     def _start(self) -> None:
         self.end()
@@ -330,7 +335,8 @@ def _senseless(name: str) -> UnreadableFile:
 
 
 def _serve(memory: int, seconds: int, shared: int) -> None:
-    """One question a line on stdin, one answer a line on stdout, until stdin ends."""
+    """One question a line on stdin, one answer a line on stdout, until stdin ends. Before each answer it says
+    that it begins to look."""
     from beamhub.frames import nxmx_frames  # noqa: F401 (once, and not while the first file's time runs)
 
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -338,6 +344,8 @@ def _serve(memory: int, seconds: int, shared: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     for line in sys.stdin.buffer:
         question = json.loads(line)
+        sys.stdout.buffer.write(BEGUN)
+        sys.stdout.buffer.flush()
         used = resource.getrusage(resource.RUSAGE_SELF)
         spent = math.ceil(used.ru_utime + used.ru_stime)
         resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds + 1, resource.RLIM_INFINITY))
