@@ -78,7 +78,7 @@ class LocalRunner:
         self._caches = self._state / "warm"
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._codes: dict[int, int] = {}  # exit codes of those that have ended lately
-        self._niceness: dict[int, int] = {}  # of children that have not been let go
+        self._niceness: dict[int, int] = {}  # to be, of those that have waited with another
         self._watched: set[int] = set()
         self._changed: Callable[[], None] = lambda: None
         # without a sandbox that a folder's new name reaches, nobody waits
@@ -137,9 +137,13 @@ class LocalRunner:
         if self._broken and self._require_sandbox:
             raise OSError(self._broken)
         folder = Path(spec.folder)
-        child = self.pool.take(folder, experiment) or self._spawn(folder, experiment, LIVE)
+        nice = LIVE if spec.live else BATCH
+        child = self.pool.take(folder, experiment)
+        if child is None:
+            child = self._spawn(folder, experiment, nice)
+        else:
+            self._niceness[child.pid] = nice
         self._children[child.pid] = child
-        self._niceness[child.pid] = LIVE if spec.live else BATCH
         started = _process(child.pid)
         if started is None:
             raise OSError("the job's first process ended at once")
@@ -165,9 +169,12 @@ class LocalRunner:
                 network=False,
                 cwd=folder,
             )
+        # before it runs: a process that it is starting meanwhile would be left as it was
+        slower = nice - os.getpriority(os.PRIO_PROCESS, 0)
+        argv = ["nice", "-n", str(slower), *argv]
         # appended to, so that a job which truncates its log does not make holes in it
         with (folder / "log.txt").open("ab") as output:
-            child = subprocess.Popen(
+            return subprocess.Popen(
                 argv,
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -176,14 +183,13 @@ class LocalRunner:
                 env=environment,
                 start_new_session=True,
             )
-        os.setpriority(os.PRIO_PGRP, child.pid, nice)
-        return child
 
     def _release(self, ref: Ref) -> None:
         child = self._children.get(_int(ref, "pid"))
         if child is not None and child.stdin is not None:
             try:
-                _set_niceness(child.pid, self._niceness.pop(child.pid))
+                if (nice := self._niceness.pop(child.pid, None)) is not None:
+                    _set_niceness(child.pid, nice)
                 child.stdin.write(GO)
                 child.stdin.close()
             except (BrokenPipeError, ProcessLookupError):  # it has been killed meanwhile: poll() tells
