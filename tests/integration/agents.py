@@ -17,6 +17,7 @@ from beamhub.testing import Beamtime, RunningService
 
 PATIENCE = 100.0  # seconds, of a slow machine
 LARGE = 192  # MiB: some tenths of a second to send
+SLOW = '"4 MB/s"'  # a limit with which that takes most of a minute
 
 
 @dataclass
@@ -85,6 +86,12 @@ class RunningAgent:
         assert self.process is not None
         self.process.send_signal(number)
 
+    def hurry(self) -> None:
+        """Lifts the limit, as `systemctl reload` does."""
+        del self.upload["limit"]
+        self.command()
+        self.signal(signal.SIGHUP)
+
     def stop(self) -> int:
         assert self.process is not None
         self.signal(signal.SIGTERM)
@@ -126,7 +133,9 @@ class RunningAgent:
         self.until(lambda: set(names) <= complete())
 
     def until_halfway(self) -> Upload:
-        """Waits until the service has a part of one file."""
+        """Waits until the service has a part of one file; with a limit, so that it is not over before it is
+        seen."""
+        assert "limit" in self.upload
         found: list[Upload] = []
 
         def halfway() -> bool:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from beamhub.schemas import UploadState
 
-from tests.integration.agents import PATIENCE, RunningAgent, grown, write_large
+from tests.integration.agents import PATIENCE, SLOW, RunningAgent, grown, write_large
 
 HANGING = Path(__file__).parents[1] / "hanging_files.py"
 
@@ -23,6 +23,7 @@ HANGING = Path(__file__).parents[1] / "hanging_files.py"
 
 
 def test_a_file_that_changes_while_it_is_sent(agent: RunningAgent) -> None:
+    agent.upload["limit"] = SLOW
     agent.start()
     path = agent.data / "large.cbf"
     write_large(path)
@@ -31,6 +32,7 @@ def test_a_file_that_changes_while_it_is_sent(agent: RunningAgent) -> None:
     with path.open("r+b") as file:
         file.write(b"changed")
     agent.signal(signal.SIGCONT)
+    agent.hurry()
 
     agent.until_arrived("large.cbf")
     agent.assert_all_there_once()
@@ -54,9 +56,7 @@ def test_what_happens_to_files_while_they_are_sent(agent: RunningAgent) -> None:
     os.truncate(shrunk, 2**20)
     old_name.rename(agent.data / "new")
     deleted.unlink()
-    del agent.upload["limit"]
-    agent.command()
-    agent.signal(signal.SIGHUP)
+    agent.hurry()
     agent.until_arrived("grown", "shrunk", "new", "deleted")
 
     agent.until(lambda: "old was deleted or renamed before it had been sent" in agent.log)
@@ -105,11 +105,13 @@ def test_a_clock_that_is_wrong_by_a_day(
             for name, value in clock(shift).items():
                 patch.setenv(name, value)
             agent.service.restart()
+    agent.upload["limit"] = SLOW
     agent.start()
     (agent.data / "settles").write_text("settles")
     write_large(agent.data / "large.cbf")
     agent.until_halfway()
     agent.kill()
+    del agent.upload["limit"]
     agent.start()
 
     agent.until_arrived("settles", "large.cbf")
@@ -139,11 +141,13 @@ def test_a_clock_that_is_set_while_a_file_settles(agent: RunningAgent) -> None:
 
 def test_the_agent_is_killed_and_started_again(agent: RunningAgent) -> None:
     (agent.data / "small").write_text("small")
+    agent.upload["limit"] = SLOW
     agent.start()
     agent.until_arrived("small")
     write_large(agent.data / "large.cbf")
     upload = agent.until_halfway()
     agent.kill()
+    del agent.upload["limit"]
     for name in ("meanwhile", "another"):
         (agent.data / name).write_text(name)
 
@@ -157,6 +161,7 @@ def test_the_agent_is_killed_and_started_again(agent: RunningAgent) -> None:
 
 def test_the_service_is_killed_and_started_again(own_agent: RunningAgent) -> None:
     agent = own_agent
+    agent.upload["limit"] = SLOW
     agent.start()
     write_large(agent.data / "large.cbf")
     upload = agent.until_halfway()
@@ -164,6 +169,7 @@ def test_the_service_is_killed_and_started_again(own_agent: RunningAgent) -> Non
     (agent.data / "meanwhile").write_text("meanwhile")
     agent.until(lambda: "can't be reached" in agent.log)
     agent.service.start()
+    agent.hurry()
     agent.until_arrived("large.cbf", "meanwhile")
 
     agent.assert_all_there_once()
@@ -219,11 +225,14 @@ def test_a_lost_journal_sends_nothing_again(agent: RunningAgent) -> None:
 
 
 def test_sigterm_stops_in_the_middle_of_a_file(agent: RunningAgent) -> None:
+    agent.upload["limit"] = SLOW
     agent.start()
     write_large(agent.data / "large.cbf")
     agent.until_halfway()
 
     assert agent.stop() == 0
+    assert agent.files() == {}
+    del agent.upload["limit"]
     assert "Traceback" not in agent.log
     assert agent.run("--once").returncode == 0
     agent.assert_all_there_once()
@@ -232,12 +241,14 @@ def test_sigterm_stops_in_the_middle_of_a_file(agent: RunningAgent) -> None:
 def test_a_file_belongs_to_the_experiment_that_was_active_when_it_began(agent: RunningAgent) -> None:
     sam = agent.service.client("sam")
     later = sam.create_experiment(agent.beamtime.instrument, "The next one", pi="ada").id
+    agent.upload["limit"] = SLOW
     agent.start()
     write_large(agent.data / "large.cbf")
     agent.until_halfway()
     agent.signal(signal.SIGSTOP)
     sam.activate(agent.beamtime.instrument, later)
     agent.signal(signal.SIGCONT)
+    agent.hurry()
     agent.until_arrived("large.cbf")
 
     agent.assert_all_there_once()
@@ -247,10 +258,12 @@ def test_a_file_belongs_to_the_experiment_that_was_active_when_it_began(agent: R
 def test_a_file_that_has_to_begin_again_does_not_change_the_experiment(agent: RunningAgent) -> None:
     sam = agent.service.client("sam")
     later = sam.create_experiment(agent.beamtime.instrument, "The next one", pi="ada").id
+    agent.upload["limit"] = SLOW
     agent.start()
     write_large(agent.data / "large.cbf")
     upload = agent.until_halfway()
     agent.kill()
+    del agent.upload["limit"]
     sam.activate(agent.beamtime.instrument, later)
     agent.service.agent(agent.beamtime).cancel_upload(upload.id)
 
@@ -301,9 +314,7 @@ def test_a_file_system_that_hangs(agent: RunningAgent) -> None:
         assert status.connected
         assert sum(u.state is UploadState.RECEIVING for u in agent.uploads()) == 2
 
-        del agent.upload["limit"]
-        agent.command()
-        agent.signal(signal.SIGHUP)
+        agent.hurry()
         (near / "done.cbf").write_text("done")
         message = {"files": [str(agent.data / "far-3.bin"), str(near / "done.cbf")]}
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(agent.folder / "done.sock"))) as detector:

@@ -10,7 +10,7 @@ from beamhub.client import Client
 from beamhub.schemas import UploadState
 from beamhub.testing import RunningService
 
-from tests.integration.agents import RunningAgent, write_large
+from tests.integration.agents import SLOW, RunningAgent, write_large
 
 
 @pytest.fixture
@@ -28,11 +28,13 @@ def unsent(agent: RunningAgent) -> dict[str, tuple[str, str]]:
 
 
 def test_a_pause_lets_what_is_on_its_way_finish_and_begins_nothing(agent: RunningAgent, sam: Client) -> None:
+    agent.upload["limit"] = SLOW
     agent.start()
     write_large(agent.data / "large.bin")
     agent.until_halfway()
     sam.pause_uploads(agent.beamtime.instrument, "vacuum")
     (agent.data / "small").write_text("small")
+    agent.hurry()
     agent.until_arrived("large.bin")
     agent.until(
         lambda: (
@@ -99,6 +101,7 @@ def test_what_waits_is_skipped_by_a_pattern(agent: RunningAgent, sam: Client) ->
 
 def test_what_failed_is_listed_and_tried_again(agent: RunningAgent, sam: Client) -> None:
     instrument, experiment = agent.beamtime.instrument, agent.beamtime.experiment
+    agent.upload["limit"] = SLOW
     agent.start()
     write_large(agent.data / "large.bin")
     upload = agent.until_halfway()
@@ -106,6 +109,7 @@ def test_what_failed_is_listed_and_tried_again(agent: RunningAgent, sam: Client)
     sam.activate(instrument, None)
     agent.service.agent(agent.beamtime).cancel_upload(upload.id)
     agent.signal(signal.SIGCONT)
+    agent.hurry()
     agent.until(lambda: "large.bin" in unsent(agent))
     state, reason = unsent(agent)["large.bin"]
     assert (state, bool(reason)) == ("failed", True)
