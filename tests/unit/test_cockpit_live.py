@@ -34,7 +34,7 @@ class Screen:
         return apply
 
     async def shows(self, count: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not self.shown or self.shown[-1][0] < count:
                 self.seen.clear()
                 await self.seen.wait()

@@ -70,7 +70,7 @@ async def test_a_follower_who_knows_more_than_there_is_waits_for_what_comes(stor
     write(store)
     events = Feed(store).follow(10**15)
     waiting = asyncio.create_task(take(events, 1))
-    await asyncio.wait_for(store.read(lambda tx: tx.events.head()), 10)
+    await asyncio.wait_for(store.read(lambda tx: tx.events.head()), 60)
     while not waiting.done():
         event = await store.write(lambda tx: emit(tx, "new", actor="sam"))
         assert event.id > 1

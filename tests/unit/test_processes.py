@@ -52,7 +52,7 @@ def gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([handle], [], [], 20)[0])
+        return bool(select.select([handle], [], [], 120)[0])
     finally:
         os.close(handle)
 

@@ -463,13 +463,21 @@ async def test_a_database_that_is_locked_says_so_and_keeps_nobody_for_longer_tha
     store = Store(f"sqlite:///{tmp_path / 'beamhub.db'}")
     store.migrate()
     tries: list[str] = []
-    event.listen(store._write_engine, "before_cursor_execute", lambda *told: tries.append(told[2]))
+    tried, go = threading.Event(), threading.Event()
+
+    def trying(*told: Any) -> None:
+        tries.append(told[2])
+        tried.set()
+        assert go.wait(60)
+
+    event.listen(store._write_engine, "before_cursor_execute", trying)
     with contextlib.closing(sqlite3.connect(tmp_path / "beamhub.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         first = asyncio.ensure_future(store.write(lambda tx: tx.instruments.create(instrument("one"))))
-        while not tries:  # noqa: ASYNC110 (on the thread of the writer)
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(tried.wait, 60)
         late = asyncio.ensure_future(store.write(lambda tx: tx.instruments.create(instrument("two"))))
+        await asyncio.sleep(0)  # it waits now
+        go.set()
         assert store.read_sync(lambda tx: tx.instruments.get("one")) is None  # readers don't wait
         failed = await asyncio.gather(first, late, return_exceptions=True)
         other.execute("ROLLBACK")
