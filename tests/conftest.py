@@ -65,7 +65,7 @@ def compiled() -> Path:
 @pytest.fixture(scope="session")
 def start_demo(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Iterator[StartDemo]:
     """Start `beamhub demo` with these options, in a new folder or the given one; ready when it returns."""
-    demos: list[RunningDemo] = []
+    demos = contextlib.ExitStack()
 
     def start(*options: str, state: Path | None = None) -> RunningDemo:
         folder = state or tmp_path_factory.mktemp("demo") / "state"
@@ -73,13 +73,11 @@ def start_demo(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Iter
             folder.mkdir(mode=0o700)
             shutil.copytree(compiled, folder / "service" / "warm")
         demo = RunningDemo(folder, *options)
-        demos.append(demo)
+        demos.callback(lambda: demo.process.poll() is None and demo.end())
         return demo.ready()
 
-    yield start
-    for demo in demos:
-        if demo.process.poll() is None:
-            demo.end()
+    with demos:
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -62,9 +62,11 @@ class Detector:
         self._answer()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is not None:  # perhaps while it was stopped
+            self.process.kill()
         self.process.communicate()  # the end of its input: it closes the file
-        assert self.process.returncode == 0
+        assert failed is not None or self.process.returncode == 0
 
     def write(self, frames: int) -> None:
         """Returns when so many more are written and all is flushed."""

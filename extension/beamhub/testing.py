@@ -48,7 +48,7 @@ PEOPLE: Mapping[str, Mapping[str, Any]] = {
 }
 TEMPLATE = "echo"  # a template that every service of these tests has
 LISTENING = "beamhub: experiments in"  # what a process of the service logs when it takes requests
-START = 60.0  # seconds; a healthy service takes two, on a busy machine many more
+START = 150.0  # seconds; a healthy service takes two, on a busy machine many more
 
 
 class _KnownUser(User):
@@ -273,16 +273,19 @@ class RunningService:
 
     def end(self) -> None:
         """Stop it if it runs, and whatever jobs it has left behind."""
-        for ingest in self._ingests:
-            ingest.end()
         for client in self._clients.values():
             client.close()
-        if self.process is not None and self.process.poll() is None:
-            self.stop()
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if str(self.folder).encode() in (entry / "cmdline").read_bytes():
-                    os.kill(int(entry.name), signal.SIGKILL)
+        try:
+            for ingest in self._ingests:
+                ingest.end()
+            if self.process is not None and self.process.poll() is None:
+                self.process.send_signal(signal.SIGCONT)  # it may have been stopped by a test that failed
+                self.stop()
+        finally:
+            for entry in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if str(self.folder).encode() in (entry / "cmdline").read_bytes():
+                        os.kill(int(entry.name), signal.SIGKILL)
 
 
 @dataclass
@@ -333,6 +336,7 @@ class Ingest:
         """Stop it if it runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGCONT)  # it may have been stopped by a test that failed
             self.process.wait(timeout=START)
 
 

@@ -130,16 +130,21 @@ class RunningDemo:
         """Send the signal and wait for the end; the exit code."""
         for detector in self._detectors:
             detector.terminate()
+            detector.send_signal(signal.SIGCONT)  # it may have been stopped by a test that failed
             detector.wait(PATIENCE)
         self.process.send_signal(how)
         return self.wait()
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end; the exit code. Raises TimeoutExpired after making an end that doesn't come."""
         for client in self._clients.values():
             client.close()
-        code = self.process.wait(PATIENCE)
-        self._reader.join()
+        try:
+            code = self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()  # its guards end all else
+            self.process.wait()
+            self._reader.join()
         assert self.process.stdout is not None  # noqa: S101  # for mypy: it is a pipe
         self.process.stdout.close()
         return code

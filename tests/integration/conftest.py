@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.integration.laboratory import Lab
 async def lab(tmp_path: Path, database_url: str) -> AsyncIterator[Lab]:
     lab = Lab(tmp_path, database_url)
     yield lab
-    await asyncio.to_thread(lab.store.close)
+    await lab.end()
 
 
 @pytest.fixture

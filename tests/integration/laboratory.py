@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,9 +126,11 @@ class Lab:
     @contextlib.asynccontextmanager
     async def running(self, engine: Engine | None = None) -> AsyncIterator[None]:
         task = asyncio.create_task((engine or self.engine()).run_forever())
-        yield
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def running_ready(self, ready: int = 1) -> AsyncIterator[LocalRunner]:
@@ -140,6 +144,13 @@ class Lab:
         async with self.running(self.engine(runner)):
             await condition(wait)
             yield runner
+
+    async def end(self) -> None:
+        """Nothing of it lives on, whatever a test that failed has left."""
+        for pid in processes(str(self.folder)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(self.store.close)
 
     async def submit(self, name: str, profile: str = "cpu-1", **parameters: Any) -> Job:
         request = JobCreate(

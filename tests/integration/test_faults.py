@@ -34,7 +34,7 @@ from tests.integration.laboratory import ADA, COUNT, ENGINE, PROFILES, Lab, cond
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     lab = Lab(tmp_path)
     yield lab
-    await asyncio.to_thread(lab.store.close)
+    await lab.end()
 
 
 async def engine(

@@ -23,7 +23,7 @@ from tests.integration.laboratory import ADA, ENGINE, Lab, condition, processes,
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     lab = Lab(tmp_path)
     yield lab
-    await asyncio.to_thread(lab.store.close)
+    await lab.end()
 
 
 def waiting(lab: Lab) -> set[str]:

@@ -120,7 +120,7 @@ class SlurmLab(Lab):
 async def lab(tmp_path: Path, slurm: Cluster, database_url: str) -> AsyncIterator[SlurmLab]:
     lab = SlurmLab(tmp_path, slurm, database_url)
     yield lab
-    await asyncio.to_thread(lab.store.close)
+    await lab.end()
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ async def own_lab(tmp_path: Path, own_slurm: Cluster, database_url: str) -> Asyn
     """One whose cluster may be damaged."""
     lab = SlurmLab(tmp_path, own_slurm, database_url)
     yield lab
-    await asyncio.to_thread(lab.store.close)
+    await lab.end()
 
 
 REPORT = """
