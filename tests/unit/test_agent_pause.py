@@ -36,3 +36,10 @@ def test_each_pause_is_longer_than_the_one_before_up_to_a_limit(expected: bool, 
         pause.end()
         assert pause._until == 0.0
     assert len(ends) == 5, "all come back at the same moment"
+
+
+def test_who_says_when_to_come_again_is_left_alone_until_then() -> None:
+    pause = Pause()
+    before = time.monotonic()
+    pause.begin(UnavailableError("too many", rest=120.0))
+    assert pause._until >= before + 120

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from beamhub.agent.config import Watch
 from beamhub.agent.file import Stamp
 from beamhub.agent.pause import LONGEST, Pause
@@ -19,26 +20,72 @@ def watch(folder: Path) -> Watch:
     return Watch.model_validate({"path": str(folder)}, context=folder)
 
 
-async def test_masters_first_else_in_order_of_arrival(tmp_path: Path) -> None:
+def at(second: int) -> Stamp:
+    return Stamp(1, SMALL + 1, second * 10**9)
+
+
+async def test_live_data_does_not_wait_behind_a_backlog(tmp_path: Path) -> None:
     queue = Queue()
-    for name in ("b_data_000001.h5", "log.txt", "a_data_000001.h5", "b_master.h5", "a.nxs"):
-        queue.add(watch(tmp_path), name, STAMP)
+    for number in range(1000):
+        queue.add(watch(tmp_path), f"old/night_{number % 10}_data_{number:06}.h5", at(number))
+    queue.add(watch(tmp_path), "old/night_3_000123.cbf", at(500))
+    await queue.get()
+    for name in ("lyso_7_data_000001.h5", "lyso_7_data_000002.h5", "lyso_7_master.h5"):
+        queue.add(watch(tmp_path), name, at(2000))
 
-    assert len(queue) == 5
-    names = [(await queue.get()).name for _ in range(5)]
+    names = [(await queue.get()).name for _ in range(4)]
 
-    assert names == ["b_master.h5", "a.nxs", "b_data_000001.h5", "log.txt", "a_data_000001.h5"]
-    assert not queue
+    assert names[:3] == ["lyso_7_master.h5", "lyso_7_data_000001.h5", "lyso_7_data_000002.h5"]
+    assert names[3].startswith("old/night_3_"), "the newest of the others"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["scan_1_master.h5", "scan_1_data_000001.h5", "scan_1_data_000002.h5", "scan_1_data_000010.h5"],
+        ["a/b.nxs", "a/b_000001.h5", "a/b_000002.h5", "a/b_000003.h5"],
+        ["run2_00001.cbf", "run2_00002.cbf", "run2_00003.cbf", "run2_00004.cbf"],
+        ["1.tif", "2.tif", "9.tif", "10.tif"],
+        ["grid.nxs", "grid.h5", "grid.log", "grid"],
+    ],
+)
+async def test_the_files_of_an_acquisition_go_as_they_were_written(tmp_path: Path, names: list[str]) -> None:
+    queue = Queue()
+    master, last = names[0], names[-1]
+    written = {name: at(number) for number, name in enumerate(names)} | {master: at(1)}
+    for name in reversed(names):  # as it may be when all are found at once
+        queue.add(watch(tmp_path), name, written[name])
+    queue.add(watch(tmp_path), "other_5.cbf", at(100))
+    queue.add(watch(tmp_path), last, written[last])
+    order = [(await queue.get()).name for _ in range(5)]
+
+    assert order == [*names, "other_5.cbf"]
 
 
 async def test_what_is_put_back_keeps_its_place(tmp_path: Path) -> None:
     queue = Queue()
-    queue.add(watch(tmp_path), "first", STAMP)
-    queue.add(watch(tmp_path), "second", STAMP)
+    queue.add(watch(tmp_path), "x_1.cbf", at(1))
+    queue.add(watch(tmp_path), "x_2.cbf", at(2))
     first = await queue.get()
+    queue.add(watch(tmp_path), "y_1.cbf", at(3))
     queue.put(first)
 
-    assert (await queue.get()) is first
+    assert [(await queue.get()).name for _ in range(3)] == ["y_1.cbf", "x_1.cbf", "x_2.cbf"]
+
+
+async def test_what_is_put_back_for_later_lets_others_go_first(tmp_path: Path) -> None:
+    queue = Queue()
+    for name in ("x_1.cbf", "x_2.cbf", "x_3.cbf"):
+        queue.add(watch(tmp_path), name, at(1))
+    first, dropped = await queue.get(), await queue.get()
+    queue.put(first, 0.01)
+    queue.put(dropped, 0.01)
+    assert queue.find(first.path) is first
+    assert len(queue) == 3
+    queue.drop(dropped.path)
+
+    assert [(await queue.get()).name for _ in range(2)] == ["x_3.cbf", "x_1.cbf"]
+    assert not queue
 
 
 async def test_dropped_and_seen_again(tmp_path: Path) -> None:
@@ -103,14 +150,14 @@ async def test_a_pause_of_the_staff_ends_when_they_say_so() -> None:
 
 async def test_small_files_go_together(tmp_path: Path) -> None:
     queue = Queue()
-    for name in ("a.txt", "b.txt", "x_master.h5", "c.txt"):
+    for name in ("x_1.cbf", "x_2.cbf", "x_master.h5", "x_3.cbf"):
         queue.add(watch(tmp_path), name, Stamp(1, 100, 3))
     queue.add(watch(tmp_path), "large", STAMP)
-    queue.drop(f"{tmp_path}/b.txt")
+    queue.drop(f"{tmp_path}/x_2.cbf")
 
-    assert [item.name for item in await queue.take(250)] == ["x_master.h5", "a.txt"]
+    assert [item.name for item in await queue.take(250)] == ["x_master.h5", "x_1.cbf"]
     (last,) = await queue.take(1)  # one in any case
-    assert last.name == "c.txt"
+    assert last.name == "x_3.cbf"
     assert [item.name for item in queue] == ["large"]
 
     last.alone = True

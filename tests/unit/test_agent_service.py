@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from beamhub.agent.service import (
     Body,
     DamagedError,
     DigestRequiredError,
+    FaultError,
     OffsetError,
     RefusedError,
     RestartError,
@@ -41,6 +43,11 @@ UPLOAD = (
 DIGEST = "xxh128:" + "0" * 32
 
 
+def refusal(status: int | str) -> str:
+    """As the service itself says no."""
+    return f'HTTP/1.1 {status} No\n\n{{"title": "No", "status": {str(status)[:3]}}}'
+
+
 class Stranger:
     """Gives the same answer to every request, or another one to every GET, and keeps the requests."""
 
@@ -52,6 +59,9 @@ class Stranger:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        length = re.search("\r\nContent-Length: ([0-9]+)", self.requests[-1])
+        if length and self.answer.startswith("HTTP/1.1 2"):  # who refuses need not hear all
+            await reader.readexactly(int(length[1]))
         answer = self.to_get if self.to_get and self.requests[-1].startswith("GET ") else self.answer
         head, _, body = answer.partition("\n\n")
         lines = [*head.splitlines(), f"Content-Length: {len(body.encode())}", "Connection: close", "", ""]
@@ -100,9 +110,13 @@ async def nothing(_: Callable[[bytes | memoryview], bool]) -> None:
     [
         ("HTTP/1.1 200 OK\n\n<html>Welcome</html>", "does not answer like beamhub"),
         ("HTTP/1.1 200 OK\n\n", "does not answer like beamhub"),
-        ("HTTP/1.1 302 Found\nLocation: http://elsewhere.example.org/\n\n", "answers 302 Found"),
+        (
+            "HTTP/1.1 302 Found\nLocation: http://elsewhere.example.org/\n\n",
+            "answers 302 Found and sends to http://elsewhere.example.org/: check url under",
+        ),
         ("HTTP/1.1 503 Service Unavailable\n\n", "answers 503 Service Unavailable"),
-        ("HTTP/1.1 404 Not Found\n\n", "there is no instrument sim-mx at http://127.0.0.1"),
+        (refusal(404), "there is no instrument sim-mx at http://127.0.0.1"),
+        ("HTTP/1.1 404 Not Found\n\n<html>404</html>", "127.0.0.1 answers 404 Not Found"),
         (
             "HTTP/1.1 401 Unauthorized\n\n",
             "the token of instrument sim-mx is not accepted: ask for a new one",
@@ -146,6 +160,44 @@ async def test_the_token_goes_to_no_other_host(tmp_path: Path, location: str) ->
         assert f"Host: 127.0.0.1:{server.port}\r\n" in server.requests[1]
 
 
+@pytest.mark.parametrize("status", [302, 400, 403, 404, 409, 410, 413, 422, 423, 428, 429, 460, 500, 502])
+async def test_what_stands_before_the_service_decides_nothing_about_a_file(
+    tmp_path: Path, status: int
+) -> None:
+    """A proxy that has lost the service says as well that there is no such thing, or that it may not be."""
+    answer = f"HTTP/1.1 {status} No\nRetry-After: 5\nLocation: /login\n\n<html><h1>{status}</h1></html>"
+    async with stranger(answer, tmp_path) as (_, service):
+        for request in (
+            service.upload("/uploads/1"),
+            service.append("/uploads/1", 5, 0, 5, zeros(5)),
+            service.rewrite("/uploads/1", 0, b"12345"),
+            service.announce("/uploads/1", FRAMES),
+            service.create("a", 5, DIGEST, experiment="sim-mx-2026-00001", key="k"),
+            service.deliver(b"{}\n"),
+            service.register("/data/a", "a", 1, DIGEST, experiment=None, key="1"),
+            service.terminate("/uploads/1"),
+        ):
+            with pytest.raises(UnavailableError, match=f"127.0.0.1 answers {status}") as raised:
+                await request
+            assert not raised.value.expected
+            assert not isinstance(raised.value, FaultError)
+            assert raised.value.rest == (5.0 if status == 429 else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "before", "length"),
+    [(10, 0, 5), (0, 0, 5), (3, 5, 3), (5, 5, 3), (9, 5, 3)],
+    ids=["the end, of a part", "nothing", "less than before", "as before", "more than was sent"],
+)
+async def test_an_offset_that_what_was_sent_does_not_lead_to(
+    tmp_path: Path, told: int, before: int, length: int
+) -> None:
+    """The end would mean that the file has arrived; no progress, that the same is sent for ever."""
+    async with stranger(f"HTTP/1.1 204 No Content\nUpload-Offset: {told}\n\n", tmp_path) as (_, service):
+        with pytest.raises(UnavailableError, match="Upload-Offset is"):
+            await service.append("/uploads/1", 10, before, length, zeros(length))
+
+
 @pytest.mark.parametrize("offset", ["6", "-1", "1e3", "", "99999999999999999999", "0x5"])
 async def test_an_impossible_offset(tmp_path: Path, offset: str) -> None:
     async with stranger(f"HTTP/1.1 204 No Content\nUpload-Offset: {offset}\n\n", tmp_path) as (_, service):
@@ -170,7 +222,7 @@ async def test_an_impossible_offset(tmp_path: Path, offset: str) -> None:
 async def test_what_to_do_when_bytes_are_not_taken(
     tmp_path: Path, status: int, error: type[Exception]
 ) -> None:
-    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
+    async with stranger(refusal(status), tmp_path) as (_, service):
         with pytest.raises(error):
             await service.append("/uploads/1", 5, 5, 0, nothing)
 
@@ -187,7 +239,7 @@ async def test_what_to_do_when_bytes_are_not_taken(
 async def test_what_to_do_when_a_file_is_not_taken(
     tmp_path: Path, status: int, experiment: str | None, error: type[Exception]
 ) -> None:
-    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
+    async with stranger(refusal(status), tmp_path) as (_, service):
         with pytest.raises(error):
             await service.create("a", 5, DIGEST, experiment=experiment, key="k")
 
@@ -202,7 +254,7 @@ async def test_a_small_file_goes_along_with_its_announcement(tmp_path: Path) -> 
         assert upload.state is UploadState.COMPLETE
         assert "Content-Type: application/offset+octet-stream\r\n" in server.requests[0]
         assert "Content-Length: 5\r\n" in server.requests[0]
-    async with stranger("HTTP/1.1 460 Checksum Mismatch\n\n", tmp_path) as (_, service):
+    async with stranger(refusal(460), tmp_path) as (_, service):
         with pytest.raises(RestartError):
             await service.create("a", 5, "sha256:" + "0" * 64, experiment=None, key="k", content=b"12345")
 
@@ -215,13 +267,14 @@ async def test_many_small_files_are_answered_one_by_one(tmp_path: Path) -> None:
     assert first is not None
     assert (first.id, second) == ("1", None)
     for status, error in (
-        ("503 Service Unavailable\nRetry-After: 10", UnavailableError),
-        ("409 Conflict", UnavailableError),
-        ("429 Too Many Requests", UnavailableError),
-        ("413 Too Large", RefusedError),
-        ("422 Unprocessable", RefusedError),
+        ("503", UnavailableError),
+        ("409", UnavailableError),
+        ("429", UnavailableError),
+        ("413", RefusedError),
+        ("422", RefusedError),
+        ("500", FaultError),
     ):
-        async with stranger(f"HTTP/1.1 {status}\n\n", tmp_path) as (_, service):
+        async with stranger(refusal(status), tmp_path) as (_, service):
             with pytest.raises(error):
                 await service.deliver(b"{}\n")
 
@@ -235,7 +288,7 @@ async def test_a_digest_that_comes_at_the_end(tmp_path: Path) -> None:
         _, upload = await service.create("a", 5, "xxh128", experiment=None, key="k")
         assert upload.digest_follows == "xxh128"
         assert "Upload-Metadata: filename YQ==,digest eHhoMTI4\r\n" in server.requests[0]
-    async with stranger("HTTP/1.1 428 No\n\n", tmp_path) as (_, service):
+    async with stranger(refusal(428), tmp_path) as (_, service):
         with pytest.raises(DigestRequiredError):
             await service.create("a", 5, "xxh128", experiment=None, key="k")
     async with stranger("HTTP/1.1 204 No Content\nUpload-Offset: 5\n\n", tmp_path) as (server, service):
@@ -261,6 +314,25 @@ async def test_nobody_there(tmp_path: Path) -> None:
         service._base = service._base.copy_with(port=server.port)
         with pytest.raises(UnavailableError, match="can't be reached"):
             await service.heartbeat(Heartbeat(host="detector", version="1"))
+
+
+async def test_a_service_that_hangs_is_told_of_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who sends a file may have to wait for long, until it has been verified."""
+    monkeypatch.setattr("beamhub.agent.service._QUESTION", httpx.Timeout(0.2))
+
+    callers = list[asyncio.StreamWriter]()
+    server = await asyncio.start_server(lambda _, writer: callers.append(writer), "127.0.0.1")
+    async with stranger("", tmp_path) as (_, service):
+        service._base = service._base.copy_with(port=server.sockets[0].getsockname()[1])
+        with pytest.raises(UnavailableError, match="does not answer"):
+            await service.heartbeat(Heartbeat(host="detector", version="1"))
+        with pytest.raises(UnavailableError, match="does not answer"):
+            await service.upload("/uploads/1")
+    for caller in callers:
+        caller.close()
+        await caller.wait_closed()
+    server.close()
+    await server.wait_closed()
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
@@ -349,7 +421,7 @@ async def test_who_is_answered_before_the_end_sends_no_more(tmp_path: Path) -> N
         while not written or written[-1]:
             written.append(await asyncio.to_thread(write, bytes(1000)))
 
-    async with stranger("HTTP/1.1 413 Too Large\n\n", tmp_path) as (_, service):
+    async with stranger(refusal(413), tmp_path) as (_, service):
         with pytest.raises(RefusedError):
             await service.append("/uploads/1", 10**15, 0, 10**15, endless)
         assert written[-1] is False
@@ -386,7 +458,7 @@ async def test_what_is_given_up_while_it_is_sent_ends_at_once(tmp_path: Path) ->
 
 async def test_an_endless_answer_ends(tmp_path: Path) -> None:
     async with stranger(f"HTTP/1.1 404 No\n\n{'x' * (2 << 20)}", tmp_path) as (_, service):
-        with pytest.raises(RestartError):
+        with pytest.raises(UnavailableError, match="answers 404"):
             await service.append("/uploads/1", 5, 5, 0, nothing)
         assert service._wires == {}
 
@@ -457,14 +529,14 @@ FRAMES = Growing(link="/entry/data/data", shape=(2, 3), dtype="uint16", codec=""
     ],
 )
 async def test_frames_that_are_not_taken(tmp_path: Path, status: int, problem: type[Exception]) -> None:
-    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (_, service):
+    async with stranger(refusal(status), tmp_path) as (_, service):
         with pytest.raises(problem):
             await service.announce("/uploads/1", FRAMES)
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
 async def test_a_service_that_is_too_old_for_frames(tmp_path: Path, status: int) -> None:
-    async with stranger(f"HTTP/1.1 {status} No\n\n", tmp_path) as (server, service):
+    async with stranger(refusal(status), tmp_path) as (server, service):
         server.to_get = f"HTTP/1.1 200 OK\n\n{UPLOAD}"
         assert await service.announce("/uploads/1", FRAMES) is None
         assert server.requests[0].startswith("PUT /uploads/1/frames ")

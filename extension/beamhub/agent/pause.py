@@ -59,7 +59,8 @@ class Pause:
         if now < self._until:  # another sender met the same obstacle
             return
         longest = LONGEST_EXPECTED if error.expected else LONGEST
-        self._until = now + min(longest, SHORTEST * 2**self._count) * random.uniform(0.5, 1.0)  # noqa: S311
+        wait = min(longest, SHORTEST * 2**self._count) * random.uniform(0.5, 1.0)  # noqa: S311
+        self._until = now + max(wait, error.rest)
         self._count = min(self._count + 1, 10)
         self._over.clear()
 

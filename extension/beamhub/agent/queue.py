@@ -1,9 +1,15 @@
-"""Files that are ready, in the order in which they are sent."""
+"""Files that are ready, in the order in which they are sent.
+
+What a detector writes now is what people wait for, however much is left of a time when nothing could be
+sent. So the acquisition whose file became ready last comes first, and its files in the order in which they
+were written: live data does not wait behind a backlog, and no acquisition is seen from its end.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,18 +20,22 @@ from .file import Digesting, Stamp
 
 MASTERS = ("_master.h5", ".nxs")
 SMALL = 1 << 18  # bytes of a file that is sent together with others
+_OWN = re.compile(
+    r"(_master|(_data)?_?\d+)?(\.[^./]+)?$"
+)  # in a name what one file of an acquisition has for itself
 
 
 @dataclass(order=True, slots=True)
 class Item:
     """A ready file on its way."""
 
-    order: tuple[bool, int]
+    order: tuple[bool, int, str]  # among those of its acquisition
     watch: Watch = field(compare=False)
     name: str = field(compare=False)  # below the watched directory
     stamp: Stamp = field(compare=False)
     sent: int = field(default=0, compare=False)
     restarts: int = field(default=0, compare=False)
+    faults: int = field(default=0, compare=False)  # of the service, over this file
     digesting: Digesting | None = field(default=None, compare=False)  # while it is sent
     finished: Stamp | None = field(default=None, compare=False)  # a later state that is ready at once
     sending: asyncio.Task[bool] | None = field(default=None, compare=False)
@@ -44,13 +54,12 @@ class Item:
 
 
 class Queue:
-    """Ready files: masters first, so that data files find theirs; else in the order of their arrival. Small
-    ones, which are sent together, don't wait for large ones."""
+    """Ready files: those of the newest acquisition first; of one its master, so that data files find theirs,
+    then the others from the oldest on. Small ones, which are sent together, don't wait for large ones."""
 
     def __init__(self) -> None:
         self._small, self._large = _Line(), _Line()
         self._items: dict[str, Item] = {}
-        self._number = 0
         self.size = 0  # bytes of all
 
     def __len__(self) -> int:
@@ -63,17 +72,27 @@ class Queue:
         return self._items.get(path)
 
     def add(self, watch: Watch, name: str, stamp: Stamp) -> None:
-        self._number += 1
-        self.put(Item((not name.endswith(MASTERS), self._number), watch, name, stamp))
+        self._put(Item((not name.endswith(MASTERS), stamp.mtime_ns, name), watch, name, stamp), newest=True)
 
-    def put(self, item: Item) -> None:
-        """Puts an item (back) into its place."""
+    def put(self, item: Item, after: float = 0.0) -> None:
+        """Puts an item back into its place; it is not sent again before `after` seconds have passed."""
+        if not after:
+            self._put(item, newest=False)
+            return
+        self._keep(item)
+        asyncio.get_running_loop().call_later(after, self._line(item).put, item)
+
+    def _put(self, item: Item, *, newest: bool) -> None:
+        self._keep(item)
+        self._line(item).put(item, newest=newest)
+
+    def _keep(self, item: Item) -> None:
         self.drop(item.path)
         self._items[item.path] = item
         self.size += item.stamp.size
-        line = self._small if item.is_small else self._large
-        heapq.heappush(line.heap, item)
-        line.filled.set()
+
+    def _line(self, item: Item) -> _Line:
+        return self._small if item.is_small else self._large
 
     def drop(self, path: str) -> None:
         if item := self._items.pop(path, None):
@@ -103,8 +122,7 @@ class Queue:
         return item
 
     def _pop(self, line: _Line) -> Item | None:
-        while line.heap:
-            item = heapq.heappop(line.heap)
+        while (item := line.pop()) is not None:
             if self._items.get(item.path) is item:  # else dropped meanwhile
                 self.drop(item.path)
                 return item
@@ -112,6 +130,26 @@ class Queue:
 
 
 class _Line:
+    """Items by their acquisitions, the newest of these last."""
+
     def __init__(self) -> None:
-        self.heap: list[Item] = []
+        self._acquisitions: dict[str, list[Item]] = {}
         self.filled = asyncio.Event()
+
+    def put(self, item: Item, *, newest: bool = False) -> None:
+        """`newest`: its acquisition is the newest now."""
+        acquisition = _OWN.sub("", item.name, 1)
+        items = self._acquisitions.setdefault(acquisition, [])
+        heapq.heappush(items, item)
+        if newest:
+            self._acquisitions[acquisition] = self._acquisitions.pop(acquisition)
+        self.filled.set()
+
+    def pop(self) -> Item | None:
+        if not self._acquisitions:
+            return None
+        acquisition, items = self._acquisitions.popitem()
+        item = heapq.heappop(items)
+        if items:
+            self._acquisitions[acquisition] = items
+        return item

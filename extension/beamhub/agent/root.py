@@ -24,7 +24,7 @@ from .journal import State
 from .queue import MASTERS
 from .send import BATCHES, Sender
 from .settle import Settling
-from .watch import LostError, Sighting, Tree
+from .watch import AT_ONCE, LostError, Sighting, Tree
 
 log = logging.getLogger("beamhub.agent")
 
@@ -51,7 +51,7 @@ class Root:
         self.holding = Holding(self._unsettled, self.disk, once=common.once)
         self._common = common
         self._candidates = asyncio.Event()  # there is something new to settle
-        self._settled: asyncio.Queue[Sighting] = asyncio.Queue()  # to be judged
+        self._settled: asyncio.Queue[Sighting] = asyncio.LifoQueue()  # to be judged, the newest first
         self._masters: asyncio.Queue[Sighting] = asyncio.Queue()  # whose files may be growing
         self.tree = self._new_tree()
 
@@ -215,26 +215,28 @@ class Root:
                 continue  # perhaps with an earlier check to wait for
             except TimeoutError:
                 pass
-            now = time.monotonic()
-            paths = self.settling.due(now)
-            if not paths:
-                continue
-            stamps = await self.disk.ask(looks, paths)
-            for path, stamp in zip(paths, stamps, strict=True):
-                if stamp is None:
-                    self.holding.forget(path)
-                settled = self.settling.looked(path, stamp, now)
-                if stamp is None:
-                    continue
-                sighting = self.sighting(path, stamp)
-                if not settled:
-                    self.growth.seen(sighting.name, stamp)
-                elif self.holding.concerns(path):
-                    self.judged[path] = stamp
-                    self._settled.put_nowait(sighting)
-                else:
-                    self._ready(sighting)
+            due = self.settling.due(time.monotonic())
+            for begin in range(0, len(due), AT_ONCE):
+                paths, now = due[begin : begin + AT_ONCE], time.monotonic()
+                for path, stamp in zip(paths, await self.disk.ask(looks, paths), strict=True):
+                    self._looked(path, stamp, now)
             self._common.step.set()
+
+    def _looked(self, path: str, stamp: Stamp | None, now: float) -> None:
+        """A file that was due has this stamp now; None: it is gone."""
+        if stamp is None:
+            self.holding.forget(path)
+        settled = self.settling.looked(path, stamp, now)
+        if stamp is None:
+            return
+        sighting = self.sighting(path, stamp)
+        if not settled:
+            self.growth.seen(sighting.name, stamp)
+        elif self.holding.concerns(path):
+            self.judged[path] = stamp
+            self._settled.put_nowait(sighting)
+        else:
+            self._ready(sighting)
 
     async def _learn(self) -> None:
         """Which files masters name: those are sent while they grow."""

@@ -40,6 +40,7 @@ from .service import (
     PART,
     DamagedError,
     DigestRequiredError,
+    FaultError,
     OffsetError,
     RefusedError,
     RestartError,
@@ -53,6 +54,7 @@ TOGETHER = 4 << 20  # bytes of small files that are sent together
 PIECE = 4 << 20  # bytes that a thread reads and sends before it is asked to go on
 BATCHES = 2  # of them, on their way at a time
 ATTEMPTS = 5  # from the beginning, at one file in one state
+LONGEST_REST = 60.0  # seconds between attempts at a file over which the service fails
 
 
 class Sender:
@@ -98,10 +100,14 @@ class Sender:
                 await asyncio.wait({item.sending})
                 del self.active[item.path]
             if again:
-                self.queue.put(item)
+                self._put_back(item)
             stamp = await self._disk.ask(look, item.path)
             self._through(item, stamp, known=self._common.journal.find(item.path) is not None)
             self._common.step.set()
+
+    def _put_back(self, item: Item) -> None:
+        """To be tried again: less and less often where the service fails, that others have their turn."""
+        self.queue.put(item, min(LONGEST_REST, 2.0 ** min(item.faults, 10)) if item.faults else 0.0)
 
     async def leave(self, path: str) -> None:
         """The file is not wanted: it is not sent, or not to its end, unless it has just arrived."""
@@ -141,7 +147,7 @@ class Sender:
                     _answered(item)
             for item in again:
                 if not item.skipped:
-                    self.queue.put(item)
+                    self._put_back(item)
             stamps = await self._disk.ask(looks, [item.path for item in items])
             known = self._common.journal.find_all([item.path for item in items])
             for item, stamp in zip(items, stamps, strict=True):
@@ -176,12 +182,12 @@ class Sender:
             parcel.item.announcing = answer
         try:
             uploads = await self._common.service.deliver(body(parcels))
+        except (RefusedError, FaultError) as error:
+            log.info("%d files are sent one by one: %s", len(parcels), error)
+            uploads = [None] * len(parcels)
         except UnavailableError as error:
             self._common.pause.begin(error)
             return again + [parcel.item for parcel in parcels]
-        except RefusedError as error:
-            log.info("%d files are sent one by one: %s", len(parcels), error)
-            uploads = [None] * len(parcels)
         arrived: dict[str, str] = {}
         seconds = time.monotonic() - begun
         for parcel, upload in zip(parcels, uploads, strict=True):
@@ -230,6 +236,13 @@ class Sender:
         """What follows when a file could not be sent. True: it is to be tried again."""
         path = item.path
         match problem:
+            case FaultError():
+                item.faults += 1
+                if item.faults == 1:  # perhaps it fails at all
+                    self._common.pause.begin(problem)
+                if item.faults >= ATTEMPTS:
+                    self._common.fail(path, f"has not arrived, and is tried again: {problem}")
+                return True
             case UnavailableError():
                 self._common.pause.begin(problem)
                 return True

@@ -42,8 +42,12 @@ PART = 64 * 2**20  # bytes in one PATCH; what one that breaks off has delivered 
 LONGEST_REASON = 300
 THREADS = 64  # that begin requests, or wait for answers
 
-# The answer to the last bytes comes after the whole file has been verified and flushed to the disk.
+SOON = 30.0  # seconds for the answer to a question
+LONGEST_REST = 300.0  # seconds for which a service may ask not to be asked again
+
+# Who announces or registers a file is answered when all of it has been verified and flushed to the disk.
 _TIMEOUT = httpx.Timeout(WRITE, read=READ, connect=CONNECT, pool=None)
+_QUESTION = httpx.Timeout(WRITE, read=SOON, connect=CONNECT, pool=None)
 _NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout)
 _TUS = {"Tus-Resumable": "1.0.0"}
 _BYTES = "application/offset+octet-stream"
@@ -54,11 +58,17 @@ class UnavailableError(Exception):
 
     Args:
         expected: it belongs to the course of things and may end at any moment: nobody needs to be alarmed.
+        rest: for so many seconds, at least, nothing should be tried.
     """
 
-    def __init__(self, reason: str, *, expected: bool = False) -> None:
+    def __init__(self, reason: str, *, expected: bool = False, rest: float = 0.0) -> None:
         super().__init__(reason)
         self.expected = expected
+        self.rest = rest
+
+
+class FaultError(UnavailableError):
+    """The service says that it fails at this request: at others, perhaps, it does not."""
 
 
 class RefusedError(Exception):
@@ -217,7 +227,7 @@ class Service:
 
     def _raise_unless_begun(self, response: httpx.Response, experiment: str | None) -> None:
         """What the answer to an announcement means."""
-        paused = response.status_code == 503 and "Retry-After" in response.headers
+        paused = response.status_code == 503 and "Retry-After" in response.headers and _problem(response)
         if paused or (response.status_code == 409 and not experiment):
             raise UnavailableError(_reason(response), expected=True)
         if response.status_code in (400, 403, 409, 413, 422):
@@ -274,7 +284,7 @@ class Service:
             body,
         )
         self._raise_unless_taken(response)
-        return _offset(response, size)
+        return _offset(response, size, offset, length)
 
     async def rewrite(self, location: str, position: int, content: bytes) -> None:
         """Replaces bytes of a file that was sent while it grew.
@@ -332,14 +342,18 @@ class Service:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> httpx.Response:
-        """Any answer of the service but 401. `where` is relative to the API, or an absolute path."""
+        """Any answer of the service itself but 401. `where` is relative to the API, or an absolute path."""
         url = (
             self._base.copy_with(raw_path=where.encode()) if where.startswith("/") else self._base.join(where)
         )
         client = self._connection(where)
         try:
             response = await client.request(
-                method, url, headers={**self._identity(), **(headers or {})}, content=content
+                method,
+                url,
+                headers={**self._identity(), **(headers or {})},
+                content=content,
+                timeout=_TIMEOUT if method == "POST" else _QUESTION,
             )
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
@@ -378,6 +392,8 @@ class Service:
                 f"the token of instrument {self._instrument} is not accepted: "
                 f"ask for a new one with `beamhub instrument token {self._instrument}`"
             )
+        if response.is_client_error and _problem(response) is None:  # what stands before it: a proxy, the hub
+            raise UnavailableError(_reason(response), rest=_rest(response))
         return response
 
     def _connection(self, where: str) -> httpx.AsyncClient:
@@ -398,10 +414,10 @@ class Service:
         if response.is_success:
             return
         if response.status_code == 404:
-            reason = f"there is no instrument {self._instrument} at {self._config.service.api}"
-        else:
-            reason = _reason(response)
-        raise UnavailableError(reason)
+            raise UnavailableError(f"there is no instrument {self._instrument} at {self._config.service.api}")
+        if response.status_code == 500 and _problem(response):
+            raise FaultError(_reason(response))
+        raise UnavailableError(_reason(response), rest=_rest(response))
 
     def _read(self, model: type[M], response: httpx.Response) -> M:
         try:
@@ -430,20 +446,42 @@ def _checksum(xxh128: bytes) -> dict[str, str]:
     return {"Upload-Checksum": f"xxh128 {base64.b64encode(xxh128).decode()}"}
 
 
-def _offset(response: httpx.Response, size: int) -> int:
-    """The Upload-Offset of an answer, which is not trusted to be a number in the file."""
+def _offset(response: httpx.Response, size: int, before: int, length: int) -> int:
+    """The Upload-Offset of the answer to `length` bytes behind `before`: it is not trusted to be a number in
+    the file, nor one that these bytes can lead to."""
     text = response.headers.get("Upload-Offset")
-    if text is None or not re.fullmatch("[0-9]{1,19}", text) or int(text) > size:
-        raise UnavailableError(f"{response.url.host} does not answer like beamhub: Upload-Offset is {text!r}")
-    return int(text)
+    if text is not None and re.fullmatch("[0-9]{1,19}", text):
+        offset = int(text)
+        if offset <= min(size, before + length) and (offset > before or not length):
+            return offset
+    raise UnavailableError(
+        f"{response.url.host} does not answer like beamhub: Upload-Offset is {text!r} after {length} bytes "
+        f"from {before}"
+    )
+
+
+def _problem(response: httpx.Response) -> Problem | None:
+    """What the service says is wrong. Only its own words decide what becomes of a file: a proxy that has lost
+    the service says just as well that there is no such upload."""
+    try:
+        return Problem.model_validate_json(response.content)
+    except ValidationError:
+        return None
 
 
 def _reason(response: httpx.Response) -> str:
-    """What the service says is wrong, in one line."""
-    try:
-        problem = Problem.model_validate_json(response.content)
-    except ValidationError:
-        answer = f"{response.status_code} {response.reason_phrase}"
-        return one_line(f"{response.url.host} answers {answer}", LONGEST_REASON)
+    """What is wrong, in one line."""
+    if (problem := _problem(response)) is None:
+        answer = f"{response.url.host} answers {response.status_code} {response.reason_phrase}"
+        if response.is_redirect:
+            answer += f" and sends to {response.headers.get('Location')}: check url under [service]"
+        return one_line(answer, LONGEST_REASON)
     parts = [part.rstrip(". ") for part in (problem.detail or problem.title, problem.remedy) if part]
     return one_line(": ".join(parts), LONGEST_REASON)
+
+
+def _rest(response: httpx.Response) -> float:
+    """For how many seconds whoever limits how often it is asked wants to be left alone."""
+    told = response.headers.get("Retry-After", "")
+    known = response.status_code == 429 and re.fullmatch("[0-9]{1,9}", told)
+    return min(float(told), LONGEST_REST) if known else 0.0

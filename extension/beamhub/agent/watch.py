@@ -20,6 +20,7 @@ log = logging.getLogger("beamhub.agent")
 
 REMEMBERED = 1000  # things that can't be sent
 SHARE = 0.005  # of a core, at most, is spent on looking at everything again and again
+AT_ONCE = 1000  # files that are seen to in one go: the agent has other things to do
 BLIND_PAUSE = 5.0  # seconds between looks at everything when the kernel can't tell what happens
 
 
@@ -192,7 +193,8 @@ class Tree:
             yield from self.look(folder, deep=False)
 
     def look(self, top: str = "", *, deep: bool = True) -> Iterator[list[Sighting]]:
-        """What needs attention in the folder `top` (the whole directory) and below, folder by folder.
+        """What needs attention in the folder `top` (the whole directory) and below, folder by folder, and in
+        each from the oldest on.
 
         Args:
             deep: also below folders that have been looked at before.
@@ -223,8 +225,9 @@ class Tree:
                     raise LostError(f"{folder} can't be read ({error.strerror})") from error
                 if not isinstance(error, FileNotFoundError | NotADirectoryError):  # else just gone
                     self._note(odd, folder, f"is a folder that can't be read ({error.strerror})")
-            if sightings:
-                yield sightings
+            sightings.sort(key=lambda sighting: sighting.stamp.mtime_ns)  # as they came
+            for begin in range(0, len(sightings), AT_ONCE):
+                yield sightings[begin : begin + AT_ONCE]
         self.odd = odd if deep and top in ("", self._root) else {**self.odd, **odd}
 
     def _sighting(self, path: str, odd: dict[str, str], *, finished: bool = False) -> Sighting | None:

@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import unquote
 from urllib.request import getproxies, proxy_bypass
@@ -21,6 +22,9 @@ import httpx
 CONNECT, WRITE, READ = 10.0, 30.0, 300.0  # seconds that the service may take for the next step
 LAST_WORDS = 1.0  # seconds for the answer of a service that does not read any more
 LONGEST = 1 << 20  # bytes of an answer
+# seconds without a word from the other computer, seconds between questions whether it is there, and how many
+# go unanswered before it isn't: a network that has gone says nothing, and READ is long
+_ALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 
 
 class Wire:
@@ -43,6 +47,9 @@ class Wire:
             if not self._http.sock:
                 self._http.timeout = CONNECT
                 self._http.connect()
+                self._http.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, seconds in _ALIVE.items():
+                    self._http.sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
         with self._at_work(httpx.WriteError):
             self._http.sock.settimeout(WRITE)
             self._answered = False
@@ -75,6 +82,8 @@ class Wire:
                 self._http.sock.settimeout(READ)
             with self._http.getresponse() as told:
                 content = told.read(LONGEST)
+                if self._answered and told.status < HTTPStatus.MULTIPLE_CHOICES:
+                    raise HTTPException("it answers before all has been sent")
                 if self._answered or told.read(1):  # what is to come would be taken for something else
                     self.over = True
         return httpx.Response(
