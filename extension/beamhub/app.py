@@ -28,7 +28,6 @@ from beamhub import api, bus, duty
 from beamhub.api.handler import BLOCK, Handler
 from beamhub.automation import Automation
 from beamhub.batches import Batches
-from beamhub.credits import Licences
 from beamhub.datasets import Datasets
 from beamhub.engine import Engine
 from beamhub.errors import BeamhubError
@@ -39,6 +38,7 @@ from beamhub.forecasts import Forecasts
 from beamhub.frames.inspect import Inspector
 from beamhub.growth import Growth
 from beamhub.jobs import Jobs
+from beamhub.licences import Licences
 from beamhub.moves import Moves
 from beamhub.orders import Orders
 from beamhub.plans import profiles

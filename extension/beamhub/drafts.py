@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from beamhub.credits import require_terms
 from beamhub.errors import Invalid
 from beamhub.fingerprints import fingerprint
 from beamhub.inputs import choose, kind
 from beamhub.jobstate import admit_all, sure, tell_all
 from beamhub.plans import Plan, Plans
 from beamhub.schemas import Experiment, Job, JobInput
+from beamhub.sponsors import require_terms
 from beamhub.store import Transaction
 from beamhub.store.jobs import Draft
 from beamhub.templates import Entry

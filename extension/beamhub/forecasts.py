@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 
 from beamhub import access, estimates
 from beamhub.access import Action, Principal
-from beamhub.credits import cost, require_sponsor, shortage
+from beamhub.credits import cost, shortage
 from beamhub.estimates import Run
 from beamhub.fingerprints import fingerprint
 from beamhub.inputs import choose, datasets
 from beamhub.jobs import Jobs, Wish
 from beamhub.runners import Runner, Unavailable
 from beamhub.schemas import Estimate, Job, JobCreate, JobRerun, JobState, Licence
+from beamhub.sponsors import require_sponsor
 from beamhub.store import Store, Transaction
 
 LATEST = 60  # runs of a template

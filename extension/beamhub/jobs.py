@@ -13,7 +13,6 @@ from typing import BinaryIO, TypeVar
 from beamhub import access
 from beamhub.access import Action, Principal
 from beamhub.comparison import compare
-from beamhub.credits import require_sponsor
 from beamhub.drafts import draft_for_rule, draft_of, draft_of_broken_rule, enter, make
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
 from beamhub.inputs import NEEDS, choose, inherit, kind
@@ -47,6 +46,7 @@ from beamhub.schemas import (
     Relative,
     SeriesPage,
 )
+from beamhub.sponsors import require_sponsor
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Draft
 from beamhub.templates import Catalogue

@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import JsonValue
 
 from beamhub import access
-from beamhub.credits import hold, hold_all, refusal, settle, shortage
+from beamhub.credits import hold, hold_all, settle, shortage
 from beamhub.schemas import ExperimentState, Job, JobState
+from beamhub.sponsors import refusal
 from beamhub.store import Transaction
 
 SYSTEM = access.SYSTEM.name

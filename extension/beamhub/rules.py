@@ -8,7 +8,6 @@ from typing import Any
 
 from beamhub import access, templates
 from beamhub.access import Action, Principal
-from beamhub.credits import require_usable
 from beamhub.errors import Conflict, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.expressions import Expression, ExpressionError, expression_of
@@ -30,6 +29,7 @@ from beamhub.schemas import (
     TriggerTryOut,
     TriggerVersion,
 )
+from beamhub.sponsors import require_usable
 from beamhub.store import Store, Transaction
 from beamhub.templates import Catalogue
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import nbformat
 from beamhub.access import Principal
-from beamhub.credits import Licences, grant
+from beamhub.credits import grant
 from beamhub.engine import Engine
 from beamhub.events import Feed, Live, emit
 from beamhub.jobs import Jobs
+from beamhub.licences import Licences
 from beamhub.rules import Rules
 from beamhub.runners import Phase, Runner
 from beamhub.runners.local import LocalRunner

@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from beamhub.access import Principal
-from beamhub.credits import Licences, correct, grant, hold, keep_up, settle
+from beamhub.credits import correct, grant, hold, keep_up, settle
 from beamhub.errors import Conflict, NotFound
+from beamhub.licences import Licences
 from beamhub.schemas import (
     Attempt,
     ExperimentState,

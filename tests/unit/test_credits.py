@@ -1,4 +1,4 @@
-"""Credits: the ledger adds up, and no interleaving overdraws a licence."""
+"""Credits: the ledger adds up, and no interleaving overdraws a licence; and who manages and uses it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from beamhub import access
 from beamhub.access import Action, Principal
-from beamhub.credits import (
-    Licences,
-    grant,
-    hold,
-    hours,
-    require_sponsor,
-    require_terms,
-    require_usable,
-    shortage,
-    usable,
-)
+from beamhub.credits import grant, hold, hours, shortage
 from beamhub.errors import Conflict, Forbidden, Invalid, NotFound
+from beamhub.licences import Licences
 from beamhub.schemas import (
     ExperimentState,
     Grant,
@@ -39,6 +30,7 @@ from beamhub.schemas import (
     Role,
     SponsorshipRule,
 )
+from beamhub.sponsors import require_sponsor, require_terms, require_usable, usable
 from beamhub.store import Store, Transaction
 
 from tests.records import rotation

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from beamhub.automation import Automation
 from beamhub.batches import Batches
-from beamhub.credits import Licences
 from beamhub.datasets import Datasets
 from beamhub.duty import Duty
 from beamhub.engine import Engine
@@ -16,6 +15,7 @@ from beamhub.finalisations import Finalisations
 from beamhub.forecasts import Forecasts
 from beamhub.growth import Growth
 from beamhub.jobs import Jobs
+from beamhub.licences import Licences
 from beamhub.moves import Moves
 from beamhub.orders import Orders
 from beamhub.quarantine import Quarantine
