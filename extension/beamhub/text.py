@@ -1,10 +1,18 @@
-"""Text that comes from outside, made fit for one line of a page, a log or a database."""
+"""Text for one line of a page, a log or a database: what comes from outside, made fit, and durations."""
 
 from __future__ import annotations
 
 import re
 
 _DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # they make text read as what it is not
+
+
+def duration(seconds: int) -> str:
+    """For a sentence: "1 h", "90 s"."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds % size == 0:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def one_line(text: str, limit: int) -> str:

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from beamhub.engine import TIDY
+from beamhub.collector import TIDY
 from beamhub.jobstate import admit, change
 from beamhub.schemas import (
     ExperimentState,
@@ -155,10 +155,10 @@ async def test_what_waits_costs_an_idle_engine_nothing(lab: Lab) -> None:
 
     listen(lab.store._read_engine, "before_cursor_execute", note)
     await engine.schedule()
-    await engine.collect()
+    await engine.collectors["local"].collect()
     statements.clear()
     await engine.schedule()
-    await engine.collect()
+    await engine.collectors["local"].collect()
     assert [one for one in statements if "FROM jobs" in one] == []
     assert len(statements) <= 2
     await lab.jobs.change(ADA, jobs[0].id, JobChange(priority=-1))  # an event, but not about credit
@@ -212,7 +212,7 @@ async def test_time_that_the_service_was_away_is_not_charged(lab: Lab) -> None:
         return result.exists()
 
     async def collected() -> bool:
-        await engine.collect()
+        await engine.collectors["local"].collect()
         return (await lab.jobs.get(ADA, job.id)).state.ended
 
     await condition(written)
@@ -292,12 +292,12 @@ async def test_a_result_that_is_written_early_makes_a_job_no_cheaper(lab: Lab) -
 
     await condition(long_ago)
     seen = datetime.now(UTC)
-    await engine.collect()
+    await engine.collectors["local"].collect()
     (lab.data_dir / lab.experiment / "raw" / "enough").touch()
     task = lab.store.read_sync(lambda tx: tx.jobs.task(job.id))
     assert task
     await gone(runner, task)
-    await engine.collect()
+    await engine.collectors["local"].collect()
     done = await lab.jobs.get(ADA, job.id)
     assert done.started
     assert done.ended
@@ -326,7 +326,7 @@ async def test_an_end_that_nobody_saw_costs_what_there_is_a_sign_of(lab: Lab) ->
         return datetime.now(UTC) - wrote > timedelta(seconds=2)
 
     await condition(back)
-    await lab.engine().collect()
+    await lab.engine().collectors["local"].collect()
     [attempt, *_] = lab.store.read_sync(lambda tx: tx.attempts.of_job(job.id))
     assert attempt.started
     assert attempt.ended

@@ -156,8 +156,9 @@ async def test_a_job_that_removes_its_folder_is_settled_all_the_same(lab: Lab) -
     await runner.cancel(task.runner_ref or {})
     await gone(runner, task)
     shutil.rmtree(lab.data_dir / lab.experiment / job.folder)
-    watch = await engine._watch(task.job)
-    await engine._attend(runner, task, Status(Phase.GONE, exit_code=1), watch, None, time.monotonic())
+    collector = engine.collectors["local"]
+    watch = await collector._watch(task.job)
+    await collector._attend(task, Status(Phase.GONE, exit_code=1), watch, None, time.monotonic())
     now = await lab.jobs.get(ADA, job.id)
     assert (now.state, now.reason) == (
         JobState.FAILED,
@@ -173,7 +174,8 @@ async def test_a_cancellation_that_comes_as_the_processes_die_is_no_new_attempt(
     await gone(runner, task)
     await lab.jobs.cancel(ADA, job.id, JobCancel(reason="enough"))  # after the engine has looked at it
     status = Status(Phase.GONE, "Its processes were killed.", again=True)
-    await engine._attend(runner, task, status, await engine._watch(task.job), None, time.monotonic())
+    collector = engine.collectors["local"]
+    await collector._attend(task, status, await collector._watch(task.job), None, time.monotonic())
     now = await lab.jobs.get(ADA, job.id)
     assert (now.state, now.reason) == (JobState.CANCELLED, "Cancelled by ada: enough.")
     lab.assert_settled(job)
