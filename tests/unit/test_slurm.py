@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from beamhub.runners import Phase, Ref
-from beamhub.runners.slurm import ENDS, SCRIPT, SlurmRunner, SlurmSettings
+from beamhub.runners.slurm import SCRIPT, SlurmRunner, SlurmSettings
 from beamhub.runners.slurm_lines import (
     AGAIN,
     OWN_END,
@@ -22,6 +22,7 @@ from beamhub.runners.slurm_lines import (
     node_line,
     queue_line,
 )
+from beamhub.runners.slurm_words import ENDS
 from beamhub.schemas import NodeState
 from hypothesis import given
 from hypothesis import strategies as st

@@ -22,7 +22,6 @@ import hashlib
 import logging
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from beamhub.errors import NotFound
 from beamhub.jobfolder import STARTED, JobFolder
 from beamhub.runners import Phase, Ref, Status, Unavailable
+from beamhub.runners.slurm_commands import Commands, Refused
 from beamhub.runners.slurm_lines import (
     AGAIN,
     FIELDS,
@@ -49,8 +49,8 @@ from beamhub.runners.slurm_lines import (
     node_line,
     queue_line,
 )
+from beamhub.runners.slurm_words import clock, what_it_waits_for, why_it_ended
 from beamhub.schemas import JobSpec, NodeState, Profile, RunnerState, Slug, SlurmOptions
-from beamhub.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -58,59 +58,10 @@ SCRIPT = Path(__file__).with_name("slurm_job.sh")
 LATER = "100"  # niceness of what nobody at the detector watches
 STRAY = 60.0  # seconds after which a held job that nobody has remembered is removed
 INSIST = 10.0  # seconds between two `scancel` of one job
-# What these commands say when nobody could answer, or no more is taken for now; all else is a refusal.
-LATER_MAYBE = re.compile(
-    r"unable to contact|connect failure|connection refused|communication|timed out|zero bytes|temporarily|"
-    r"socket|try again|MaxSubmit|protocol authentication|munge|backup controller",
-    re.IGNORECASE,
-)
-PREFIX = re.compile(r"^\w+: error: (Batch job submission failed: )?")  # of what they say
 STARTS = re.compile(r"to start at (\d+) ")  # what sbatch --test-only says
 MEMORY = re.compile(rb"slurmstepd.*(exceeded .*memory limit|oom.kill)", re.IGNORECASE)
-
 FORGOTTEN = "Slurm does not know this job any more, and it has left no result."
 SILENCE = "Slurm does not know this job any more: after {:g} s without a sign of life it is started again."
-ENDS = {
-    "COMPLETED": "Its processes ended without a result: the end of its log may tell why.",
-    "FAILED": "Its processes ended without a result: the end of its log may tell why.",
-    "TIMEOUT": "It reached its time limit of {limit}.",
-    "DEADLINE": "Slurm ended it at its deadline.",
-    "OUT_OF_MEMORY": "It used more than {memory:g} GiB of memory: choose a profile with more.",
-    "CANCELLED": "It was cancelled in Slurm, not here.",
-    "NODE_FAIL": "The node {nodes} failed while it ran.",
-    "BOOT_FAIL": "The node {nodes} could not be switched on.",
-    "PREEMPTED": "Slurm ended it to make room for a job of higher priority.",
-    "LAUNCH_FAILED": "Slurm could not launch it on {nodes}.",
-    "RECONFIG_FAIL": "Slurm could not set up {nodes} for it.",
-    "REVOKED": "Slurm ran it on another cluster.",
-}
-# What a job waits for, by the beginning of Slurm's own word for it.
-WAITS = {
-    "None": "Waits for its turn in Slurm",
-    "Resources": "Waits for free CPUs and memory in Slurm",
-    "Priority": "Waits in Slurm behind jobs of higher priority",
-    "Dependency": "Waits in Slurm for another job",
-    "BeginTime": "Waits in Slurm for its time to begin",
-    "JobHeldAdmin": "Is held by the cluster's administrator",
-    "JobHeldUser": "Is held in Slurm",
-    "JobLaunchFailure": "Is held by Slurm: it could not be launched",
-    "launch failed": "Is held by Slurm: it could not be launched",
-    "PartitionDown": "Waits: its partition in Slurm is down",
-    "PartitionInactive": "Waits: its partition in Slurm takes no jobs now",
-    "PartitionTimeLimit": "Waits: its time limit is longer than its partition in Slurm permits",
-    "PartitionNodeLimit": "Waits: its partition in Slurm has no such nodes",
-    "PartitionConfig": "Waits: its partition in Slurm does not permit what it asks for",
-    "ReqNodeNotAvail": "Waits: nodes that it could run on are reserved, drained or down",
-    "Nodes required": "Waits: nodes that it could run on are reserved, drained or down",
-    "NodeDown": "Waits: nodes that it could run on are down",
-    "Reservation": "Waits for its reservation in Slurm",
-    "Licenses": "Waits for a software licence in Slurm",
-    "QOS": "Waits: others of the same quality of service use all that is permitted",
-    "MaxCpuPerAccount": "Waits: its account in Slurm uses all that is permitted",
-    "Assoc": "Waits: its account in Slurm uses all that is permitted",
-    "InvalidAccount": "Waits: its account in Slurm is not valid",
-    "InvalidQOS": "Waits: its quality of service in Slurm is not valid",
-}
 
 
 class SlurmSettings(BaseModel):
@@ -135,10 +86,6 @@ class SlurmSettings(BaseModel):
     )
 
 
-class Refused(Exception):  # noqa: N818 (reads as what happened)
-    """A command of Slurm said no; the message is what it said."""
-
-
 class SlurmRunner:
     """Runs jobs on a cluster that shares the data folder with this machine, as the service's own OS user.
 
@@ -155,6 +102,7 @@ class SlurmRunner:
         self, settings: SlurmSettings, state: Path, data_dir: Path, *, require_sandbox: bool = False
     ) -> None:
         self._settings = settings
+        self._commands = Commands(_environment(settings), settings.timeout)
         self._state = state.absolute()
         self._data_dir = data_dir.absolute()
         self._require_sandbox = require_sandbox
@@ -162,7 +110,6 @@ class SlurmRunner:
         self._prefix = f"beamhub-{hashlib.sha256(bytes(self._data_dir)).hexdigest()[:8]}-"
         self._lines: Mapping[int, Line] = {}  # as squeue told last
         self._looked = 0.0  # when that was, monotonic
-        self._silent: datetime | None = None  # since when Slurm has not answered
         self._unsure = True  # whether there may be jobs that nobody has remembered
         self._prepared: dict[str, int] = {}  # what is being remembered: name -> number
         self._ended: dict[int, float] = {}  # when a job was first seen to have ended, monotonic
@@ -193,7 +140,7 @@ class SlurmRunner:
 
     async def release(self, ref: Ref) -> None:
         try:
-            await self._call("scontrol", "release", str(_number(ref)))
+            await self._commands.call("scontrol", "release", str(_number(ref)))
         except (Unavailable, Refused) as error:  # poll() sees that it is still held, and tries again
             log.warning("Slurm's job %d could not be let go: %s", _number(ref), error)
 
@@ -224,14 +171,14 @@ class SlurmRunner:
         self._prepared.pop(str(ref["name"]), None)
         self._unsure = True  # until it is seen to be gone
         try:
-            await self._call("scancel", str(number))
+            await self._commands.call("scancel", str(number))
         except (Unavailable, Refused) as error:  # asked again as long as the job is there
             log.warning("Slurm's job %d could not be cancelled: %s", number, error)
         self._looked = 0.0
 
     async def estimate(self, profile: Profile, instrument: str) -> datetime | None:
         try:
-            told = await self._call(
+            told = await self._commands.call(
                 *("sbatch", "--test-only", *self._asks(profile, instrument), str(SCRIPT)), errors=True
             )
         except Refused as error:
@@ -251,7 +198,7 @@ class SlurmRunner:
     async def state(self) -> RunnerState:
         """Of the nodes that the account may use, whatever their partition."""
         try:
-            told = await self._call("sinfo", "--noheader", "--Node", f"--format={NODES}")
+            told = await self._commands.call("sinfo", "--noheader", "--Node", f"--format={NODES}")
         except (Unavailable, Refused) as error:
             return RunnerState(name="slurm", reason=f"{str(error).removesuffix('.')}.")
         nodes = dict(node_line(row) for row in told.splitlines())  # each is listed once for each partition
@@ -293,7 +240,7 @@ class SlurmRunner:
         script += [f"--caches={self._state / 'warm'}"]
         script += ["--require-sandbox"] if self._require_sandbox else []
         try:
-            told = await self._call("sbatch", *line, *script)
+            told = await self._commands.call("sbatch", *line, *script)
         except Refused as error:
             raise OSError(f"Slurm refuses it: {error}") from error
         except Unavailable:
@@ -330,7 +277,7 @@ class SlurmRunner:
             if numbers:
                 self._lines = {n: line for n, line in self._lines.items() if n not in numbers}
                 with contextlib.suppress(Unavailable, Refused):  # the next look sees them again
-                    await self._call(*command.split(), *map(str, numbers))
+                    await self._commands.call(*command.split(), *map(str, numbers))
         alive = remembered.union(self._lines)
         self._ended = {number: when for number, when in self._ended.items() if number in alive}
         self._forgotten = {number: when for number, when in self._forgotten.items() if number in remembered}
@@ -355,13 +302,13 @@ class SlurmRunner:
 
     async def _look(self) -> None:
         began = time.monotonic()
-        if self._silent and began - self._looked < self._settings.interval:
-            raise Unavailable(self._silence())
+        if self._commands.silent and began - self._looked < self._settings.interval:
+            raise Unavailable(self._commands.silence())
         self._looked = began
         try:
             # also of partitions that are hidden: a job that is not listed counts as forgotten
             which = ("--me", "--all", "--local", "--states=all")
-            told = await self._call("squeue", *which, "--noheader", f"--format={FORMAT}")
+            told = await self._commands.call("squeue", *which, "--noheader", f"--format={FORMAT}")
         except Refused as error:
             raise Unavailable(f"Slurm does not tell about its queue: {error}.") from error
         self._lines = {line.number: line for row in told.splitlines() if (line := queue_line(row))}
@@ -373,7 +320,7 @@ class SlurmRunner:
         jobs = f"--jobs={','.join(map(str, numbers))}"
         for source in ((), ("--completion",)):
             try:
-                told = await self._call("sacct", *source, *asked, jobs)
+                told = await self._commands.call("sacct", *source, *asked, jobs)
             except Refused:
                 continue  # a cluster without it
             lines = [line for row in told.splitlines() if (line := account_line(row))]
@@ -417,27 +364,15 @@ class SlurmRunner:
         began = line.begin if line.nodes else None
         return Status(
             Phase.GONE,
-            await self._why_ended(ref, line),
+            await _why_ended(ref, line),
             started=began,
             ended=line.end if began else None,
             cpu_seconds=line.cpus * line.elapsed if began else 0,
             again=line.state in AGAIN,
         )
 
-    async def _why_ended(self, ref: Ref, line: Line) -> str:
-        state = line.state
-        if state in OWN_END and await asyncio.to_thread(_out_of_memory, ref):
-            state = "OUT_OF_MEMORY"
-        sentence = ENDS.get(state, f"Slurm says {one_line(line.state, 80)}.")
-        return sentence.format(
-            limit=_duration(_int(ref, "walltime")),
-            memory=_int(ref, "memory") / 1024**3,
-            nodes=line.nodes or "(none)",
-        )
-
     def _waits(self, line: Line) -> str:
-        known = (text for word, text in WAITS.items() if line.why.startswith(word))
-        text = next(known, f"Waits in Slurm ({one_line(line.why, 120)})")
+        text = what_it_waits_for(line.why)
         now = datetime.now(UTC)
         estimate = self._estimates.get(line.number)
         if line.begin is None or line.begin <= now:
@@ -446,61 +381,23 @@ class SlurmRunner:
         # told anew only when it makes a difference: the scheduler refines it all the time
         if estimate is None or abs(line.begin - estimate) > max(timedelta(minutes=1), (estimate - now) / 5):
             self._estimates[line.number] = estimate = line.begin
-        return f"{text}; it probably starts at {_clock(estimate, now)}."
+        return f"{text}; it probably starts at {clock(estimate, now)}."
 
-    def _silence(self) -> str:
-        now = datetime.now(UTC)
-        return f"Slurm has not answered since {_clock(self._silent or now, now)}; its jobs are as they were."
 
-    # --- Slurm's commands ----------------------------------------------------------------------------------
-
-    async def _call(self, *argv: str, errors: bool = False) -> str:
-        """What the command prints; with `errors`, what it prints there. Raises Refused or Unavailable."""
-        environment = {
-            "PATH": self._settings.path
-            or os.pathsep.join((str(self._settings.python.parent), os.environ.get("PATH", os.defpath))),
-            "LANG": "C.UTF-8",
-            "SLURM_TIME_FORMAT": "%s",  # seconds since 1970
-            "PYTHONNOUSERSITE": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        if self._settings.conf:
-            environment["SLURM_CONF"] = str(self._settings.conf)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                env=environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
-        except FileNotFoundError as error:
-            raise OSError(f"Slurm's command {argv[0]} is not installed on the service's machine") from error
-        try:
-            async with asyncio.timeout(self._settings.timeout):
-                output, complaints = await process.communicate()
-        except TimeoutError as error:
-            self._silent = self._silent or datetime.now(UTC)
-            raise Unavailable(self._silence()) from error
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        lines = (PREFIX.sub("", line).strip() for line in complaints.decode(errors="replace").splitlines())
-        told = one_line("; ".join(filter(None, lines)), 500)
-        if process.returncode == 0:
-            self._silent = None
-            return told if errors else output.decode(errors="replace")
-        if LATER_MAYBE.search(told):
-            if "MaxSubmit" in told:
-                raise Unavailable(f"Slurm takes no more jobs for now: {told}.")
-            self._silent = self._silent or datetime.now(UTC)
-            raise Unavailable(self._silence())
-        self._silent = None
-        raise Refused(told.removesuffix(".") or f"{argv[0]} failed ({process.returncode})")
+def _environment(settings: SlurmSettings) -> dict[str, str]:
+    """Of Slurm's commands, and with that of the jobs."""
+    usual = os.pathsep.join((str(settings.python.parent), os.environ.get("PATH", os.defpath)))
+    environment = {
+        "PATH": settings.path or usual,
+        "LANG": "C.UTF-8",
+        "SLURM_TIME_FORMAT": "%s",  # seconds since 1970
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if settings.conf:
+        environment["SLURM_CONF"] = str(settings.conf)
+    return environment
 
 
 def _known(ref: Ref, lines: Mapping[int, Line]) -> Line | None:
@@ -511,18 +408,6 @@ def _known(ref: Ref, lines: Mapping[int, Line]) -> Line | None:
 
 def _key(ref: Ref) -> tuple[int, str]:
     return _number(ref), str(ref["name"])
-
-
-def _duration(seconds: int) -> str:
-    """For a sentence: "1 h", "90 s"."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds % size == 0:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
-
-
-def _clock(moment: datetime, now: datetime) -> str:
-    return f"{moment:%H:%M} UTC" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def _has_result(ref: Ref) -> bool:
@@ -540,6 +425,13 @@ def _moved_on(refs: Iterable[Ref], lines: Mapping[int, Line]) -> bool:
         for ref in refs
         if (line := lines.get(_number(ref)))
     )
+
+
+async def _why_ended(ref: Ref, line: Line) -> str:
+    state = line.state
+    if state in OWN_END and await asyncio.to_thread(_out_of_memory, ref):
+        state = "OUT_OF_MEMORY"
+    return why_it_ended(state, walltime=_int(ref, "walltime"), memory=_int(ref, "memory"), nodes=line.nodes)
 
 
 def _out_of_memory(ref: Ref) -> bool:
