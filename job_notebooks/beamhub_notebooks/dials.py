@@ -1,4 +1,4 @@
-"""Running DIALS, step by step, and reading what it found.
+"""Running DIALS, step by step, and reading its logs.
 
 DIALS (Winter, G. et al. (2018), "DIALS: implementation and evaluation of a new integration package", Acta
 Cryst. D74, 85-97) lives in a Python of its own, so everything goes through its programs and the files they
@@ -18,21 +18,16 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import gemmi
 import hdf5plugin
-import numpy as np
 
 from beamhub_notebooks.errors import ProcessingError
 from beamhub_notebooks.live import LiveDataset
 
 MIN_SPOTS = 20  # with fewer, indexing cannot work: the orientation, cell and geometry alone are 16 unknowns
-
-LATTICE_TOLERANCE = 5.0  # degrees: by how much a lattice may miss a symmetry, as dials.cosym has it
 
 # What helps when a program of DIALS stops, in one sentence.
 REMEDIES = {
@@ -88,7 +83,7 @@ class Processing:
     def version(self) -> str:
         """Such as "3.12"."""
         self.run("version")
-        found = re.search(r"DIALS (\S+)", self.log("version").read_text("utf-8", "replace"))
+        found = re.search(r"DIALS (\S+)", _text(self.log("version")))
         return found[1] if found else "unknown"
 
     def run(self, program: str, *arguments: str | Path, name: str | None = None) -> Step:
@@ -133,11 +128,15 @@ class Processing:
         }
 
 
+def _text(log: Path) -> str:
+    return log.read_text("utf-8", "replace")
+
+
 def _reason(log: Path, code: int) -> str:
     """The sentence in which a program of DIALS says why it stopped."""
     if code < 0:
         return f"it was ended by signal {-code}; often there was not enough memory."
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in _text(log).splitlines() if line.strip()]
     sorry = [line.removeprefix("Sorry:").strip() for line in lines if line.startswith("Sorry:")]
     reason = sorry[-1] if sorry else (lines[-1] if lines else f"it ended with code {code}")
     reason = re.sub(r"^\w*(Error|Exception|Sorry):\s*", "", reason)
@@ -145,34 +144,7 @@ def _reason(log: Path, code: int) -> str:
     return reason[:300].rstrip(".") + "."
 
 
-# --- what is known beforehand -------------------------------------------------------------------------------
-
-
-def known_crystal(space_group: str | None, unit_cell: Sequence[float] | None) -> list[str]:
-    """Arguments of `dials.index` for what is known of the crystal.
-
-    Raises:
-        ProcessingError: no such space group, or the cell does not fit it.
-    """
-    arguments = []
-    if space_group is not None:
-        group = gemmi.find_spacegroup_by_name(space_group)
-        if group is None or not group.is_sohncke():
-            raise ProcessingError(
-                f"{space_group!r} is not a space group that a protein crystal can have. "
-                "Write it like P43212 or C2."
-            )
-        arguments.append(f"known_symmetry.space_group={group.short_name()}")
-        if unit_cell is not None and not gemmi.UnitCell(*unit_cell).is_compatible_with_spacegroup(
-            group, 0.01
-        ):
-            raise ProcessingError(
-                f"The unit cell {' '.join(f'{length:g}' for length in unit_cell)} does not fit the space "
-                f"group {group.hm}. Correct one of them, or leave one out."
-            )
-    if unit_cell is not None:
-        arguments.append("known_symmetry.unit_cell=" + ",".join(f"{length:.6g}" for length in unit_cell))
-    return arguments
+# --- what the steps work on -------------------------------------------------------------------------------
 
 
 def import_arguments(dataset: LiveDataset) -> list[str]:
@@ -219,7 +191,7 @@ def spots_per_frame(log: Path, first: int = 1) -> dict[int, int]:
     Raises:
         ProcessingError: there are too few to go on.
     """
-    rows = re.findall(r"^\| +(\d+) \| +(\d+) \|", log.read_text("utf-8", "replace"), re.MULTILINE)
+    rows = re.findall(r"^\| +(\d+) \| +(\d+) \|", _text(log), re.MULTILINE)
     spots = {int(frame) + first - 1: int(count) for frame, count in rows}
     total = sum(spots.values())
     if total < MIN_SPOTS:
@@ -235,9 +207,7 @@ def spots_per_frame(log: Path, first: int = 1) -> dict[int, int]:
 
 def indexed_fraction(log: Path) -> float:
     """The part of the spots that the lattice explains, from the log of `dials.index`."""
-    tables = re.findall(
-        r"^\| +\d+ \| +(\d+) \| +(\d+) \| +[\d.]+% +\|", log.read_text("utf-8", "replace"), re.MULTILINE
-    )
+    tables = re.findall(r"^\| +\d+ \| +(\d+) \| +(\d+) \| +[\d.]+% +\|", _text(log), re.MULTILINE)
     indexed, rest = map(int, tables[-1])
     return indexed / max(indexed + rest, 1)
 
@@ -246,7 +216,7 @@ def screw_axes(log: Path) -> dict[str, bool | None]:
     """Screw axis -> present, absent, or None if no reflection tells; from the log of `dials.symmetry`."""
     rows = re.findall(
         r"^\| (\d\d\w) +\| +([\d.]+) +\| +(\d+) +\| +(\d+) +\|",
-        log.read_text("utf-8", "replace"),
+        _text(log),
         re.MULTILINE,
     )
     return {
@@ -269,88 +239,13 @@ def screw_axes_text(axes: Mapping[str, bool | None]) -> str:
 
 def suggested_resolution(log: Path) -> float | None:
     """Where CC½ falls to 0.3, in Å, if that is within the data; from the log of `dials.scale`."""
-    found = re.search(
-        r"Resolution limit suggested from CC½ fit.*: ([\d.]+)", log.read_text("utf-8", "replace")
-    )
+    found = re.search(r"Resolution limit suggested from CC½ fit.*: ([\d.]+)", _text(log))
     return float(found[1]) if found else None
-
-
-@dataclass(frozen=True)
-class Crystal:
-    """The crystal of an experiment list."""
-
-    cell: tuple[float, float, float, float, float, float]  # Å, degrees
-    space_group: str  # Hermann-Mauguin
-    laue_group: str
-    mosaicity: float | None  # degrees, standard deviation of the rocking curve
-
-    def __str__(self) -> str:
-        lengths = ", ".join(f"{length:.2f}" for length in self.cell[:3])
-        angles = ", ".join(f"{angle:.2f}" for angle in self.cell[3:])
-        return f"{self.space_group}, unit cell {lengths} Å, {angles}°"
-
-    @classmethod
-    def of(cls, experiments: Path) -> Crystal:
-        """Read a `.expt` file."""
-        content = json.loads(experiments.read_bytes())
-        crystal = content["crystal"][0]
-        axes = np.array([crystal[f"real_space_{axis}"] for axis in "abc"], np.float64)
-        a, b, c = np.linalg.norm(axes, axis=1).tolist()
-        cosines = (axes @ axes.T) / np.outer((a, b, c), (a, b, c))
-        alpha, beta, gamma = np.degrees(np.arccos(cosines[[1, 0, 0], [2, 2, 1]])).tolist()
-        operations = gemmi.symops_from_hall(crystal["space_group_hall_symbol"])
-        group = gemmi.find_spacegroup_by_ops(operations)
-        if group is None:
-            raise ProcessingError(f"{experiments.name} has a space group in a setting that nobody uses.")
-        width = (content.get("profile") or [{}])[0].get("sigma_m")
-        return cls(
-            cell=(a, b, c, alpha, beta, gamma),
-            space_group=group.hm,
-            laue_group=group.laue_str(),
-            mosaicity=None if width is None else float(np.mean(width)),
-        )
-
-
-@dataclass(frozen=True)
-class Integrated:
-    """What a job of the DIALS template has left, before it scaled it."""
-
-    job: str  # the number that its folder has
-    experiments: Path
-    reflections: Path
-    crystal: Crystal
-
-    @classmethod
-    def of(cls, job: str | Path) -> Integrated:
-        """Find it in the job's folder.
-
-        Raises:
-            ProcessingError: the job has left nothing of that kind.
-        """
-        folder = Path(job) / "dials"
-        experiments, reflections = folder / "symmetrized.expt", folder / "symmetrized.refl"
-        if not (experiments.is_file() and reflections.is_file()):
-            raise ProcessingError(
-                f"Job {Path(job).name} has left no integrated reflections. Choose jobs of the DIALS template "
-                "that have finished."
-            )
-        return cls(f"job {Path(job).name}", experiments, reflections, Crystal.of(experiments))
-
-
-def other_indexings(crystal: Crystal) -> list[str]:
-    """How else its lattice can be indexed, such as ["-h,k,-l"]: what the unit cell allows and the Laue group
-    does not contain. Empty if there is one way only, up to symmetry."""
-    name, (*_, alpha, _beta, gamma) = crystal.space_group, crystal.cell
-    group = gemmi.find_spacegroup_by_name(name, alpha, gamma)
-    if group is None:
-        raise ValueError(f"{name} is no space group")
-    laws = gemmi.find_twin_laws(gemmi.UnitCell(*crystal.cell), group, LATTICE_TOLERANCE, False)
-    return [law.as_hkl().triplet() for law in laws]
 
 
 def reindexed(log: Path) -> int:
     """How many datasets were indexed in another way than most; from the log of `dials.cosym`."""
-    _, _, found = log.read_text("utf-8", "replace").partition("Reindexing operators:")
+    _, _, found = _text(log).partition("Reindexing operators:")
     groups = [len(ids.split(",")) for ids in re.findall(r"^\S+: \[([\d, ]+)\]$", found, re.MULTILINE)]
     return sum(groups) - max(groups, default=0)
 
@@ -358,177 +253,3 @@ def reindexed(log: Path) -> int:
 def count(experiments: Path) -> int:
     """How many datasets a `.expt` file has."""
     return len(json.loads(experiments.read_bytes())["experiment"])
-
-
-def require_same_form(datasets: Sequence[Integrated]) -> None:
-    """Raise ProcessingError where these are not of one crystal form: another Laue group or centring, a cell
-    edge that differs by more than 3 %, or an angle by more than 3°."""
-    first = datasets[0]
-    for other in datasets[1:]:
-        one, two = first.crystal, other.crystal
-        edges = zip(one.cell[:3], two.cell[:3], strict=True)
-        angles = zip(one.cell[3:], two.cell[3:], strict=True)
-        same = (one.laue_group, one.space_group[0]) == (two.laue_group, two.space_group[0])
-        same &= all(abs(a - b) <= 0.03 * a for a, b in edges) and all(abs(a - b) <= 3 for a, b in angles)
-        if not same:
-            raise ProcessingError(
-                f"These are not of one crystal form: {first.job} found {one}, {other.job} found {two}. Leave "
-                "one out, or rerun one with the space group and the unit cell of the other."
-            )
-
-
-# what is drawn of shells over their middle, and the units
-CURVES = {
-    "resolution": "Å",
-    "cc_half": "",
-    "i_over_sigma": "",
-    "completeness": "%",
-    "multiplicity": "",
-    "r_meas": "",
-}
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Merging statistics of a shell of resolution, or of all data."""
-
-    d_max: float  # Å
-    d_min: float  # Å
-    observations: int
-    unique: int
-    multiplicity: float
-    completeness: float  # percent
-    i_over_sigma: float
-    r_merge: float | None
-    r_meas: float | None
-    r_pim: float | None
-    cc_half: float | None
-
-
-@dataclass(frozen=True)
-class Merging:
-    """What `dials.scale` says about the scaled data."""
-
-    overall: Shell
-    low: Shell
-    high: Shell
-    shells: tuple[Shell, ...]
-    frames: tuple[int, ...]
-    scale: tuple[float, ...]  # per frame
-    r_merge: tuple[float, ...]  # per frame
-
-    def curves(self) -> Iterator[dict[str, float]]:
-        """A row of `CURVES` for each shell, for a series; what could not be computed is left out."""
-        for shell in self.shells:
-            row = {"resolution": round((2 / (1 / shell.d_max**2 + 1 / shell.d_min**2)) ** 0.5, 3)}
-            values = {name: getattr(shell, name) for name in CURVES if name != "resolution"}
-            yield row | {name: value for name, value in values.items() if value is not None}
-
-    def table(self) -> str:
-        """All shells and the whole, as text."""
-        header = (
-            "Å",
-            "Å",
-            "observed",
-            "unique",
-            "multipl.",
-            "compl. %",
-            "I/σ",
-            "Rmerge",
-            "Rmeas",
-            "Rpim",
-            "CC½",
-        )
-        rows = [
-            (
-                f"{shell.d_max:.2f}",
-                f"{shell.d_min:.2f}",
-                str(shell.observations),
-                str(shell.unique),
-                f"{shell.multiplicity:.1f}",
-                f"{shell.completeness:.1f}",
-                f"{shell.i_over_sigma:.1f}",
-                *(
-                    "" if value is None else f"{value:.3f}"
-                    for value in (shell.r_merge, shell.r_meas, shell.r_pim, shell.cc_half)
-                ),
-            )
-            for shell in (*self.shells, self.overall)
-        ]
-        return "\n".join("".join(f"{entry:>9}" for entry in row) for row in (header, *rows))
-
-    @classmethod
-    def of(cls, statistics: Path) -> Merging:
-        """Read the file that `dials.scale output.json=...` wrote.
-
-        Raises:
-            ProcessingError: there were too few reflections for any statistics.
-        """
-        content = json.loads(statistics.read_bytes())
-        tables = content.get("scaling_tables", {})
-        if not tables.get("overall") or not tables.get("resolution_binned"):
-            raise ProcessingError(
-                "Too few reflections were measured more than once to say how good the data are. "
-                "Take more frames."
-            )
-        names = [_plain(row[0]) for row in tables["overall"]]
-        overall, low, high = (
-            _shell(dict(zip(names, column, strict=True)))
-            for column in list(zip(*tables["overall"], strict=True))[1:]
-        )
-        header = [_plain(name) for name in tables["resolution_binned"][0]]
-        scale, r_merge = content["batch_plots"]["scale_rmerge_vs_batch"]["data"][:2]
-        return cls(
-            overall=overall,
-            low=low,
-            high=high,
-            shells=tuple(
-                _shell(dict(zip(header, row, strict=True))) for row in tables["resolution_binned"][1:]
-            ),
-            frames=tuple(map(int, scale["x"])),
-            scale=tuple(map(float, scale["y"])),
-            r_merge=tuple(map(float, r_merge["y"])),
-        )
-
-
-# how the columns of DIALS' tables are called, overall and in shells
-_COLUMNS = {
-    "observations": ("Observations", "N(obs)"),
-    "unique": ("Unique reflections", "N(unique)"),
-    "multiplicity": ("Multiplicity",),
-    "completeness": ("Completeness",),
-    "i_over_sigma": ("Mean I/σ(I)",),
-    "r_merge": ("Rmerge",),
-    "r_meas": ("Rmeas",),
-    "r_pim": ("Rpim",),
-    "cc_half": ("CC½",),
-}
-
-
-def _shell(named: Mapping[str, Any]) -> Shell:
-    """One shell out of a column's or row's entries, which are texts with units, stars and empty places.
-
-    DIALS also writes 0 for what it cannot compute because nothing was measured twice: that is no CC½ of 0.
-    """
-    d_max, d_min = (float(edge) for edge in str(named["Resolution (Å)"]).split(" - "))
-    values: dict[str, float | None] = {}
-    for field, names in _COLUMNS.items():
-        text = next(str(named[name]) for name in names if name in named).rstrip("%*")
-        values[field] = float(text) if text else None
-    return Shell(
-        d_max=d_max,
-        d_min=d_min,
-        observations=int(values["observations"] or 0),
-        unique=int(values["unique"] or 0),
-        multiplicity=values["multiplicity"] or 0.0,
-        completeness=values["completeness"] or 0.0,
-        i_over_sigma=values["i_over_sigma"] or 0.0,
-        r_merge=values["r_merge"] or None,
-        r_meas=values["r_meas"] or None,
-        r_pim=values["r_pim"] or None,
-        cc_half=values["cc_half"] or None,
-    )
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"<[^>]*>", "", text)

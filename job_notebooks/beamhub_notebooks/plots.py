@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from beamhub_notebooks.dials import Merging
+from beamhub_notebooks.merging import Merging
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563a8", "#d9822b", "#2e8b57", "#c23b3b", "#8a94a0"
 DPI = 144  # sharp on screens with twice the pixels

@@ -21,20 +21,12 @@ from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.crystal import D_MIN, Crystal, Floats, Ints
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus, VirtualSwmr
 from beamhub.templates import Catalogue, shipped
-from beamhub_notebooks.dials import (
-    CURVES,
-    Integrated,
-    Processing,
-    frame_range,
-    image_number,
-    import_arguments,
-    indexed_fraction,
-    known_crystal,
-    require_same_form,
-)
-from beamhub_notebooks.dials import Crystal as CrystalFound
+from beamhub_notebooks.crystals import Crystal as CrystalFound
+from beamhub_notebooks.crystals import Integrated, known_crystal, require_same_form
+from beamhub_notebooks.dials import Processing, frame_range, image_number, import_arguments, indexed_fraction
 from beamhub_notebooks.errors import ProcessingError
 from beamhub_notebooks.live import LiveDataset
+from beamhub_notebooks.merging import CURVES
 from beamhub_notebooks.spots import SpotFinder
 
 from tests.growth import Growth

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from beamhub_notebooks import dials
+from beamhub_notebooks import crystals, dials, merging
 from beamhub_notebooks.errors import ProcessingError
 
 FIND_SPOTS = """
@@ -89,13 +89,13 @@ def test_screw_axes_that_were_not_measured_are_not_called_absent(tmp_path: Path)
 def test_whether_a_lattice_can_be_indexed_in_other_ways(
     space_group: str, cell: tuple[float, float, float, float, float, float], others: list[str]
 ) -> None:
-    crystal = dials.Crystal(cell=cell, space_group=space_group, laue_group="", mosaicity=None)
-    assert dials.other_indexings(crystal) == others
+    crystal = crystals.Crystal(cell=cell, space_group=space_group, laue_group="", mosaicity=None)
+    assert crystals.other_indexings(crystal) == others
 
 
 def test_a_threefold_axis_alone_leaves_four_ways() -> None:
-    trigonal = dials.Crystal((60, 60, 90, 90, 90, 120), "P 31", "-3", None)
-    assert len(dials.other_indexings(trigonal)) == 3
+    trigonal = crystals.Crystal((60, 60, 90, 90, 90, 120), "P 31", "-3", None)
+    assert len(crystals.other_indexings(trigonal)) == 3
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_crystal_is_read_from_an_experiment_list(tmp_path: Path) -> None:
     path = tmp_path / "refined.expt"
     path.write_text(json.dumps({"crystal": [crystal], "profile": [{"sigma_m": 0.125}]}))
 
-    read = dials.Crystal.of(path)
+    read = crystals.Crystal.of(path)
 
     assert read.cell == pytest.approx((60.0, 80.0, 53.14, 90.0, 109.8, 90.0), abs=0.01)
     assert (read.space_group, read.laue_group, read.mosaicity) == ("C 1 2 1", "2/m", 0.125)
@@ -180,20 +180,20 @@ def test_merging_statistics_are_read_with_their_gaps(tmp_path: Path) -> None:
     path = tmp_path / "scale.json"
     path.write_text(json.dumps(content))
 
-    merging = dials.Merging.of(path)
+    found = merging.Merging.of(path)
 
-    assert (merging.overall.d_max, merging.overall.d_min) == (79.1, 1.98)
-    assert (merging.overall.observations, merging.overall.unique) == (11681, 3793)
-    assert (merging.overall.completeness, merging.overall.r_meas) == (43.01, 0.02)
-    assert merging.high.cc_half is None
-    assert [shell.cc_half for shell in merging.shells] == [0.999, None]
-    assert merging.shells[1].r_merge is None
-    assert (merging.frames, merging.scale, merging.r_merge) == ((1, 2), (1.0, 1.1), (0.02, 0.03))
-    assert len(merging.table().splitlines()) == 4
-    curves = list(merging.curves())
-    assert list(curves[0]) == list(dials.CURVES)
-    assert set(dials.CURVES) - set(curves[1]) == {"cc_half", "r_meas"}  # of which there are none
-    for row, shell in zip(curves, merging.shells, strict=True):
+    assert (found.overall.d_max, found.overall.d_min) == (79.1, 1.98)
+    assert (found.overall.observations, found.overall.unique) == (11681, 3793)
+    assert (found.overall.completeness, found.overall.r_meas) == (43.01, 0.02)
+    assert found.high.cc_half is None
+    assert [shell.cc_half for shell in found.shells] == [0.999, None]
+    assert found.shells[1].r_merge is None
+    assert (found.frames, found.scale, found.r_merge) == ((1, 2), (1.0, 1.1), (0.02, 0.03))
+    assert len(found.table().splitlines()) == 4
+    curves = list(found.curves())
+    assert list(curves[0]) == list(merging.CURVES)
+    assert set(merging.CURVES) - set(curves[1]) == {"cc_half", "r_meas"}  # of which there are none
+    for row, shell in zip(curves, found.shells, strict=True):
         assert shell.d_min <= row["resolution"] <= shell.d_max
 
 
@@ -202,27 +202,27 @@ def test_no_statistics_is_said_plainly(tmp_path: Path) -> None:
     path.write_text("{}")
 
     with pytest.raises(ProcessingError, match="Too few reflections"):
-        dials.Merging.of(path)
+        merging.Merging.of(path)
 
 
 @pytest.mark.parametrize("written", ["P43212", "P 43 21 2", "p43212"])
 def test_what_is_known_of_the_crystal_goes_to_indexing(written: str) -> None:
-    assert dials.known_crystal(written, [79.1, 79.1, 37.9, 90, 90, 90]) == [
+    assert crystals.known_crystal(written, [79.1, 79.1, 37.9, 90, 90, 90]) == [
         "known_symmetry.space_group=P43212",
         "known_symmetry.unit_cell=79.1,79.1,37.9,90,90,90",
     ]
-    assert dials.known_crystal(None, None) == []
+    assert crystals.known_crystal(None, None) == []
 
 
 @pytest.mark.parametrize("written", ["P1 output.log=/tmp/x", "P-1", "lysozyme", "Pnma", ""])
 def test_only_space_groups_of_proteins_are_taken(written: str) -> None:
     with pytest.raises(ProcessingError, match="is not a space group"):
-        dials.known_crystal(written, None)
+        crystals.known_crystal(written, None)
 
 
 def test_a_cell_that_contradicts_the_space_group_is_refused() -> None:
     with pytest.raises(ProcessingError, match="does not fit the space group P 43 21 2"):
-        dials.known_crystal("P43212", [79.1, 70.1, 37.9, 90, 90, 90])
+        crystals.known_crystal("P43212", [79.1, 70.1, 37.9, 90, 90, 90])
 
 
 def test_a_range_of_frames() -> None:

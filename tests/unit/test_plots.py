@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from beamhub_notebooks import plots
-from beamhub_notebooks.dials import Merging, Shell
+from beamhub_notebooks.merging import Merging, Shell
 from matplotlib.figure import Figure
 from PIL import Image
 
