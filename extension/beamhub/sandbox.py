@@ -27,6 +27,10 @@ SECRETS = (
     "/etc/beamhub",
     "/etc/jupyterhub",
 )
+WALLS = (
+    *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+    *("--cap-drop", "ALL"),
+)
 PACKAGES = ("beamhub", "beamhub_hub", "beamhub_spawners", "beamhub_notebooks", "beamhub_cockpit")
 MEMORY = ("/tmp", "/dev/shm")  # noqa: S108 (private folders, in memory)
 MEMORY_SIZE = 2 * 1024**3  # bytes of each
@@ -60,42 +64,13 @@ def command(
         env: the whole environment inside. It is visible to everybody in the host's process list: to hand over
             a secret, leave it out and start the command with the wanted environment; the sandbox passes that
             on.
+
+    Raises:
+        ValueError: one of the paths is not absolute.
     """
-    line = [
-        "bwrap",
-        "--unshare-user",
-        "--unshare-pid",
-        "--unshare-ipc",
-        "--unshare-uts",
-        "--unshare-cgroup-try",
-    ]
-    line += ["--cap-drop", "ALL"]
-    if not network:
-        line += ["--unshare-net"]
-    for name in SYSTEM:
-        path = Path(name)
-        if path.is_symlink():
-            line += ["--symlink", str(path.readlink()), name]
-        elif path.is_dir():
-            line += ["--ro-bind", name, name]
-    line += ["--dev", "/dev", "--proc", "/proc"]
-    for name in MEMORY:
-        line += ["--size", str(MEMORY_SIZE), "--tmpfs", name]
-
-    doors: dict[Path, list[str]] = {}
-    resolver = [Path("/etc/resolv.conf").resolve()] if network else []  # often a link to a file below /run
-    for path in (*software(), *resolver, *read_only):
-        doors[path] = ["--ro-bind", str(path), str(path)]
-    for path in read_write:
-        doors[path] = ["--bind", str(path), str(path)]
     hidden = [path for path in (*map(Path, SECRETS), *hide) if path.exists()]
-    for path in hidden:
-        doors[path] = ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
-    for path in sorted(doors, key=lambda path: len(path.parts)):
-        if not path.is_absolute():
-            raise ValueError(f"a sandbox takes absolute paths, not {path}")
-        line += doors[path]
-
+    line = ["bwrap", *WALLS, *([] if network else ["--unshare-net"]), *_system()]
+    line += _doors(read_only, read_write, hidden, network=network)
     for path in (Path("/"), *hidden):
         if path.is_dir():
             line += ["--remount-ro", str(path)]
@@ -105,6 +80,41 @@ def command(
         for name, value in env.items():
             line += ["--setenv", name, value]
     return [*line, "--", *argv]
+
+
+def _system() -> list[str]:
+    """What is in every sandbox: the system's programs and libraries, and private folders."""
+    line: list[str] = []
+    for name in SYSTEM:
+        path = Path(name)
+        if path.is_symlink():
+            line += ["--symlink", str(path.readlink()), name]
+        elif path.is_dir():
+            line += ["--ro-bind", name, name]
+    line += ["--dev", "/dev", "--proc", "/proc"]
+    for name in MEMORY:
+        line += ["--size", str(MEMORY_SIZE), "--tmpfs", name]
+    return line
+
+
+def _doors(
+    read_only: Iterable[Path], read_write: Iterable[Path], hidden: Iterable[Path], *, network: bool
+) -> list[str]:
+    """What else is seen of the machine. The deeper paths come later: they decide."""
+    doors: dict[Path, list[str]] = {}
+    resolver = [Path("/etc/resolv.conf").resolve()] if network else []  # often a link to a file below /run
+    for path in (*software(), *resolver, *read_only):
+        doors[path] = ["--ro-bind", str(path), str(path)]
+    for path in read_write:
+        doors[path] = ["--bind", str(path), str(path)]
+    for path in hidden:
+        doors[path] = ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
+    line: list[str] = []
+    for path in sorted(doors, key=lambda path: len(path.parts)):
+        if not path.is_absolute():
+            raise ValueError(f"a sandbox takes absolute paths, not {path}")
+        line += doors[path]
+    return line
 
 
 def without(folder: Path) -> dict[str, str]:
