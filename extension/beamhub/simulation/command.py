@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -140,33 +142,15 @@ def simulate(
         crystal=Crystal(cell[0], cell[1], b_factor, mosaicity, strength, seed),
         grid=Grid(*grid, seed=seed) if grid else None,
     )
-    stop = threading.Event()
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    instrument = VirtualPilatus if format_ == "cbf" else VirtualSwmr if swmr else VirtualDetector
     try:
-        instrument = VirtualPilatus if format_ == "cbf" else VirtualSwmr if swmr else VirtualDetector
-        virtual = instrument(folder, prefix, scan, images_per_file, rate)
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("frames"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=as_json,
-        ) as progress:
-            task = progress.add_task(f"{model.name} → {virtual.dataset}", total=scan.frames)
-            written = virtual.run(lambda done: progress.update(task, completed=done), stop)
+        with _interrupted() as stop:
+            virtual = instrument(folder, prefix, scan, images_per_file, rate)
+            written = _record(virtual, scan, stop, quiet=as_json)
     except (FileExistsError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"could not write to {folder}: {error.strerror}") from error
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if as_json:
         result = {"master": str(virtual.dataset), "frames": written, "announced": scan.frames}
         click.echo(json.dumps(result))
@@ -174,3 +158,35 @@ def simulate(
         click.echo(f"Stopped after {written} of {scan.frames} frames: {virtual.dataset}")
     else:
         click.echo(f"{written} frames: {virtual.dataset}")
+
+
+def _record(virtual: VirtualDetector, scan: Acquisition, stop: threading.Event, *, quiet: bool) -> int:
+    """How many frames were written when it was over, or stopped; progress goes to standard error."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+    with progress:
+        task = progress.add_task(f"{scan.detector.name} → {virtual.dataset}", total=scan.frames)
+        return virtual.run(lambda done: progress.update(task, completed=done), stop)
+
+
+@contextlib.contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """What SIGINT and SIGTERM set meanwhile."""
+    stop = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

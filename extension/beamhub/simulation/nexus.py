@@ -213,7 +213,6 @@ def _write_sample(write: _Writer, scan: Acquisition) -> None:
 
 def _write_detector(write: _Writer, scan: Acquisition, frame_time: float) -> None:
     detector, place = scan.detector, "entry/instrument/detector"
-    rows, columns = detector.shape
     fast, slow = scan.beam_centre
     bits = np.iinfo(scan.dtype).bits
     write.group(place, "NXdetector")
@@ -246,16 +245,22 @@ def _write_detector(write: _Writer, scan: Acquisition, frame_time: float) -> Non
         ("pixel_mask_applied", 1, "", "i4"),
     ):
         write.field(f"{place}/{name}", number, units, dtype)
+    _write_specific(write, scan, f"{place}/detectorSpecific")
+    write.file[f"{place}/pixel_mask"] = h5py.SoftLink(f"/{place}/detectorSpecific/pixel_mask")
+    _write_position(write, scan, place)
 
-    specific = f"{place}/detectorSpecific"
-    write.group(specific, "NXcollection")
+
+def _write_specific(write: _Writer, scan: Acquisition, place: str) -> None:
+    """What EIGER's own software says of the detector."""
+    rows, columns = scan.detector.shape
+    write.group(place, "NXcollection")
     for name, text in {
         "eiger_fw_version": "release-2020.2.5",
         "software_version": "1.8.0",
         "compression": "bslz4",
         "trigger_mode": "ints" if scan.grid is None else "exts",
     }.items():
-        write.field(f"{specific}/{name}", text)
+        write.field(f"{place}/{name}", text)
     for name, number, dtype in (
         ("nimages", scan.grid.columns if scan.grid else scan.frames, "u4"),
         ("ntrigger", scan.grid.rows if scan.grid else 1, "u4"),
@@ -265,10 +270,14 @@ def _write_detector(write: _Writer, scan: Acquisition, frame_time: float) -> Non
         ("countrate_correction_count_cutoff", scan.saturation, "u4"),
         ("saturation_value", scan.saturation, "u4"),
     ):
-        write.field(f"{specific}/{name}", number, dtype=dtype)
-    write.field(f"{specific}/pixel_mask", scan.mask)
-    write.file[f"{place}/pixel_mask"] = h5py.SoftLink(f"/{specific}/pixel_mask")
+        write.field(f"{place}/{name}", number, dtype=dtype)
+    write.field(f"{place}/pixel_mask", scan.mask)
 
+
+def _write_position(write: _Writer, scan: Acquisition, place: str) -> None:
+    """Where the detector is, and its pixels are on it."""
+    rows, columns = scan.detector.shape
+    fast, slow = scan.beam_centre
     write.group(f"{place}/transformations", "NXtransformations")
     write.field(
         f"{place}/transformations/det_z",
@@ -283,7 +292,7 @@ def _write_detector(write: _Writer, scan: Acquisition, frame_time: float) -> Non
     write.group(module, "NXdetector_module")
     write.field(f"{module}/data_origin", [0, 0], dtype="i4")
     write.field(f"{module}/data_size", [rows, columns], dtype="i4")
-    offset = np.array([fast, slow, 0.0]) * detector.pixel  # from the beam to the first pixel's corner
+    offset = np.array([fast, slow, 0.0]) * scan.detector.pixel  # from the beam to the first pixel's corner
     write.field(
         f"{module}/module_offset",
         [np.linalg.norm(offset)],
@@ -297,7 +306,7 @@ def _write_detector(write: _Writer, scan: Acquisition, frame_time: float) -> Non
     for name, vector in (("fast", FAST), ("slow", SLOW)):
         write.field(
             f"{module}/{name}_pixel_direction",
-            [detector.pixel],
+            [scan.detector.pixel],
             "m",
             "f8",
             transformation_type="translation",
