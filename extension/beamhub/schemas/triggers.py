@@ -24,7 +24,13 @@ __all__ = [
 ]
 
 
+Expression = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]  # beamhub.expressions
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
 class TriggerEvent(StrEnum):
+    """What a rule waits for."""
+
     DATASET_STARTED = "dataset.started"
     DATASET_FRAMES = "dataset.frames"  # more can be read: every so many, or at parts of what was announced
     DATASET_COMPLETE = "dataset.complete"
@@ -40,7 +46,7 @@ class TriggerCondition(Request):
 
     kind: DatasetKind | None = None
     min_frames: int = Field(1, ge=1)
-    expression: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] = Field(
+    expression: Expression = Field(
         "", description="such as `wavelength < 1.1 and frames >= 100` (beamhub.expressions)"
     )
     every: int | None = Field(None, ge=1, description="dataset.frames: at every so many frames")
@@ -55,7 +61,7 @@ class TriggerGroup(Request):
     """What has the same value of `by` in an experiment makes one job, on all of it, as soon as nothing more
     has come for `wait` seconds, or `at_most` are together. Fewer than `at_least` make none."""
 
-    by: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)] = Field(
+    by: Expression = Field(
         "", description="an expression such as `sample_name` or `folder`; empty: all of the experiment"
     )
     wait: int = Field(ge=1, le=7 * 86400, description="seconds")
@@ -91,9 +97,11 @@ class Trigger(Model):
 
 
 class TriggerCreate(Request):
+    """A rule that is not there yet."""
+
     title: Line
     event: TriggerEvent
-    pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] = "*"
+    pattern: Pattern = "*"
     condition: TriggerCondition = TriggerCondition()
     group: TriggerGroup | None = None
     template: TemplateName
@@ -104,32 +112,30 @@ class TriggerCreate(Request):
     enabled: bool = True
 
 
-class TriggerChange(Request):
+class _Tuning(Request):
+    """What an experiment may have otherwise than its instrument."""
+
+    template: TemplateName | None = None
+    parameters: dict[str, JsonValue] | None = None
+    profile: Slug | None = None
+    sponsor: Slug | None = None
+    priority: Priority | None = None
+    enabled: bool | None = None
+
+
+class TriggerChange(_Tuning):
     """What is given is changed. `group: null` has each occasion start a job again."""
 
     title: Line | None = None
     event: TriggerEvent | None = None
-    pattern: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    pattern: Pattern | None = None
     condition: TriggerCondition | None = None
     group: TriggerGroup | None = None
-    template: TemplateName | None = None
-    parameters: dict[str, JsonValue] | None = None
-    profile: Slug | None = None
-    sponsor: Slug | None = None
-    priority: Priority | None = None
-    enabled: bool | None = None
 
 
-class TriggerOverride(Request):
+class TriggerOverride(_Tuning):
     """What an experiment changes of a rule of its instrument, for itself. What is given is changed; null
     takes it back to what the instrument's rule says."""
-
-    template: TemplateName | None = None
-    parameters: dict[str, JsonValue] | None = None
-    profile: Slug | None = None
-    sponsor: Slug | None = None
-    priority: Priority | None = None
-    enabled: bool | None = None
 
 
 class TriggerVersion(Model):
