@@ -154,7 +154,7 @@ class Page(ABC):
                 el(
                     "div.bh-bar-end",
                     el("span.bh-viewer-name", self.me.name if self.me else self.viewer.name),
-                    el("a.bh-quiet-link", "Hub", href=self.links.home, title="Your sessions and tokens"),
+                    el("a.bh-quiet-link", "Sessions", href=self.links.home, title="Tokens and password, too"),
                     el("a.bh-quiet-link", "Sign out", href=self.links.sign_out),
                 ),
                 key="bar",

@@ -177,7 +177,8 @@ def _close(seen: Standing) -> list[Child]:
             "p",
             "Its people can read everything as before, and change nothing: no job starts, no file comes in, "
             f"nobody is added, no JupyterLab is opened. {back}",
-        )
+        ),
+        el("p", "JupyterLab sessions that are open in it end within seconds, for everybody: save first."),
     ]
     if seen.running:
         said.append(el("p", f"{plural(seen.running, 'job runs', 'jobs run')} on to the end."))

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from beamhub import sandbox
 from beamhub.client import ApiError, Client, Unreachable
 from beamhub.folders import INCOMING
-from beamhub.schemas import Experiment
+from beamhub.schemas import Experiment, ExperimentState
 from jupyterhub.spawner import LocalProcessSpawner
 from tornado.web import HTTPError
 from traitlets import Bool, Unicode, default
@@ -25,8 +25,9 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
     """One session = one named server = one experiment.
 
     Whether somebody may open it is the service's decision, asked with the session's own token; who loses the
-    experiment loses the running session at the next poll. The session sees its experiment's folder (read-
-    only, but for `shared`), a private home, and nothing else of what beamhub keeps.
+    experiment, or whose experiment is closed, loses the running session at the next poll. The session sees
+    its experiment's folder (read-only, but for `shared`), a private home, and nothing else of what beamhub
+    keeps.
 
     The users needn't have accounts on the machine: all sessions run as the hub's own user, kept apart by
     mounts.
@@ -74,7 +75,7 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
         return address
 
     async def poll_and_notify(self) -> int | None:
-        """Look after the running session: it ends when its user has lost the experiment."""
+        """Look after the running session: it ends when its user has lost the experiment, or it is closed."""
         try:
             await self._experiment()
         except HTTPError as refused:
@@ -99,7 +100,7 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
                 503, "The beamhub service doesn't answer just now. Try again in a minute."
             ) from error
         if OPEN_SESSION not in experiment.actions:
-            raise self._not_a_member()
+            raise self._is_closed() if experiment.state is ExperimentState.CLOSED else self._not_a_member()
         return experiment
 
     def _ask(self) -> Experiment:
@@ -109,6 +110,13 @@ class LocalSandboxSpawner(LocalProcessSpawner):  # type: ignore[misc]  # jupyter
     def _not_a_member(self) -> HTTPError:
         return _refusal(
             403, f"You have no session in {self.name}. Ask its principal investigator to add you as a member."
+        )
+
+    def _is_closed(self) -> HTTPError:
+        return _refusal(
+            403,
+            f"{self.name} is closed: its Cockpit has everything to read and to download, and nothing in it "
+            "changes. The staff of its instrument can reopen it.",
         )
 
     async def _command(self, folder: Path) -> list[str]:

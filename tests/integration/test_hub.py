@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from beamhub.schemas import Role
+from beamhub.schemas import ExperimentChange, ExperimentState, Role
 from beamhub_hub.processes import MARK
 from beamhub_hub.site import Secrets, Site
 from beamhub_hub.testing import RunningDemo
@@ -90,12 +90,31 @@ def test_a_wrong_password_gets_nobody_in(demo: RunningDemo) -> None:
 
 def test_the_hubs_own_pages(demo: RunningDemo) -> None:
     with demo.browser("ben") as browser:
-        for path in ("home", "token", "change-password"):
+        for path, title in (("home", "Sessions"), ("token", "Tokens"), ("change-password", "Password")):
             page = browser.get(f"/hub/{path}")
             assert page.status_code == 200
-            assert "<title>beamhub</title>" in " ".join(page.text.split()).replace("> ", ">").replace(
-                " <", "<"
-            )
+            assert f"<title>{title} · beamhub</title>" in " ".join(page.text.split()).replace(
+                "> ", ">"
+            ).replace(" <", "<")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "heading"),
+    [
+        ("/hub/nothing", 404, "There is no such page"),
+        ("/hub/admin", 403, "You may not open this"),
+        ("/hub/error/503", 200, "No answer just now"),  # what the proxy shows where nobody answers
+        ("/user/ben/lab", 424, "Which experiment's JupyterLab?"),
+    ],
+)
+def test_a_page_that_cannot_be_had_says_what_to_do(
+    demo: RunningDemo, path: str, status: int, heading: str
+) -> None:
+    with demo.browser("ben") as browser:
+        page = browser.get(path)
+    assert page.status_code == status
+    assert f"<h1>{heading}</h1>" in page.text
+    assert "To the Cockpit" in page.text
 
 
 def test_browser_and_token_act_as_their_user_in_the_service(demo: RunningDemo) -> None:
@@ -365,6 +384,22 @@ def test_who_leaves_the_experiment_loses_the_session(demo: RunningDemo, session:
         until(lambda: experiment not in session.get("/hub/api/users/ben").json()["servers"])
     finally:
         ada.add_member(experiment, "ben")
+    assert not [line for line in marked(demo.state) if "jupyterhub.singleuser" in line]
+
+
+def test_closing_an_experiment_ends_its_sessions(demo: RunningDemo, session: httpx.Client) -> None:
+    experiment, instrument = demo.credentials.experiment, demo.credentials.instrument
+    start_session(session, "ben", experiment)
+    sam = demo.client("sam")
+    sam.change_experiment(experiment, ExperimentChange(state=ExperimentState.CLOSED))
+    try:
+        until(lambda: experiment not in session.get("/hub/api/users/ben").json()["servers"])
+        refused = session.post(f"/hub/api/users/ben/servers/{experiment}")
+        assert refused.status_code == 403
+        assert f"{experiment} is closed" in refused.text
+    finally:
+        sam.change_experiment(experiment, ExperimentChange(state=ExperimentState.PROCESSING))
+        sam.activate(instrument, experiment)
     assert not [line for line in marked(demo.state) if "jupyterhub.singleuser" in line]
 
 

@@ -110,6 +110,7 @@ def test_closing_says_who_can_take_it_back_and_what_is_lost() -> None:
     assert "1 job runs on" in told
     assert "2 jobs wait, and would start only when it is open again" in told
     assert "is refused from then on" in told
+    assert "JupyterLab sessions that are open in it end within seconds" in told
     told = said(CLOSE, standing(here.model_copy(update={"actions": ADA})))
     assert "Only the staff of mx-1 can reopen it" in told
     assert "is refused" not in told
