@@ -450,7 +450,13 @@ async def forgotten(lab: SlurmLab, *, record: bool) -> None:
             await lab.says(job, "begun")
         number = await lab.number(ended)
         waiting = await lab.submit("again", "node")  # for which there is no room
-        await lab.ask("scontrol", "hold", await lab.number(waiting))  # nor will there be
+        queued = await lab.number(waiting)
+
+        async def let_go() -> bool:
+            return "JobHeldUser" not in await lab.ask("squeue", "-h", "-o", "%r", "-j", queued)
+
+        await condition(let_go)
+    await lab.ask("scontrol", "hold", queued)  # nor will there be; an engine that saw it would let it go
 
     async def costs() -> bool:
         return (await lab.ask("squeue", "-h", "-o", "%M", "-j", number)).strip() != "0:00"
