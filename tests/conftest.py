@@ -6,10 +6,8 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,24 +15,32 @@ from pathlib import Path
 import pytest
 from beamhub.runners.local import WARM
 from beamhub_hub.testing import RunningDemo
+from hypothesis import HealthCheck, settings
+
+from tests import temporary
 
 StartDemo = Callable[..., RunningDemo]
+
+# the same examples each time, and none too slow for a busy machine; who has time at night looks for others
+LOOK_FOR_OTHERS = os.environ.get("BEAMHUB_TEST_CHANCE") == "1"
+settings.register_profile(
+    "beamhub",
+    derandomize=not LOOK_FOR_OTHERS,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("beamhub")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One folder for all that is temporary, which ends with the tests: processes that were killed could not
-    tidy. None of those that knew it may live on."""
-    tmp_path_factory.getbasetemp()  # what tests write for themselves stays where pytest looks for it
-    with tempfile.TemporaryDirectory(prefix="beamhub-tests-") as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # PostgreSQL runs as a user of its own
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TMPDIR", name)
-            patch.setattr(tempfile, "tempdir", name)
-            yield folder
+    tidy. None of those that knew it may live on. What tests write for themselves stays where pytest looks for
+    it, but for what a run that was killed has left there."""
+    with temporary.temporary_folder(also=tmp_path_factory.getbasetemp()) as folder:
+        yield folder
         end = time.monotonic() + 60
-        while left := living(f"TMPDIR={name}".encode()):
+        while left := living(f"TMPDIR={folder}".encode()):
             assert time.monotonic() < end, f"these processes are left: {left}"
             time.sleep(0.05)
 
@@ -133,7 +139,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # when there is a terminal
 def pytest_configure(config: pytest.Config) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what tests have started is ended
+    temporary.end_on_signals()
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         config.pluginmanager.register(AtOnce(terminal))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from playwright.sync_api import Locator, Page, Position, expect
 
 from tests.acceptance.people import People
 from tests.chromium import chromium
+from tests.temporary import end_on_signals, temporary_folder
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 PAGES = "/services/cockpit/voila/render"
@@ -21,11 +21,12 @@ LIVE = 30  # frames that have come when the first picture is taken
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="beamhub-") as folder:
-        demo = RunningDemo(Path(folder) / "state", "--no-acquisition").ready()
+    end_on_signals()
+    with temporary_folder() as folder:
+        demo = RunningDemo(folder / "state", "--no-acquisition").ready()
         try:
             with chromium() as browser:
-                people = People(browser, demo, Path(folder))
+                people = People(browser, demo, folder)
                 experiment = demo.credentials.experiment
                 demo.client("ada").add_member(experiment, "ben")
                 live(demo, people)

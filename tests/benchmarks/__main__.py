@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.benchmarks import beamtime, frames, ingest, local, many_jobs, rules, slurm, takeover
 from tests.benchmarks.result import Result, publish
+from tests.temporary import end_on_signals, temporary_folder
 
 
 def jobs() -> Iterator[Result]:
@@ -37,7 +38,10 @@ def main(wanted: Sequence[str]) -> None:
     if unknown := set(wanted) - set(AREAS):
         raise SystemExit(f"no such area: {', '.join(unknown)}; there are {', '.join(AREAS)}")
     runs = dict.fromkeys(AREAS[area] for area in (wanted or AREAS))
-    publish([result for run in runs for result in run() if not wanted or result.area in wanted])
+    end_on_signals()
+    with temporary_folder():
+        results = [result for run in runs for result in run() if not wanted or result.area in wanted]
+    publish(results)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ names = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(name=names, kind=st.sampled_from(["user", "service", "instrument"]), experiment=names)
 def test_no_name_opens_another_door(shop: Shop, name: str, kind: str, experiment: str) -> None:
     store, experiments = shop

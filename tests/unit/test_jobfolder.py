@@ -186,7 +186,7 @@ def test_reasons_and_metrics_become_plain_text_and_numbers(folder: JobFolder) ->
     result.model_dump_json().encode()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -213,7 +213,7 @@ def test_any_json_can_be_read(folder: JobFolder, content: Any) -> None:
         json.dumps(metric.model_dump(), allow_nan=False).encode()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=200))
 def test_any_bytes_can_be_read(folder: JobFolder, content: bytes) -> None:
     (folder.path / "series").mkdir(exist_ok=True)
