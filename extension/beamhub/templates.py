@@ -149,7 +149,7 @@ class Catalogue:
             block, complaints = _described(found) if "beamhub" in found.metadata else (None, [])
             if complaints:
                 raise ValueError(" ".join(complaints))
-            block = _as_it_was_run(block or _inferred(where.stem, found), found)
+            block = block or _as_its_cells_say(_inferred(where.stem, found), found)
         except ValueError as error:
             raise Invalid(f"{path} can't be run as a job: {error}", "Mend the notebook.") from error
         name = re.sub(r"[^a-z0-9]+", "_", where.stem.lower()).strip("_")
@@ -321,7 +321,13 @@ def _described(notebook: Notebook) -> tuple[Block | None, list[str]]:
             f"Metadata: {'.'.join(('beamhub', *map(str, one['loc'])))}: {one['msg']}."
             for one in error.errors()
         ]
-    return block, _schema_complaints(block.parameters) + _cell_complaints(notebook, block)
+    complaints = _schema_complaints(block.parameters) + _cell_complaints(notebook, block)
+    if not complaints:
+        try:
+            block = _as_its_cells_say(block, notebook)
+        except ValueError as error:
+            complaints = [str(error)]
+    return block, complaints
 
 
 def _inferred(name: str, notebook: Notebook) -> Block:
@@ -384,17 +390,29 @@ def _assignments(notebook: Notebook) -> dict[str, Assignment]:
         raise ValueError(f"The parameters cell is not Python: {error}.") from error
 
 
-def _as_it_was_run(block: Block, notebook: Notebook) -> Block:
-    """With the values that papermill injected, where the notebook was a job: whoever runs it by hand gets
-    those, too."""
+def _as_its_cells_say(block: Block, notebook: Notebook) -> Block:
+    """With what the cells set as defaults: the parameters cell, and where the notebook was a job, the values
+    that papermill injected below it. Whoever runs the notebook by hand gets those, too. Raises ValueError
+    with a sentence for a value that the description of its parameter refuses."""
     properties: dict[str, Any] = dict(block.parameters["properties"])  # type: ignore[arg-type]
-    for cell in notebook.tagged("injected-parameters"):
+    for cell in (*notebook.tagged("parameters"), *notebook.tagged("injected-parameters")):
         for name, one in notebooks.assignments(cell.source).items():
-            with contextlib.suppress(ValueError):
-                spec = properties.get(name, {}) | {"default": one.literal()}
-                if name in properties and Draft202012Validator(spec).is_valid(spec["default"]):
-                    properties[name] = spec
+            if name in properties:
+                properties[name] = _with_default(name, properties[name], one)
     return block.model_copy(update={"parameters": {**block.parameters, "properties": properties}})
+
+
+def _with_default(name: str, spec: Mapping[str, Any], one: Assignment) -> Mapping[str, Any]:
+    try:
+        value = one.literal()
+    except ValueError:  # computed: the description says what it is
+        return spec
+    for error in Draft202012Validator(spec).iter_errors(value):
+        raise ValueError(
+            f"A cell sets {name} to a value that its description in the metadata refuses: "
+            f"{one_line(error.message, 200)}."
+        )
+    return {**spec, "default": value}
 
 
 def _schema_complaints(schema: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from beamhub import notebooks
+from beamhub.errors import Invalid
 from beamhub.estimates import hint
-from beamhub.templates import Catalogue, advice, check, shipped
+from beamhub.templates import Catalogue, advice, check, shipped, validate
 
 PYTHON = {
     "number": "float",
@@ -114,6 +115,36 @@ def test_a_members_copy_with_a_cell_changed_is_the_same_form(path: Path, tmp_pat
     assert theirs.model_dump(exclude=own) == ours.model_dump(exclude=own)
     assert (theirs.notebook, theirs.source) == ("shared/My own.ipynb", "experiment")
     assert theirs.version != ours.version
+
+
+def _with_cell(line: str, instead: str, folder: Path) -> Path:
+    """A copy of a shipped template in which a line of the parameters cell was changed, as in an editor."""
+    text = (shipped() / "fast_feedback.ipynb").read_text()
+    assert text.count(line) == 1
+    path = folder / "shared" / "templates" / "mine.ipynb"
+    path.parent.mkdir(parents=True)
+    path.write_text(text.replace(line, instead))
+    return path
+
+
+def test_a_value_changed_in_the_parameters_cell_is_what_jobs_take(tmp_path: Path) -> None:
+    _with_cell("sigma_strong: float = 3.0", "sigma_strong: float = 4.5", tmp_path)
+    catalogue = Catalogue([shipped()])
+    by_path = catalogue.notebook(tmp_path, "shared/templates/mine.ipynb").template
+    for changed in (by_path, catalogue.get("mine", tmp_path).template):
+        before = catalogue.get("fast_feedback").template
+        assert validate(changed, {}) == validate(before, {}) | {"sigma_strong": 4.5}
+        now: Any = changed.parameters["properties"]
+        was: Any = before.parameters["properties"]
+        assert now["sigma_strong"] == was["sigma_strong"] | {"default": 4.5}
+
+
+def test_a_value_in_the_parameters_cell_that_cannot_be_is_told(tmp_path: Path) -> None:
+    path = _with_cell("sigma_strong: float = 3.0", "sigma_strong: float = 0.5", tmp_path)
+    [said] = check(path)
+    assert said.startswith("A cell sets sigma_strong to a value that its description in the metadata refuses")
+    with pytest.raises(Invalid, match="sigma_strong"):
+        Catalogue([shipped()]).notebook(tmp_path, "shared/templates/mine.ipynb")
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)

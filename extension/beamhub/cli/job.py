@@ -98,6 +98,8 @@ def job_submit(
     TEMPLATE is a name, or the path of a notebook of your own in the experiment, such as shared/mine.ipynb.
     """
     chosen = [int(one) if one.isdigit() else one for one in inputs]
+    if estimate and each:
+        raise click.UsageError("--estimate tells of one job: give one dataset, without --each.")
     if estimate:
         return client.estimate(
             experiment, template_name, chosen, sponsor=sponsor, parameters=values(settings), profile=profile
