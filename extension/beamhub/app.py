@@ -20,11 +20,12 @@ from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import url_path_join
 from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
 from tornado.netutil import bind_sockets
 from tornado.web import RequestHandler
 from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, default, validate
 
-from beamhub import api, bus, duty
+from beamhub import api, bus, checkup, duty
 from beamhub.api.handler import BLOCK, Handler
 from beamhub.automation import Automation
 from beamhub.batches import Batches
@@ -176,11 +177,19 @@ class BeamhubApp(ExtensionApp):
         try:
             super().initialize()  # type: ignore[no-untyped-call]
         except Exception as error:
-            if isinstance(error, BeamhubError):
-                self.log.critical("beamhub can't start: %s", error)
+            reason = str(error) if isinstance(error, BeamhubError) else self._wrong_database(error)
+            if reason:
+                self.log.critical("beamhub can't start: %s", reason)
             else:
                 self.log.critical("beamhub can't start", exc_info=True)
             self.exit(1)
+
+    def _wrong_database(self, error: Exception) -> str:
+        """What is wrong with the database, and what to do; "" if the error is of something else."""
+        if not isinstance(error, DBAPIError):
+            return ""
+        found = checkup.database(self.database_url)
+        return "" if found.fine else found.message
 
     def initialize_handlers(self) -> None:
         if not self.data_dir:

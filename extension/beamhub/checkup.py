@@ -48,7 +48,7 @@ def database(url: str) -> Condition:
     except DBAPIError as error:
         told = str(error.orig).strip().partition("\n")[0]
         remedy = (
-            "start it, or correct BEAMHUB_DATABASE_URL"
+            "start it, or correct database_url (BEAMHUB_DATABASE_URL)"
             if file is None
             else "look at its permissions; if it is damaged, restore the last backup (beamhub restore)"
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from beamhub.schemas import Profile
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Folder = Annotated[Path, AfterValidator(Path.absolute)]
@@ -46,10 +47,31 @@ class Secrets(BaseModel):
         return cls.model_validate_json(path.read_text())
 
 
+class CannotStart(SystemExit):
+    """Something that an operator has set, or has to make, is wrong.
+
+    It ends the program with one sentence: what an operator's file raises otherwise, JupyterHub tells with
+    everything that has led to it.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(f"beamhub can't start: {sentence}")
+
+
 class Site(BaseModel):
-    """One beamhub on one machine."""
+    """One beamhub on one machine. Raises CannotStart for settings that can't be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            faults = "; ".join(_fault(one["loc"], one["type"], one["msg"]) for one in error.errors())
+            raise CannotStart(
+                f"Site(…) in jupyterhub_config.py: {faults}. docs/operator.md has all settings."
+            ) from None
+
     state: Path = Field(
         description="databases, secrets, logs and homes of sessions; nobody but beamhub reads it"
     )
@@ -118,6 +140,17 @@ class Site(BaseModel):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.state.resolve()}/beamhub.sqlite"
+
+
+def _fault(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One complaint of pydantic's, in words."""
+    name = ".".join(map(str, place))
+    if kind == "extra_forbidden":
+        near = get_close_matches(str(place[-1]), Site.model_fields, 1) if len(place) == 1 else []
+        return f"{name} is no setting{f', did you mean {near[0]}?' if near else ''}"
+    if kind == "missing":
+        return f"{name} is missing"
+    return f"{name}: {message[:1].lower()}{message[1:]}"
 
 
 def write_private(path: Path, text: str) -> None:

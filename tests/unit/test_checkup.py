@@ -60,7 +60,7 @@ def test_a_damaged_database(tmp_path: Path) -> None:
 def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
     found = checkup.database(f"postgresql+psycopg://beamhub:secret@/beamhub?host={tmp_path}")
     assert not found.fine
-    assert "start it, or correct BEAMHUB_DATABASE_URL" in found.message
+    assert "start it, or correct database_url (BEAMHUB_DATABASE_URL)" in found.message
     assert "secret" not in found.message
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from beamhub.app import BeamhubApp
@@ -13,7 +15,7 @@ from beamhub.schemas import Profile
 from beamhub_hub import Site, accounts, configure
 from beamhub_hub.credentials import PEOPLE, Credentials
 from beamhub_hub.services import FRESH, services
-from beamhub_hub.site import SETTINGS, Secrets, write_private
+from beamhub_hub.site import SETTINGS, CannotStart, Secrets, write_private
 from pydantic import ValidationError
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
@@ -141,3 +143,60 @@ def test_the_operators_file_works(tmp_path: Path) -> None:
     c = PyFileConfigLoader("jupyterhub_config.py", path=str(tmp_path)).load_config()
     assert [service["name"] for service in c.JupyterHub.services] == ["beamhub", "cockpit", "operator"]
     assert (tmp_path / "var/lib/beamhub").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"stat": "/s", "data": "/d"}, "state is missing; stat is no setting, did you mean state?"),
+        ({"state": "/s", "data": "/d", "wholly_else": 1}, "wholly_else is no setting."),
+        ({"state": "/s", "data": "/d", "port": 70000}, "port: input should be less than or equal to 65535"),
+        ({"state": "/s", "data": "/d", "profiles": [{"name": "a"}]}, "profiles.0.title is missing"),
+    ],
+)
+def test_what_is_wrong_with_the_settings_is_a_sentence(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(CannotStart) as told:
+        Site(**settings)
+    assert str(told.value).startswith(f"beamhub can't start: Site(…) in jupyterhub_config.py: {said}")
+
+
+def test_folders_and_secrets_that_cannot_be_used_are_a_sentence(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotStart, match=r"file/state can't be made \(Not a directory\): make it for the"):
+        configure(Config(), site.model_copy(update={"state": tmp_path / "file" / "state"}))
+    write_private(site.state / "secrets.json", "{}")
+    with pytest.raises(CannotStart, match=r"secrets.json is damaged: take it from a backup"):
+        configure(Config(), site)
+
+
+def test_a_folder_of_somebody_else_is_a_sentence(tmp_path: Path) -> None:
+    """Root may write everywhere, so this is somebody else."""
+    tmp_path.chmod(0o755)
+    script = (
+        "import os; from traitlets.config import Config; from beamhub_hub import Site, configure; "
+        "os.geteuid() or os.setuid(65534); configure(Config(), Site(state='/root/state', data='/root/data'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "/root/state can't be made (Permission denied): make it for the user" in done.stderr
+
+
+def test_a_service_without_its_database_says_so_in_a_sentence(site: Site, tmp_path: Path) -> None:
+    url = f"postgresql+psycopg://beamhub:hush@/beamhub?host={tmp_path}"
+    service = services(site.model_copy(update={"database_url": url}), Secrets.of(site.state))[0]
+    environment = {
+        "JUPYTERHUB_SERVICE_URL": site.service_url,
+        "JUPYTERHUB_SERVICE_PREFIX": "/services/beamhub/",
+        "JUPYTERHUB_API_TOKEN": "token",
+    }
+    done = subprocess.run(
+        service["command"],
+        env={**os.environ, **environment, **service["environment"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "beamhub can't start: PostgreSQL can't be read (" in done.stderr
+    assert "start it, or correct database_url" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hush" not in done.stderr
