@@ -61,7 +61,7 @@ pictures: $(VENV)/.development
 
 # for the lowest Python that is supported, valid on all later ones; what is installed is checked against these hashes
 lock: $(VENV)/.development
-	$(BIN)/uv pip compile $(UV_LOCK) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(UV_LOCK) --extra postgresql --extra oidc pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(UV_LOCK) --all-extras --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile $(UV_LOCK) tests/benchmarks/jupyter-scheduler.in -o tests/benchmarks/jupyter-scheduler.lock
 UV_LOCK := --quiet --upgrade --universal --python-version 3.11.2 --generate-hashes --no-annotate --custom-compile-command 'make lock'

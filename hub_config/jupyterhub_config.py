@@ -1,4 +1,4 @@
-"""The hub of a facility: what an operator edits. Start it with `jupyterhub --config jupyterhub_config.py`."""
+"""The hub of a facility: what an operator edits. `beamhub.service` beside it starts it."""
 
 from __future__ import annotations
 

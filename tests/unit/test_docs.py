@@ -126,3 +126,18 @@ def test_tests_that_are_named_exist() -> None:
         tests = text(path if "/" in path else f"tests/integration/{path}")
         for name in re.findall(r"\w+", names):
             assert re.search(rf"def test_\w*{name}", tests), f"{path} {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_an_installation_copies_comes_with_the_wheel(page: Path) -> None:
+    wheel = tomllib.loads(text("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    shipped = {target: ROOT / source for source, target in wheel["shared-data"].items()}
+    for name in re.findall(r"/opt/beamhub/(share/beamhub/[\w.-]+)", page.read_text()):
+        assert shipped[name].is_file(), name
+
+
+def test_the_lock_file_has_what_the_settings_can_ask_for() -> None:
+    extras = tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"]
+    locked = {line.split("==")[0] for line in text("requirements.lock").splitlines() if "==" in line}
+    for name in ("postgresql", "oidc"):
+        assert {re.split(r"[\[<>=~ ]", one)[0] for one in extras[name]} <= locked
