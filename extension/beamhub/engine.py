@@ -110,13 +110,11 @@ class Engine:
         now."""
         since = datetime.now(UTC) - AUDITED
         ended = await self._store.read(lambda tx: tx.attempts.ended_since(since, name, MANY))
-        # a runner that has lost its records may give a name again: it tells of the last that had it
-        over = {(job, ref): (number, charged) for job, number, ref, charged in reversed(ended)}
         try:
-            used = await self._runners[name].accounts([*over])
+            used = await self._runners[name].accounts([(job, ref) for job, _, ref, _ in ended])
         except Unavailable:
             return
-        for ((job, _), (number, charged)), now in zip(over.items(), used, strict=True):
+        for (job, number, _, charged), now in zip(ended, used, strict=True):
             if now is not None and now != charged:
                 await self._store.write(partial(correct, job_id=job, number=number, used=now, actor=SYSTEM))
 

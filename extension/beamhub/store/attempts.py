@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, exists, func, insert, select, update
 
 from beamhub.schemas import Attempt
 from beamhub.store.tables import attempts
@@ -67,10 +67,19 @@ class Attempts:
 
     def ended_since(self, moment: datetime, runner: str, limit: int) -> Sequence[tuple[int, int, str, int]]:
         """Attempts of a runner that were over then or later: job, number, the runner's own name for it, and
-        the CPU-seconds charged; the latest first."""
+        the CPU-seconds charged; the latest first.
+
+        A runner that has lost its records may give a name again, and tells of the last that had it: of a
+        job's attempts of one name only the last is among them.
+        """
+        later = attempts.alias()
+        named_again = exists().where(
+            later.c.job == attempts.c.job, later.c.ref == attempts.c.ref, later.c.number > attempts.c.number
+        )
         query = (
             select(attempts.c.job, attempts.c.number, attempts.c.ref, attempts.c.cpu_seconds)
             .where(attempts.c.ended >= moment, attempts.c.runner == runner, attempts.c.ref != "")
+            .where(~named_again)
             .order_by(attempts.c.ended.desc())
             .limit(limit)
         )
