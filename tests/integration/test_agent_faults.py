@@ -401,6 +401,69 @@ def test_the_watched_directory_goes_and_comes_back(agent: RunningAgent) -> None:
     agent.assert_all_there_once()
 
 
+def test_a_disk_that_is_unmounted_and_mounted_again(agent: RunningAgent) -> None:
+    """What lies below the mount point is an empty directory: nothing in it has been deleted."""
+    data, disk = agent.data, agent.folder / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs disk {disk} && mount --bind {disk} {data} && exec "$@"'
+    agent.wrapper = ["unshare", "-Urm", "sh", "-c", mount, "sh"]
+    agent.upload["limit"] = '"4 MB/s"'
+    agent.settings["grow"] = '["*.log"]'
+    agent.start()
+    agent.until(lambda: agent.status is not None)
+    assert agent.process is not None
+    inside = Path(f"/proc/{agent.process.pid}/root{disk}")
+    enter = ["nsenter", "-t", str(agent.process.pid), "-U", "-m", "--preserve-credentials"]
+    write_large(inside / "large.cbf", 16)
+    (inside / "motors.log").write_bytes(os.urandom(2 << 20))
+    for number in range(20):
+        write_large(inside / f"waits-{number}.cbf", 1)
+    agent.until_halfway()
+
+    subprocess.run([*enter, "umount", "-l", data], check=True)
+    agent.until(
+        lambda: agent.status is not None and "is not on the disk any more" in str(agent.status.errors)
+    )
+    subprocess.run([*enter, "mount", "--bind", disk, data], check=True)
+    del agent.upload["limit"]
+    agent.command()
+    agent.signal(signal.SIGHUP)
+    agent.until_arrived("large.cbf", "motors.log", *(f"waits-{number}.cbf" for number in range(20)))
+
+    assert "was deleted" not in agent.log
+    assert len(agent.uploads()) == 22, "something was begun again"
+    agent.until(lambda: agent.status is not None and not agent.status.errors)
+    (inside / "later.cbf").write_text("later")
+    agent.until_arrived("later.cbf")
+    assert agent.status is not None
+    assert agent.status.failed == 0
+
+
+def test_an_agent_that_is_there_before_its_disk(agent: RunningAgent) -> None:
+    """The directory is empty then, and files that were on their way seem to be deleted."""
+    agent.upload["limit"] = '"2 MB/s"'
+    agent.start()
+    write_large(agent.data / "large.cbf", 16)
+    agent.until_halfway()
+    agent.kill()
+    disk = agent.data.rename(agent.folder / "disk")
+    agent.data.mkdir()
+    sam = agent.service.client("sam")
+    later = sam.create_experiment(agent.beamtime.instrument, "The next one", pi="ada").id
+    sam.activate(agent.beamtime.instrument, later)
+    del agent.upload["limit"]
+
+    agent.start()
+    agent.until(lambda: agent.status is not None and "is its disk mounted?" in str(agent.status.errors))
+    agent.data.rmdir()
+    disk.rename(agent.data)
+    agent.until_arrived("large.cbf")
+
+    agent.assert_all_there_once()
+    assert len(agent.uploads()) == 1, "it was begun again"
+    assert agent.files(later) == {}
+
+
 def test_a_journal_on_a_full_disk(agent: RunningAgent) -> None:
     (agent.folder / "state").mkdir()
     agent.journal = "state/journal.sqlite"

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -48,10 +48,17 @@ class _Growing:
 
 
 class Growth:
-    """Sends files of one watched directory while they grow, some of them side by side."""
+    """Sends files of one watched directory while they grow, some of them side by side.
 
-    def __init__(self, watch: Watch, common: Common, disk: Disk) -> None:
+    Args:
+        is_gone: asked whether a file is missing because the directory itself is not there.
+    """
+
+    def __init__(
+        self, watch: Watch, common: Common, disk: Disk, is_gone: Callable[[], Awaitable[bool]]
+    ) -> None:
         self._watch, self._common, self._disk = watch, common, disk
+        self._is_gone = is_gone
         self._service, self._journal, self._pause = common.service, common.journal, common.pause
         self._expected: dict[str, None] = {}  # what masters name, oldest first
         self._unwanted: set[str] = set()  # by the service
@@ -180,8 +187,9 @@ class Growth:
             self._unwanted.add(path)
             self._journal.forget_growing(path)
             soon = None
-        except (GoneError, ChangedError):
-            await self._give_up(path)
+        except (GoneError, ChangedError) as problem:
+            if not (isinstance(problem, GoneError) and await self._is_gone()):
+                await self._give_up(path)
             soon = None
         except OSError as error:
             log.warning("%s can't be read while it grows (%s)", printable(path), error.strerror)

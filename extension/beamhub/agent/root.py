@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Coroutine, Iterator
@@ -40,14 +41,16 @@ class Root:
         self.watch = watch
         self.silent = ""  # that it does not answer
         self.lost = ""  # that it is gone
+        self.there = asyncio.Event()  # unset while it is: what is missing in it need not be gone
+        self.there.set()
         self.free_disk: int | None = None  # bytes
         self.concluded = asyncio.Event()  # all that was there at the start is known
         self.settling = Settling()
         self.judged: dict[str, Stamp] = {}  # settled, and to be judged whether they are complete
         # enough for all that is asked at a time, twice: what hangs may have been given up
         self.disk = Disk(2 * (common.config.upload.parallel + BATCHES + STREAMS) + 16)
-        self.growth = Growth(watch, common, self.disk)
-        self.sender = Sender(watch, common, self.disk, self.growth, self.sighted)
+        self.growth = Growth(watch, common, self.disk, self.is_gone)
+        self.sender = Sender(watch, common, self.disk, self.growth, self)
         self.holding = Holding(self._unsettled, self.disk, once=common.once)
         self._common = common
         self._candidates = asyncio.Event()  # there is something new to settle
@@ -106,6 +109,14 @@ class Root:
                 return await self.disk.ask(look, path)
         except TimeoutError:
             return None
+
+    async def is_gone(self) -> bool:
+        """Is the directory itself not there, rather than one of its files?"""
+        _, device = await self.disk.ask(_disk, self.watch.path)
+        if device is None or device != self.tree.device:
+            self.there.clear()
+            self.tree.look_again()
+        return not self.there.is_set()
 
     def sighted(self, sighting: Sighting) -> None:
         """A file is there, perhaps not for the first time."""
@@ -173,25 +184,41 @@ class Root:
         return path in self.settling or path in self.judged
 
     async def _follow(self) -> None:
+        if not self._common.once and not await self._is_back():
+            self._lose(
+                f"{self.watch.path} is empty, though files of it have not been sent: is its disk mounted?"
+            )
+            await self._return()
         while True:
             try:
                 await self.tree.follow()
             except LostError as error:
                 if self._common.once:
                     raise
-                problem = f"{error}: waiting for it to come back"
-                if problem != self.lost:
-                    log.error("%s", problem)
-                self.lost = problem
+                self._lose(f"{error}: waiting for it to come back")
             self.tree = self._new_tree()
+            await self._return()
+
+    def _lose(self, problem: str) -> None:
+        self.there.clear()
+        if problem != self.lost:
+            log.error("%s", problem)
+        self.lost = problem
+
+    async def _return(self) -> None:
+        await asyncio.sleep(RETURN)
+        while not await self._is_back():  # noqa: ASYNC110 (nothing tells of a mount)
             await asyncio.sleep(RETURN)
-            while not await self.disk.ask(self.watch.path.is_dir):  # noqa: ASYNC110 (nothing tells of a mount)
-                await asyncio.sleep(RETURN)
+
+    async def _is_back(self) -> bool:
+        """Is it there, and not just the empty place of a disk whose files have not all been sent?"""
+        known = any(self.has(entry.path) for entry in self._common.journal.unfinished())
+        return await self.disk.ask(_has_any if known else Path.is_dir, self.watch.path)
 
     async def _probe(self) -> None:
         """How much room its disk has, and whether it answers at all."""
         while True:
-            asked = self.disk.begin(_free_disk, self.watch.path)
+            asked = self.disk.begin(_disk, self.watch.path)
             await asyncio.wait({asked}, timeout=SILENCE)
             if not asked.done():
                 log.error("%s does not answer", self.watch.path)
@@ -200,10 +227,15 @@ class Root:
                 log.info("%s answers again", self.watch.path)
                 self.silent = ""
                 self.tree.look_again()  # also at what was asked for meanwhile
-            self.free_disk = asked.result()
-            if self.lost and self.tree.walked.is_set():
-                log.info("%s is back", self.watch.path)
+            self.free_disk, device = asked.result()
+            if self.there.is_set() and self.tree.device not in (None, device):
+                self.there.clear()
+                self.tree.look_again()
+            elif self.tree.walked.is_set() and self.tree.device == device:
+                if self.lost:
+                    log.info("%s is back", self.watch.path)
                 self.lost = ""
+                self.there.set()
             await asyncio.sleep(PROBE)
 
     async def _settle(self) -> None:
@@ -285,8 +317,18 @@ class Root:
         self._common.step.set()
 
 
-def _free_disk(folder: Path) -> int | None:
+def _disk(folder: Path) -> tuple[int | None, int | None]:
+    """How many bytes are free on the disk, and its number; None where the directory is gone, which is told
+    elsewhere."""
     try:
-        return shutil.disk_usage(folder).free
-    except OSError:  # the directory is gone, which is told elsewhere
-        return None
+        return shutil.disk_usage(folder).free, folder.lstat().st_dev
+    except OSError:
+        return None, None
+
+
+def _has_any(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False

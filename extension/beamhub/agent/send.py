@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
+from typing import Protocol
 
 from beamhub.digests import algorithm_of
 from beamhub.schemas import Upload, UploadState
@@ -57,11 +58,21 @@ ATTEMPTS = 5  # from the beginning, at one file in one state
 LONGEST_REST = 60.0  # seconds between attempts at a file over which the service fails
 
 
+class Directory(Protocol):
+    """What is watched."""
+
+    there: asyncio.Event  # while it is
+
+    async def is_gone(self) -> bool: ...
+
+    def sighted(self, sighting: Sighting) -> None: ...
+
+
 class Sender:
     """Sends what is in its queue.
 
     Args:
-        sighted: told of a file that is not, or no longer, what has been sent.
+        root: told of a file that is not, or no longer, what has been sent.
     """
 
     def __init__(
@@ -70,10 +81,10 @@ class Sender:
         common: Common,
         disk: Disk,
         growth: Growth,
-        sighted: Callable[[Sighting], None],
+        root: Directory,
     ) -> None:
         self._watch, self._common, self._disk, self._growth = watch, common, disk, growth
-        self._sighted = sighted
+        self._root = root
         self.queue = Queue()
         self.active: dict[str, Item] = {}
 
@@ -86,6 +97,7 @@ class Sender:
     async def _send(self) -> None:
         while True:
             await self._common.pause.wait()
+            await self._root.there.wait()
             item = await self.queue.get()
             if self._common.pause.held:
                 self.queue.put(item)
@@ -125,12 +137,13 @@ class Sender:
     def _through(self, item: Item, stamp: Stamp | None, *, known: bool) -> None:
         """Sightings of a file on its way were not heeded; `known`: it has not been forgotten."""
         if stamp and (stamp != item.stamp or not known):
-            self._sighted(Sighting(item.watch, item.name, stamp, finished=item.finished == stamp))
+            self._root.sighted(Sighting(item.watch, item.name, stamp, finished=item.finished == stamp))
 
     async def _send_small(self) -> None:
         """Small files go together: all that are ready when there is somebody to send them."""
         while True:
             await self._common.pause.wait()
+            await self._root.there.wait()
             items = await self.queue.take(self._common.throttle.piece(TOGETHER))
             if self._common.pause.held:
                 for item in items:
@@ -263,6 +276,8 @@ class Sender:
                 log.info("%s changed while it was read: waiting until it has settled", printable(path))
                 if not self._common.journal.grows_again(path, item.stamp):
                     await self.give_up(path)
+            case GoneError() if await self._root.is_gone():
+                return True
             case GoneError():
                 await self.give_up(path)
                 self._common.fail(path, "was deleted or renamed before it had been sent")

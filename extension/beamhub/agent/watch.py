@@ -65,6 +65,7 @@ class Tree:
     ) -> None:
         self.walked = asyncio.Event()  # all that was there at the start has been seen
         self.problem = ""  # of the directory as a whole, in one sentence
+        self.device: int | None = None  # that it lies on; None: it has not been looked at
         self.odd: dict[str, str] = {}  # what is there but can't be sent, and why
         self._watch = watch
         self._root = str(watch.path)
@@ -179,7 +180,7 @@ class Tree:
         """
         for folder, before in list(self._changed.items()):
             try:
-                changed = os.lstat(folder).st_mtime_ns
+                changed = self._times(folder)
             except OSError as error:
                 if folder == self._root:
                     raise LostError(f"{folder} can't be read ({error.strerror})") from error
@@ -211,7 +212,7 @@ class Tree:
             sightings = []
             try:
                 self._listen_to(folder)  # before the look: nothing falls in between
-                self._changed[folder] = os.lstat(folder).st_mtime_ns
+                self._changed[folder] = self._times(folder)
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
@@ -229,6 +230,19 @@ class Tree:
             for begin in range(0, len(sightings), AT_ONCE):
                 yield sightings[begin : begin + AT_ONCE]
         self.odd = odd if deep and top in ("", self._root) else {**self.odd, **odd}
+
+    def _times(self, folder: str) -> int:
+        """When something last came into the folder.
+
+        Raises LostError where another disk is in the place of the directory's, or none any more: what lies
+        below a mount point looks like an empty directory.
+        """
+        status = os.lstat(folder)
+        if folder == self._root:
+            if self.device not in (None, status.st_dev):
+                raise LostError(f"{folder} is not on the disk any more that it was on")
+            self.device = status.st_dev
+        return status.st_mtime_ns
 
     def _sighting(self, path: str, odd: dict[str, str], *, finished: bool = False) -> Sighting | None:
         """What to tell of a path that is no directory; None where it needs no attention or is odd."""
