@@ -159,12 +159,15 @@ def test_a_limit_that_is_lifted_while_it_holds(agent: RunningAgent) -> None:
     agent.command()
     agent.signal(signal.SIGHUP)
     agent.until(lambda: "nothing is changed: " in agent.log)
+    assert "take a restart" not in agent.log
     agent.upload["limit"] = '"900 MB/s"'
+    agent.settings["settle"] = "0.3"
     agent.command()
     agent.signal(signal.SIGHUP)
     agent.until_arrived("large.cbf")
 
     assert "sending at most 900 MB/s" in agent.log
+    assert "other changes of the configuration than the limit take a restart of the agent" in agent.log
     agent.assert_all_there_once()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import threading
 
+import httpx
 import pytest
-from beamhub.schemas import UploadState
+from beamhub.schemas import Problem, UploadState
 
 from tests.integration.agents import PATIENCE, RunningAgent, write_large
 from tests.integration.between import RESET, between
@@ -104,3 +105,19 @@ def test_a_file_over_which_the_service_fails_does_not_keep_the_others(agent: Run
 
         agent.until_arrived("small-1.log", "large-1.cbf")
         agent.assert_all_there_once()
+
+
+def test_a_newer_agent_is_heard_and_knows_what_the_service_lacks(agent: RunningAgent) -> None:
+    """What the one tells and the other does not know is left out; of a route that is not there the service
+    says so itself, which the agent tells from a proxy that has lost the service."""
+    beat = {"host": "detector", "version": "9.0", "state": "idle", "weather": "fine"}
+    token = {"Authorization": f"Bearer {agent.beamtime.agent_token}"}
+    api = f"{agent.service.url}/services/beamhub/api/v1"
+    with httpx.Client(headers=token) as newer:
+        heard = newer.put(f"{api}/instruments/{agent.beamtime.instrument}/heartbeat", json=beat)
+        missing = newer.put(f"{api}/uploads/1/colours", json={})
+    assert heard.status_code == 200
+    assert agent.status is not None
+    assert agent.status.version == "9.0"
+    assert missing.status_code == 404
+    assert Problem.model_validate_json(missing.content).status == 404

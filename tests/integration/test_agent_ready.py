@@ -130,6 +130,21 @@ def test_a_master_waits_for_a_file_that_is_itself_not_ready(agent: RunningAgent)
     agent.assert_all_there_once()
 
 
+def test_the_staff_let_a_file_go_that_its_writer_never_closes(agent: RunningAgent) -> None:
+    agent.start()
+    with h5py.File(agent.folder / "open.h5", "w", libver=("v110", "v110")) as file:
+        file.flush()
+        for name in ("scan.h5", "other.h5"):
+            shutil.copyfile(agent.folder / "open.h5", agent.data / name)
+    agent.until(lambda: agent.log.count("is held back: it has not been closed by its writer") == 2)
+    sam, instrument = agent.service.client("sam"), agent.beamtime.instrument
+    sam.retry_uploads(instrument)  # all that has failed, which these have not
+    sam.retry_uploads(instrument, pattern="scan.*")
+
+    agent.until_arrived("scan.h5")
+    assert set(agent.files()) == {"scan.h5"}
+
+
 def test_the_file_of_a_writer_that_was_killed_is_sent_in_the_end(agent: RunningAgent) -> None:
     agent.settings["wait_for_writer"] = "1"
     agent.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from beamhub.agent.complete import Holding
+from beamhub.agent.complete import TOLD, Holding
 from beamhub.agent.config import Watch
 from beamhub.agent.disk import Disk
 from beamhub.agent.file import Stamp, look
@@ -222,8 +222,13 @@ async def test_a_file_that_stays_open_is_sent_in_the_end_and_told(bench: Bench, 
     with h5py.File(path, "w", libver=LIBVER) as file:
         file.flush()
         assert await bench.holds(path, 0.0)
+        assert list(bench.holding.held()) == [str(path)]
+        assert not list(bench.holding.told(TOLD - 1)), "that is nothing yet"
+        waits = "is held back for 60 more min: it has not been closed by its writer"
+        assert list(bench.holding.told(TOLD + 1)) == [(str(path), waits)]
         assert await bench.holds(path, 3599.0)
         assert not await bench.holds(path, 3600.0)
+    assert not list(bench.holding.held())
     reason = "was sent as it is: it has not been closed by its writer"
     assert bench.holding.doubts == {str(path): reason}
 

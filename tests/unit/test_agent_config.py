@@ -105,6 +105,13 @@ def test_the_example_is_valid(folder: Path) -> None:
         ('path = "data"', 'path = "data"\nprefix = "/x"', "watch.1.prefix: should be a folder below"),
         ('path = "data"', 'path = "data"\n[[watch]]\npath = "data/x"', "overlap: watch the upper one only"),
         ('path = "data"', 'path = "data"\n[upload]\nparallel = 33', "upload.parallel: Input should be less"),
+        (
+            'path = "data"',
+            'path = "data"\nexclude = ["scratch/"]',
+            "'scratch/' fits no file: patterns are rel",
+        ),
+        ('path = "data"', 'path = "data"\ninclude = ["/data/*.h5"]', "'/data/.*' fits no file"),
+        ('path = "data"', 'path = "data"\ngrow = ["./*.log"]', "'./.*' fits no file"),
         ("[journal]", '[upload]\nlimit = "fast"\n[journal]', 'upload.limit: should look like "200 MB'),
         ("[journal]", '[upload]\nlimit = "0 MB/s"\n[journal]', "upload.limit: should look like"),
         ("[journal]", "[upload]\nlimit = 5\n[journal]", "upload.limit: should look like"),
@@ -196,6 +203,15 @@ def test_which_files_are_sent(folder: Path, name: str, wanted: bool) -> None:
 
     assert watch.wants(name) is wanted
     assert watch.destination(name) == f"eiger/{name}"
+
+
+@pytest.mark.parametrize("name", ["a.h5", "x/a.h5", "x/y/a.h5", "x/deep/b.cbf", "x/deep/y/b.cbf"])
+def test_two_stars_fit_any_depth(folder: Path, name: str) -> None:
+    """As in other programs: whoever writes them does not expect the files at the top to be left out."""
+    watch = Watch.model_validate({"path": "data", "include": ["**/*.h5", "x/deep/**/b.*"]}, context=folder)
+
+    assert watch.wants(name)
+    assert not watch.wants("x/deepb.cbf")
 
 
 def test_which_folders_are_looked_into(folder: Path) -> None:

@@ -90,7 +90,7 @@ async def _until_stopped(agent: Agent, path: Path) -> bool:
             except ConfigError as error:
                 log.error("nothing is changed: %s", error)
             else:
-                agent.limit(config.upload.limit)
+                agent.take(config)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,9 +8,10 @@ an acquisition that was stopped a master that waits for files in vain.
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from .config import Watch
 from .disk import Disk
@@ -19,6 +20,9 @@ from .reader import Reader, Verdict
 
 log = logging.getLogger("beamhub.agent")
 
+TOLD = (
+    30.0  # seconds that a file is held back before people are told: most wait only until others have settled
+)
 SUFFIXES = (".h5", ".hdf5", ".nxs")
 
 
@@ -35,6 +39,7 @@ class _Held:
     stamp: Stamp
     since: float
     verdict: Verdict
+    incomplete: Incomplete | None = None
 
 
 class Holding:
@@ -65,7 +70,7 @@ class Holding:
             held = _Held(stamp, now, await self._reader.look(path, str(watch.path)))
         incomplete = await self._disk.ask(self._incomplete, watch, path, held.verdict)
         if incomplete and now < held.since + incomplete.patience:
-            self._held[path] = held
+            self._held[path] = replace(held, incomplete=incomplete)
             if new:
                 log.info("%s is held back: it %s", printable(path), incomplete.reason)
             return True
@@ -75,6 +80,17 @@ class Holding:
             if held.verdict.problem and len(self.doubts) < 1000:
                 self.doubts[path] = f"was sent as it is: it {incomplete.reason}"
         return False
+
+    def held(self) -> Iterator[str]:
+        """The paths of what is held back."""
+        yield from self._held
+
+    def told(self, now: float) -> Iterator[tuple[str, str]]:
+        """(path, why) of what is held back for longer than it usually takes."""
+        for path, held in self._held.items():
+            if held.incomplete and now >= held.since + TOLD:
+                end = math.ceil((held.since + held.incomplete.patience - now) / 60)
+                yield path, f"is held back for {end} more min: it {held.incomplete.reason}"
 
     def forget(self, path: str) -> None:
         self._held.pop(path, None)

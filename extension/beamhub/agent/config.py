@@ -62,6 +62,12 @@ def _folder_below(prefix: str) -> str:
     return "/".join(parts)
 
 
+def _relative(pattern: str) -> str:
+    if not pattern or pattern.startswith(("/", "./", "../")) or pattern.endswith("/"):
+        raise ValueError(f"{pattern!r} fits no file: patterns are relative to `path`, such as scratch/*")
+    return pattern
+
+
 def _rate(text: Any) -> Any:
     """Bytes per second, from what people write."""
     if text is None:
@@ -83,6 +89,7 @@ def _endpoint(text: str, info: ValidationInfo) -> str:
     return f"{host or '127.0.0.1'}:{port}"
 
 
+Pattern = Annotated[str, AfterValidator(_relative)]
 Location = Annotated[Path, AfterValidator(_resolved)]
 
 
@@ -152,8 +159,8 @@ class Watch(_Table):
     """One directory, with all below it, and which of its files are to be sent."""
 
     path: Location
-    include: list[str] = Field(["*"], min_length=1)
-    exclude: list[str] = []
+    include: list[Pattern] = Field(["*"], min_length=1)
+    exclude: list[Pattern] = []
     settle: float = Field(2.0, gt=0, le=3600, description="seconds without a change make a file ready")
     wait_for_files: float = Field(
         60.0, ge=0, le=86_400, description="seconds that a settled HDF5 master waits for what it points to"
@@ -162,7 +169,7 @@ class Watch(_Table):
         3600.0, ge=0, le=86_400, description="seconds that a settled HDF5 file waits for being closed"
     )
     prefix: Annotated[str, AfterValidator(_folder_below)] = ""  # folder below the experiment's raw/
-    grow: list[str] = Field([], description="patterns of files that are sent while they grow")
+    grow: list[Pattern] = Field([], description="patterns of files that are sent while they grow")
     in_place: bool = False  # the service sees the directory too, under the same path: nothing is sent
     polling: bool | None = None  # None: on network file systems, which tell nothing of other machines' writes
     rescan: float | None = Field(None, ge=0.1, description="seconds between looks at the whole directory")
@@ -357,9 +364,13 @@ def file_system(path: Path) -> str:
 
 
 def _matches(name: str, patterns: list[str] | tuple[str, ...]) -> bool:
-    """A pattern fits the whole relative name, or its last part; `*` fits slashes too."""
+    """A pattern fits the whole relative name, or its last part; `*` fits slashes too, `**/` also nothing."""
     last = name.rsplit("/", 1)[-1]
-    return any(fnmatchcase(name, pattern) or fnmatchcase(last, pattern) for pattern in patterns)
+    return any(
+        fnmatchcase(name, meant) or fnmatchcase(last, meant)
+        for pattern in patterns
+        for meant in {pattern, pattern.replace("**/", "")}
+    )
 
 
 def _token(text: str, where: str, remedy: str = "") -> str:

@@ -46,6 +46,10 @@ class Files(Protocol):
         """(path, name, reason) of all that could not be sent."""
         ...
 
+    def held(self) -> Iterator[tuple[str, str]]:
+        """(path, name) of all that is held back because it does not seem to be complete."""
+        ...
+
     def skipped(self) -> Iterator[tuple[str, str, str]]:
         """(path, name, reason) of all that is not to be sent."""
         ...
@@ -59,6 +63,8 @@ class Files(Protocol):
         ...
 
     async def retry(self, path: str) -> None: ...
+
+    async def release(self, path: str) -> None: ...
 
     async def skip(self, path: str, reason: str) -> None: ...
 
@@ -111,6 +117,10 @@ class Orders:
                 for path, name, _ in list(files.failed()):
                     if _concerns(command, name):
                         await files.retry(path)
+                if command.paths or command.pattern is not None:  # all that has failed does not mean these
+                    for path, name in list(files.held()):
+                        if _concerns(command, name):
+                            await files.release(path)
             case CommandKind.SKIP:
                 reason = f"skipped by {command.created_by}: {command.reason}"
                 known = [*files.waiting(), *((path, name) for path, name, _ in files.failed())]

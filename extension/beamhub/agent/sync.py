@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -64,9 +65,13 @@ class Agent:
         """Ends `run` soon; what is on its way goes on at the next start."""
         self._stopping.set()
 
-    def limit(self, rate: float | None) -> None:
-        """From now on, sends at most so many bytes per second."""
-        throttle = self._common.throttle
+    def take(self, config: Config) -> None:
+        """From now on, sends at most as many bytes per second as this configuration says; nothing else of it
+        is taken over while the agent runs."""
+        rate, throttle = config.upload.limit, self._common.throttle
+        limited = self._config.upload.model_copy(update={"limit": rate})
+        if config != self._config.model_copy(update={"upload": limited}):
+            log.warning("other changes of the configuration than the limit take a restart of the agent")
         if rate != throttle.rate:
             log.info("sending %s", f"at most {rate / 1e6:g} MB/s" if rate else "without a limit")
         throttle.rate = rate
@@ -147,6 +152,9 @@ class Agent:
     def failed(self) -> Iterator[tuple[str, str, str]]:
         return ((path, self._shown(path), reason) for path, reason in list(self._common.failed.items()))
 
+    def held(self) -> Iterator[tuple[str, str]]:
+        return ((path, self._shown(path)) for root in self._roots for path in list(root.holding.held()))
+
     def skipped(self) -> Iterator[tuple[str, str, str]]:
         return ((entry.path, self._shown(entry.path), entry.error) for entry in self._journal.skipped())
 
@@ -194,6 +202,11 @@ class Agent:
                 self._journal.requeue(path)
             if stamp:
                 root.sighted(root.sighting(path, stamp))
+
+    async def release(self, path: str) -> None:
+        """What is held back is sent as it is."""
+        if (root := self._root_of(path)) and (problem := await root.finished(path)):
+            log.warning("%s %s", printable(path), problem)
 
     async def skip(self, path: str, reason: str) -> None:
         """The file is left out; what the service has of it is given up. One that has just arrived stays."""
@@ -307,7 +320,8 @@ class Agent:
         """What the staff should know of single files, the gravest first."""
         errors = [f"{printable(path)} {reason}" for path, reason in self._common.failed.items()]
         for root in self._roots:
-            told = [*root.holding.doubts.items(), *root.tree.odd.items()]
+            held = root.holding.told(time.monotonic())
+            told = [*held, *root.holding.doubts.items(), *root.tree.odd.items()]
             errors += [f"{printable(path)} {reason}" for path, reason in told]
         return _few(errors)
 

@@ -37,8 +37,9 @@ class FileProgress(Model):
 
 
 class Heartbeat(Request):
-    """What the agent tells every few seconds."""
+    """What the agent tells every few seconds. A newer one may tell more, and is heard all the same."""
 
+    model_config = ConfigDict(frozen=True, extra="ignore")
     host: Line
     version: Line
     state: Literal["idle", "uploading", "waiting", "error"] = "idle"
