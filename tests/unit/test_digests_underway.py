@@ -258,6 +258,17 @@ async def test_what_was_known_before_others_have_replaced_it_is_read_again(
     assert (done.state, site.content("raw/a.bin")) == (UploadState.COMPLETE, content)
 
 
+async def test_a_file_that_a_disk_has_cut_is_read_again(site: Site) -> None:
+    content = os.urandom(6000)
+    id_ = await begin_and_die(site, content)
+    os.truncate(temporary(site, id_), 1000)
+    for begin, end in ((1000, 1500), (1500, 6000)):
+        done = await site.uploads.append(
+            AGENT, id_, begin, followed(content[begin:end], xxh128(content[:end]))
+        )
+    assert (done.state, site.content("raw/a.bin")) == (UploadState.COMPLETE, content)
+
+
 async def test_nothing_is_read_back_where_no_digest_is_told_before_the_end(
     site: Site, elsewhere: Uploads
 ) -> None:
