@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from beamhub import access, folders, orders
 from beamhub.access import Action, Principal
 from beamhub.digests import algorithm_of
-from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, QuotaExceeded, TooMany
+from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, QuotaExceeded, TooLarge, TooMany
 from beamhub.incoming import busy
 from beamhub.schemas import Digest, DigestAlgorithm, Upload, UploadState
 from beamhub.store import Transaction
@@ -269,8 +269,9 @@ def _unknown(id_: str) -> NotFound:
     return NotFound(f"There is no upload {id_[:64]!r} of yours here.", "Announce the file again.")
 
 
-def _too_long(size: int) -> Invalid:
-    return Invalid(f"A file has 0 to {MAX_SIZE} bytes, not {size}.", "Check the announced length.")
+def _too_long(size: int) -> BeamhubError:
+    kind = TooLarge if size > MAX_SIZE else Invalid
+    return kind(f"A file has 0 to {MAX_SIZE} bytes, not {size}.", "Check the announced length.")
 
 
 def _check_digest(digest: str | None) -> None:

@@ -174,6 +174,9 @@ class Incoming:
                 time.sleep(WAIT)
             # it may have been removed before it was locked
             held.position = held._under_way = held.size()
+            if only_checksums(upload) and (doubted := self.marks.doubted(upload)) is not None:
+                held.cut(min(doubted, held.position))  # a kill has left it
+                self.marks.believe(upload)
         except BaseException:
             held.close()
             raise
@@ -220,11 +223,13 @@ class Incoming:
         )
 
     def arrived(self, upload: Upload) -> int | None:
-        """How many bytes the temporary file has; None where there is none."""
+        """How many bytes the temporary file has, but for those in doubt; None where there is none."""
         try:
-            return self.temporary(upload).lstat().st_size
+            size = self.temporary(upload).lstat().st_size
         except FileNotFoundError:
             return None
+        doubted = self.marks.doubted(upload) if only_checksums(upload) else None
+        return size if doubted is None else min(size, doubted)
 
     def touched(self, uploads: Iterable[Upload]) -> dict[str, datetime]:
         """When the last byte of each came, by their ids; of those that have a temporary file."""
@@ -329,7 +334,7 @@ class Incoming:
         """Removes their temporary files; the published names stay."""
         for upload in uploads:
             self.previews.discard(upload)
-            self.marks.remove(upload)
+            self.marks.discard(upload)
             self.temporary(upload).unlink(missing_ok=True)
 
     def withdraw(self, upload: Upload, others: Collection[str]) -> None:
@@ -407,6 +412,11 @@ def flush(files: Sequence[Held]) -> None:
         file.begin_flush()
     for file in files:
         file.flush()
+
+
+def only_checksums(upload: Upload) -> bool:
+    """Whether nothing vouches for its bytes but the checksums that they may come with: it has no digest."""
+    return upload.digest is None and upload.digest_follows is None and upload.source is None
 
 
 def running_digest(upload: Upload) -> Running:

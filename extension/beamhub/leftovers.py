@@ -67,7 +67,7 @@ class Leftovers:
         except Conflict:
             return  # somebody does
         except Gone:
-            with await self._workers.claim(upload), contextlib.suppress(Conflict):  # it has meanwhile
+            with await self._workers.claim(upload), contextlib.suppress(Conflict, Gone):  # it has meanwhile
                 await self._publications.fail(upload, "its bytes are gone from the disk", SYSTEM.name)
         else:
             async with contextlib.AsyncExitStack() as held:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from beamhub import datasetstate, folders
-from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict
+from beamhub.errors import BeamhubError, ChecksumMismatch, Conflict, Gone
 from beamhub.events import emit, emit_all
 from beamhub.incoming import AHEAD, Held, Source, damaged, explained, versions
 from beamhub.names import Arrival, Kin, Names, choose, kin_of
@@ -88,7 +88,7 @@ class Publications:
             if 0 < self._underway.agreed(upload) < upload.size:
                 await self._workers.whole(self._underway.take_back, upload, file)
                 raise damaged(upload) from error
-            with await self._workers.claim(upload), contextlib.suppress(Conflict):  # given up meanwhile
+            with await self._workers.claim(upload), contextlib.suppress(Conflict, Gone):  # given up meanwhile
                 await self.fail(upload, error.detail, upload.created_by)
             raise
         except OSError as error:
@@ -122,8 +122,10 @@ class Publications:
             return current, kin, choose(self._incoming, upload, kin)
 
         current, kin, found = await self._workers.run(find)
-        if current is None or current.state is not UploadState.RECEIVING:
-            return current or upload
+        if current is None or current.state is UploadState.FAILED:
+            raise Gone(f"The upload of {upload.path} was given up meanwhile.", "Announce the file again.")
+        if current.state is not UploadState.RECEIVING:
+            return current
         if isinstance(found, Upload):
             await self._workers.run(self._incoming.withdraw, upload, kin.published.keys())
             return await self._merge(upload, found)
@@ -231,11 +233,14 @@ class Publications:
         return merged or twin
 
     async def fail(self, upload: Upload, reason: str, actor: str) -> None:
-        """Gives up an upload whose name is claimed. Raises Conflict if it is over."""
+        """Gives up an upload whose name is claimed. Raises Conflict if it has arrived, Gone if it was given
+        up before."""
 
         def going(tx: Transaction) -> Upload:
             current = tx.uploads.get(upload.id)
-            if current is None or current.state is not UploadState.RECEIVING:
+            if current is None or current.state is UploadState.FAILED:
+                raise Gone(f"The upload of {upload.path} was given up before.", "Nothing is left of it.")
+            if current.state is not UploadState.RECEIVING:
                 raise Conflict(f"The upload of {upload.path} is over.", "Published files stay.")
             return current
 

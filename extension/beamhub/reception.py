@@ -18,7 +18,7 @@ from beamhub.body import Body, Followed, pieces
 from beamhub.digests import ALGORITHMS, Hasher
 from beamhub.errors import Conflict, Invalid, QuotaExceeded, TooLarge, TooMany
 from beamhub.events import Live
-from beamhub.incoming import Held, damaged, explained
+from beamhub.incoming import Held, damaged, explained, only_checksums
 from beamhub.schemas import Upload
 from beamhub.store import Store
 from beamhub.store.uploads import PARTIAL
@@ -91,7 +91,10 @@ class Reception:
         if (followed or upload.concat != PARTIAL) and running.position == upload.offset:
             takers.append(running.add)
         told = 0.0
+        doubtful = checksum is not None and only_checksums(upload)
         try:
+            if doubtful:
+                await self._workers.whole(self._incoming.marks.doubt, upload, upload.offset)
             while await body.come():
                 if not await self._workers.receive(file.receive, body, limit, takers):
                     raise too_much
@@ -103,10 +106,14 @@ class Reception:
         except BaseException as error:
             # what no checksum vouches for, or a full disk has cut, has not arrived
             await self._workers.whole(file.cut, upload.offset if checksum else file.position)
+            if doubtful:
+                await self._workers.whole(self._incoming.marks.believe, upload)
             self._underway.keep(upload, file, before)
             if isinstance(error, OSError):
                 raise explained(error, upload) from error
             raise
+        if doubtful:
+            await self._workers.whole(self._incoming.marks.believe, upload)
         self._underway.keep(upload, file, running)
         if followed and followed.digest:
             await self._compare(upload, file, followed.digest)

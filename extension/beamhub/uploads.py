@@ -304,8 +304,14 @@ class Uploads:
         return _Room(upload, begun, empty)
 
     async def get(self, principal: Principal, id_: str) -> Upload:
-        upload = await self._store.read(lambda tx: readable(tx, principal, id_))
-        return await self.workers.run(self._incoming.measured, upload)
+        def work() -> Upload:
+            upload = self._store.read_sync(lambda tx: readable(tx, principal, id_))
+            if upload.state is UploadState.RECEIVING and self._incoming.arrived(upload) is None:
+                # it has come to its end since, unless its bytes are lost
+                upload = self._store.read_sync(lambda tx: readable(tx, principal, id_))
+            return self._incoming.measured(upload)
+
+        return await self.workers.run(work)
 
     async def list(
         self,
@@ -419,7 +425,8 @@ class Uploads:
             return upload.model_copy(update={"offset": file.size()})
 
     async def terminate(self, principal: Principal, id_: str) -> None:
-        """Gives up an upload that is on its way. A published file stays: Conflict."""
+        """Gives up an upload that is on its way. A published file stays: Conflict. Raises Gone for one that
+        was given up before."""
         upload = await self._store.read(lambda tx: writable(tx, principal, id_))
         with await self.workers.claim(upload):
             await self.publications.fail(upload, f"given up by {principal.name}", principal.name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from beamhub.testing_stores import new_database
 
 from tests.integration.agents import RunningAgent, grown, write_large
 from tests.integration.test_agent_growing import say_done
+from tests.integration.tus import BINARY, agent_of, announce, open_patch, send
 
 MIB = 2**20
 
@@ -157,6 +160,35 @@ def test_a_byte_that_is_flipped_around_a_kill_costs_its_part(
     assert [u.state for u in agent.uploads()] == [UploadState.COMPLETE]
     assert 0 < damage.carried - (192 + again) * MIB < 3 * MIB, "what else was sent again?"
     assert agent.log.count("A part of raw/large.cbf was damaged on its way") == 1
+
+
+def test_what_a_kill_has_kept_from_being_compared_has_not_arrived(ingest: Ingest) -> None:
+    """A file that nothing vouches for but the checksums of its parts."""
+    beamtime = ingest.service.beamtime()
+    content = os.urandom(3 * MIB)
+    checksum = f"sha1 {base64.b64encode(hashlib.sha1(content[1000:]).digest()).decode()}"
+    with agent_of(ingest, beamtime.agent_token) as agent:
+        url = announce(agent, "a.bin", len(content))
+        assert send(agent, url, 0, content[:1000]).status_code == 204
+    folder = ingest.service.data_dir / beamtime.experiment / ".incoming"
+    temporary = folder / url.rpartition("/")[2]
+    token, length = beamtime.agent_token, len(content) - 1000
+    with open_patch(ingest, token, url, length, 1000, checksum) as connection:
+        connection.sendall(bytes(length // 2))
+        while temporary.stat().st_size < length // 2:
+            continue
+        ingest.kill()
+    ingest.start()
+    with agent_of(ingest, beamtime.agent_token) as agent:
+        assert agent.head(url).headers["Upload-Offset"] == "1000"
+        sent = agent.patch(
+            url,
+            headers={"Upload-Offset": "1000", "Upload-Checksum": checksum, **BINARY},
+            content=content[1000:],
+        )
+        assert sent.status_code == 204
+    assert ingest.service.client("ada").file(beamtime.experiment, "raw/a.bin") == content
+    assert list(folder.iterdir()) == []
 
 
 def test_a_byte_that_is_flipped_while_a_file_grows_costs_one_request(agent: RunningAgent) -> None:

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 import pytest
 import xxhash
+from beamhub.announcements import MAX_SIZE
 from beamhub.leftovers import EXPIRES
 from beamhub.schemas import Role
 from beamhub.testing import Beamtime, RunningService
@@ -250,6 +251,7 @@ def test_an_upload_can_be_given_up(agent: httpx.Client) -> None:
     url = announce(agent, "mistake", b"mistake")
     assert agent.delete(url).status_code == 204
     assert send(agent, url, 0, b"mistake").status_code in (404, 410)
+    assert agent.delete(url).status_code == 410
     # clients behind strict proxies say so in another way
     url = announce(agent, "mistake", b"mistake")
     assert agent.post(url, headers={"X-HTTP-Method-Override": "DELETE"}).status_code == 204
@@ -264,7 +266,10 @@ def test_faulty_requests(agent: httpx.Client) -> None:
     good = {"Upload-Length": "1", **metadata(filename="x", sha256=digest)}
     assert agent.post("uploads", headers=good | {"Tus-Resumable": "0.2.2"}).status_code == 412
     assert agent.post("uploads", headers=good | {"Upload-Length": "-1"}).status_code == 400
+    assert agent.post("uploads", headers=good | {"Upload-Length": f"{MAX_SIZE + 1}"}).status_code == 413
     assert agent.post("uploads", headers=good | {"Upload-Metadata": "filename ?"}).status_code == 400
+    twice = {"Upload-Metadata": f"{good['Upload-Metadata']},filename eQ=="}
+    assert agent.post("uploads", headers=good | twice).status_code == 400
     for wrong in (
         metadata(filename="x", sha256="abc"),
         metadata(filename="x", xxh128=digest),
@@ -279,6 +284,16 @@ def test_faulty_requests(agent: httpx.Client) -> None:
     assert send(agent, url, 0, b"too much").status_code == 413
     assert send(agent, f"{url}0", 0, b"y").status_code == 404
     assert send(agent, url, 0, b"y").status_code == 204
+
+
+def test_metadata_that_only_the_client_understands(agent: httpx.Client) -> None:
+    odd = f"thumbnail {base64.b64encode(bytes(range(256))).decode()}, is_private,  filetype  "
+    announced = {
+        "Upload-Length": "1",
+        "Upload-Metadata": f"{odd}, {metadata(filename='odd')['Upload-Metadata']}",
+    }
+    answer = agent.post("uploads", headers=announced)
+    assert (answer.status_code, answer.json()["path"]) == (201, "raw/odd")
 
 
 def test_only_the_sender_goes_on_with_an_upload(service: RunningService, agent: httpx.Client) -> None:

@@ -8,7 +8,15 @@ import os
 import pytest
 from beamhub.announcements import MAX_SIZE
 from beamhub.body import Chunks
-from beamhub.errors import ChecksumMismatch, Conflict, DigestRequired, Invalid, NotFound, QuotaExceeded
+from beamhub.errors import (
+    ChecksumMismatch,
+    Conflict,
+    DigestRequired,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+    TooLarge,
+)
 from beamhub.schemas import DigestAlgorithm, ExperimentChange, UploadState
 from beamhub.uploads import REWRITE, Uploads
 
@@ -118,7 +126,7 @@ async def test_a_length_that_comes_later(site: Site, promised: bool) -> None:
 
 async def test_a_length_that_turns_out_to_be_too_long(site: Site) -> None:
     upload = await site.uploads.create(AGENT, "a.log", None)
-    with pytest.raises(Invalid):
+    with pytest.raises(TooLarge):
         await site.uploads.append(AGENT, upload.id, 0, parts(b"a"), size=MAX_SIZE + 1)
     assert (await site.uploads.get(AGENT, upload.id)).deferred
 

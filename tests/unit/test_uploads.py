@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import stat
@@ -41,6 +42,7 @@ from beamhub.schemas import (
     Upload,
     UploadState,
 )
+from beamhub.uploads import Uploads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -345,12 +347,47 @@ async def test_terminating_forgets_the_bytes_but_never_a_published_file(site: Si
     assert (await site.uploads.get(AGENT, upload.id)).state is UploadState.FAILED
     with pytest.raises(Gone):
         await site.uploads.append(AGENT, upload.id, 3, parts(b"45"))
-    with pytest.raises(Conflict):
+    with pytest.raises(Gone):
         await site.uploads.terminate(AGENT, upload.id)
     done = await site.send("a.bin", b"12345")
     with pytest.raises(Conflict):
         await site.uploads.terminate(AGENT, done.id)
     assert site.content("raw/a.bin") == b"12345"
+
+
+async def test_what_is_given_up_while_it_is_verified_is_gone(
+    site: Site, elsewhere: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender of the last bytes is not told that they have arrived."""
+    upload = await site.announce("a.bin", b"12345")
+    claim = site.uploads.workers.claim
+
+    async def given_up_before(upload: Upload) -> contextlib.ExitStack:
+        await elsewhere.terminate(AGENT, upload.id)
+        return await claim(upload)
+
+    monkeypatch.setattr(site.uploads.workers, "claim", given_up_before)
+    with pytest.raises(Gone):
+        await site.uploads.append(AGENT, upload.id, 0, parts(b"12345"))
+    assert site.published() == set()
+
+
+async def test_how_far_an_upload_is_that_ends_while_one_looks(
+    site: Site, elsewhere: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its row and its temporary file, which is gone then."""
+    upload = await site.announce("a.bin", b"12345")
+    loop, arrived = asyncio.get_running_loop(), site.uploads.workers.incoming.arrived
+    sends = [elsewhere.append(AGENT, upload.id, 0, parts(b"12345"))]
+
+    def arrived_later(upload: Upload) -> int | None:
+        if sends:
+            asyncio.run_coroutine_threadsafe(sends.pop(), loop).result()
+        return arrived(upload)
+
+    monkeypatch.setattr(site.uploads.workers.incoming, "arrived", arrived_later)
+    now = await site.uploads.get(AGENT, upload.id)
+    assert (now.state, now.offset) == (UploadState.COMPLETE, 5)
 
 
 async def test_while_paused_nothing_begins_and_what_is_on_its_way_is_finished(site: Site) -> None:
@@ -473,9 +510,9 @@ async def test_a_digest_is_a_digest(site: Site, digest: str) -> None:
         await site.uploads.create(AGENT, "a", 1, digest)
 
 
-@pytest.mark.parametrize("size", [-1, MAX_SIZE + 1])
-async def test_a_size_is_a_size(site: Site, size: int) -> None:
-    with pytest.raises(Invalid):
+@pytest.mark.parametrize(("size", "error"), [(-1, Invalid), (MAX_SIZE + 1, TooLarge)])
+async def test_a_size_is_a_size(site: Site, size: int, error: type[Exception]) -> None:
+    with pytest.raises(error):
         await site.uploads.create(AGENT, "a", size, "sha256:" + "0" * 64)
 
 

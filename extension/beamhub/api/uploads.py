@@ -45,6 +45,7 @@ FOLLOWS: dict[str, dict[str, Any]] = {
         "description": "the body ends with this digest, in binary, of the file from its beginning to there",
     }
 }
+METADATA = {"filename", "experiment", "digest", *ALGORITHMS}  # what is taken of it
 _SIZE = re.compile(r"[0-9]{1,18}")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/\*")
 
@@ -346,11 +347,16 @@ def _algorithm(name: str) -> DigestAlgorithm:
 
 def _metadata(header: str) -> dict[str, str]:
     """`key base64, key base64, …` as tus has it."""
+    pairs = [part.strip().partition(" ") for part in header.split(",") if part.strip()]
+    given = {key: value for key, _, value in pairs}
+    if len(given) < len(pairs):
+        raise Refusal(400, "Upload-Metadata has a key twice.", "Give each once.")
     metadata: dict[str, str] = {}
-    for pair in filter(None, (part.strip() for part in header.split(","))):
-        key, _, value = pair.partition(" ")
+    for key, value in given.items():
         try:
-            metadata[key] = base64.b64decode(value, validate=True).decode()
+            content = base64.b64decode(value, validate=True)
+            if key in METADATA:  # others are for whoever has sent them, and may be anything
+                metadata[key] = content.decode()
         except (binascii.Error, UnicodeDecodeError) as error:
             raise Refusal(
                 400, f"Upload-Metadata has a value for {key!r} that is not UTF-8 in base64.", "Encode it."
