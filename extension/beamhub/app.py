@@ -29,6 +29,7 @@ from beamhub import api, bus, checkup, duty
 from beamhub.api.handler import BLOCK, Handler
 from beamhub.automation import Automation
 from beamhub.batches import Batches
+from beamhub.catalogue import Catalogue, shipped
 from beamhub.datasets import Datasets
 from beamhub.engine import Engine
 from beamhub.errors import BeamhubError
@@ -51,7 +52,6 @@ from beamhub.runners.local import LocalRunner
 from beamhub.runners.slurm import SlurmRunner, SlurmSettings
 from beamhub.schemas import Profile
 from beamhub.store import Store
-from beamhub.templates import Catalogue, shipped
 from beamhub.uploads import Uploads
 
 MIGRATION = 60.0  # seconds that an ingest process waits for the service to prepare the database

@@ -12,6 +12,7 @@ from typing import BinaryIO, TypeVar
 
 from beamhub import access
 from beamhub.access import Action, Principal
+from beamhub.catalogue import Catalogue
 from beamhub.comparison import compare
 from beamhub.drafts import draft_for_rule, draft_of, draft_of_broken_rule, enter, make
 from beamhub.errors import BeamhubError, Conflict, Forbidden, Invalid, NotFound
@@ -49,7 +50,6 @@ from beamhub.schemas import (
 from beamhub.sponsors import require_sponsor
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Draft
-from beamhub.templates import Catalogue
 from beamhub.text import one_line
 from beamhub.triggers import JobRequest
 

@@ -144,6 +144,17 @@ def _assignments(tree: ast.Module, comments: Mapping[int, str]) -> dict[str, Ass
     return found
 
 
+def parameters(notebook: Notebook) -> dict[str, Assignment]:
+    """What the notebook's parameters cell sets. Raises ValueError with a sentence."""
+    tagged = notebook.tagged("parameters")
+    if len(tagged) != 1:
+        raise ValueError(f'One code cell must be tagged "parameters", not {len(tagged)}.')
+    try:
+        return assignments(tagged[0].source)
+    except ValueError as error:
+        raise ValueError(f"The parameters cell is not Python: {error}.") from error
+
+
 def declared(content: bytes) -> frozenset[str]:
     """The names that a notebook's parameters cell sets: no others may be given to it. Raises ValueError."""
     tagged = parse(content).tagged("parameters")

@@ -11,9 +11,10 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from beamhub import notebooks, templates
+from beamhub.catalogue import Catalogue
 from beamhub.errors import Invalid, NotFound
 from beamhub.schemas import Job, Profile
-from beamhub.templates import Catalogue, Entry
+from beamhub.templates import Entry
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from beamhub import access, templates
 from beamhub.access import Action, Principal
+from beamhub.catalogue import Catalogue
 from beamhub.errors import Conflict, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.expressions import Expression, ExpressionError, expression_of
@@ -31,7 +32,6 @@ from beamhub.schemas import (
 )
 from beamhub.sponsors import require_usable
 from beamhub.store import Store, Transaction
-from beamhub.templates import Catalogue
 
 
 class Rules:

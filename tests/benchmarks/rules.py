@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from beamhub.catalogue import Catalogue
 from beamhub.engine import Engine
 from beamhub.events import Live, emit
 from beamhub.jobs import Jobs
@@ -23,7 +24,6 @@ from beamhub.schemas import (
     TriggerCreate,
 )
 from beamhub.store import Store, Transaction
-from beamhub.templates import Catalogue
 from beamhub.testing import TEMPLATE, write_template
 
 EVENTS, RULES = 10_000, 50

@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 from beamhub.access import Principal
+from beamhub.catalogue import Catalogue
 from beamhub.credits import grant
 from beamhub.engine import Engine
 from beamhub.events import Feed, Live, emit
@@ -35,7 +36,6 @@ from beamhub.schemas import (
 )
 from beamhub.store import Store, Transaction
 from beamhub.store.jobs import Task
-from beamhub.templates import Catalogue
 
 from tests.records import rotation
 
@@ -257,7 +257,7 @@ from beamhub.runners.local import LocalRunner
 from beamhub.sandbox import TEMPORARY
 from beamhub.schemas import Profile
 from beamhub.store import Store
-from beamhub.templates import Catalogue
+from beamhub.catalogue import Catalogue
 
 folder = Path(sys.argv[1])
 store = Store(sys.argv[2])

@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from beamhub.access import Principal
 from beamhub.automation import Automation, Moment
+from beamhub.catalogue import Catalogue
 from beamhub.errors import Forbidden, Invalid, NotFound
 from beamhub.events import emit
 from beamhub.jobs import Jobs
@@ -43,7 +44,6 @@ from beamhub.schemas import (
     UploadState,
 )
 from beamhub.store import Store, Transaction
-from beamhub.templates import Catalogue
 from sqlalchemy.event import listen
 
 START = Moment("this boot", 1000.0)

@@ -16,11 +16,11 @@ from typing import Any
 import gemmi
 import numpy as np
 import pytest
+from beamhub.catalogue import Catalogue, shipped
 from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition
 from beamhub.simulation.crystal import D_MIN, Crystal, Floats, Ints
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus, VirtualSwmr
-from beamhub.templates import Catalogue, shipped
 from beamhub_notebooks.crystals import Crystal as CrystalFound
 from beamhub_notebooks.crystals import Integrated, known_crystal, require_same_form
 from beamhub_notebooks.dials import Processing, frame_range, image_number, import_arguments, indexed_fraction

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub.catalogue import shipped
 from beamhub.frames.outside import FileProblem
 from beamhub.schemas import JobResult, JobSpec, SpecInput
 from beamhub.simulation.acquisition import PILATUS, Acquisition, Grid
 from beamhub.simulation.detector import VirtualDetector, VirtualPilatus
-from beamhub.templates import shipped
 
 from tests.growth import Growth
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from beamhub.catalogue import Catalogue
 from beamhub.errors import Invalid, NotFound
 from beamhub.jobfolder import JobFolder
 from beamhub.schemas import (
@@ -27,7 +28,6 @@ from beamhub.schemas import (
     JobState,
 )
 from beamhub.store import Transaction
-from beamhub.templates import Catalogue
 
 from tests.integration.laboratory import ADA, BEN, EVE, Lab, condition, template
 from tests.records import rotation

@@ -518,7 +518,7 @@ from beamhub.events import Live
 from beamhub.jobs import Jobs
 from beamhub.runners.slurm import SlurmRunner, SlurmSettings
 from beamhub.store import Store
-from beamhub.templates import Catalogue
+from beamhub.catalogue import Catalogue
 
 class Victim(SlurmRunner):
     async def prepare(self, *args):

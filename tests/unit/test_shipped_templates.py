@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from beamhub import notebooks
+from beamhub.catalogue import Catalogue, shipped
 from beamhub.errors import Invalid
 from beamhub.estimates import hint
-from beamhub.templates import Catalogue, advice, check, shipped, validate
+from beamhub.templates import advice, check, validate
 
 PYTHON = {
     "number": "float",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub.catalogue import Catalogue
 from beamhub.cli import main
-from beamhub.templates import Catalogue, advice, check
+from beamhub.templates import advice, check
 from click.testing import CliRunner
 
 from tests.unit.test_templates import BLOCK, CUTOFF, notebook, with_parameter, with_source, write

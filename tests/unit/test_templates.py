@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beamhub.catalogue import Catalogue, shipped
 from beamhub.errors import Invalid, NotFound
 from beamhub.schemas import Template
-from beamhub.templates import Catalogue, check, shipped, validate
+from beamhub.templates import _parse, check, entry, validate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -237,11 +238,9 @@ def test_names_of_files_are_names_of_templates(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(JSON)
 def test_any_json_is_a_template_or_complained_about(content: Any) -> None:
-    from beamhub.templates import _entry, _parse
-
     for whole in (content, notebook(metadata={"beamhub": content}), notebook(cells=content)):
         text = json.dumps(whole).encode()
-        assert (_entry("x", text, "facility") is None) == bool(_parse("x", text)[1])
+        assert (entry("x", text, "facility") is None) == bool(_parse("x", text)[1])
 
 
 def test_the_shipped_templates_are_templates() -> None:

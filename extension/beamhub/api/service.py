@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from beamhub.automation import Automation
 from beamhub.batches import Batches
+from beamhub.catalogue import Catalogue
 from beamhub.datasets import Datasets
 from beamhub.duty import Duty
 from beamhub.engine import Engine
@@ -22,7 +23,6 @@ from beamhub.quarantine import Quarantine
 from beamhub.rules import Rules
 from beamhub.schemas import Profile
 from beamhub.store import Store
-from beamhub.templates import Catalogue
 from beamhub.uploads import Uploads
 
 
