@@ -26,7 +26,8 @@ from tornado.web import RequestHandler
 from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, default, validate
 
 from beamhub import api, bus, checkup, duty
-from beamhub.api.handler import BLOCK, Handler
+from beamhub.api.files import BLOCK
+from beamhub.api.handler import Handler
 from beamhub.automation import Automation
 from beamhub.batches import Batches
 from beamhub.catalogue import Catalogue, shipped

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from beamhub.api import notebook
-from beamhub.api.files import Span, span_of
-from beamhub.api.handler import _filename
+from beamhub.api.files import Span, _filename, span_of
 from beamhub.api.identity import bearer_token, principal_of
 from beamhub.api.routes import Paging, page_of
 from beamhub.errors import Conflict, TooLarge

@@ -6,15 +6,11 @@ import asyncio
 import hashlib
 import hmac
 import json
-import math
-import re
 from asyncio import Future
-from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
 from jupyter_server.auth import User
 from jupyter_server.auth.decorator import allow_unauthenticated
@@ -24,9 +20,11 @@ from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 
 from beamhub.access import METRICS, Principal
-from beamhub.api.files import SAFE_INLINE, Source, span_of
+from beamhub.api.files import BLOCK, Source, span_of
 from beamhub.api.identity import bearer_token, principal_of
-from beamhub.api.problems import KNOWN, Refusal, invalid, problem_of
+from beamhub.api.inflow import Inflow
+from beamhub.api.problems import KNOWN, Refusal, problem_of
+from beamhub.api.request import json_of, key_of, navigates, query_of, validated
 from beamhub.api.routes import Call, Content, Download, EventStream, Reply, Route
 from beamhub.api.service import Service
 from beamhub.api.wire import Wire, length_of
@@ -35,10 +33,8 @@ from beamhub.errors import BeamhubError, Conflict, Invalid, NotFound, TooLarge
 
 BODY_LIMIT = 2**20  # bytes of a JSON body
 STREAM_LIMIT = 2**50  # bytes of a streamed one; the domain knows the true limit
-BLOCK = 256 * 2**10  # bytes handed on at once: fewer hops between loop and threads than Tornado's own 64 KiB
 PATIENCE = 30.0  # seconds until a client that takes nothing is given up
 SLOWEST = 1024  # bytes per second that a client has to send of a body
-KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 @stream_request_body
@@ -54,7 +50,7 @@ class Handler(JupyterHandler):
         self._taken_in = False  # the body has been, as far as it is wanted
         self._refused: Exception | None = None
         self._body = bytearray()
-        self._inflow: _Inflow | Wire | None = None
+        self._inflow: Inflow | Wire | None = None
         self._streamed: asyncio.Task[Any] | None = None
         self._brought = 0  # bytes of the body, by way of Tornado
         self._pace: asyncio.TimerHandle | None = None
@@ -92,7 +88,7 @@ class Handler(JupyterHandler):
             self._write_problem(self._refused)
             return
         if wanted:
-            self._inflow = _Inflow()
+            self._inflow = Inflow()
             self._streamed = asyncio.create_task(self._run(wanted))
             self._streamed.add_done_callback(self._inflow.abandon)
         self._watch_pace(0)
@@ -164,10 +160,10 @@ class Handler(JupyterHandler):
             return principal
         await super().prepare()
         if self.current_user is not None:
-            if self._navigates():
+            if navigates(self.request):
                 self.xsrf_token  # noqa: B018 (sets the cookie that the browser's scripts repeat)
             return principal_of(self.current_user)
-        if self._navigates():
+        if navigates(self.request):
             self.redirect(self.get_login_url())
             return Principal(name="", kind="user")
         raise Refusal(
@@ -176,16 +172,6 @@ class Handler(JupyterHandler):
             "Send `Authorization: token …` with a token from the hub's page Token; from a signed-in browser, "
             "send X-XSRFToken.",
             WWW_Authenticate="token",
-        )
-
-    def _navigates(self) -> bool:
-        """Is this a person's browser opening a page, rather than a program calling?"""
-        headers = self.request.headers
-        return (
-            self.request.method == "GET"
-            and "Authorization" not in headers
-            and "text/html" in headers.get("Accept", "")
-            and headers.get("Sec-Fetch-Mode", "navigate") == "navigate"
         )
 
     def check_xsrf_cookie(self) -> None:
@@ -221,7 +207,7 @@ class Handler(JupyterHandler):
         if self._finished:
             return
         self._brought += len(chunk)
-        if isinstance(self._inflow, _Inflow) and self._streamed is not None:
+        if isinstance(self._inflow, Inflow) and self._streamed is not None:
             await self._inflow.put(chunk)
             length = int(self.request.headers.get("Content-Length", STREAM_LIMIT))
             refused = self._streamed.exception() if self._streamed.done() else None
@@ -284,11 +270,11 @@ class Handler(JupyterHandler):
                     f"There is nothing at {self.request.path}.", "Check the ids in the address."
                 ) from error
         if route.query is not None:
-            arguments["query"] = _validate(route.query, self._query(), "query parameters")
-        elif self._query():
+            arguments["query"] = validated(route.query, query_of(self.request), "query parameters")
+        elif query_of(self.request):
             raise Invalid(f"{self.request.path} takes no query parameters.", "Leave them out.")
         if route.body is not None:
-            arguments["body"] = _validate(route.body, self._json(), "request body")
+            arguments["body"] = validated(route.body, json_of(self.request, self._body), "request body")
         call = Call(
             service=self._service,
             principal=self._principal or Principal(name="", kind="user"),
@@ -298,41 +284,9 @@ class Handler(JupyterHandler):
         )
         return await route.run(call, **arguments)
 
-    def _query(self) -> dict[str, str]:
-        given: dict[str, str] = {}
-        for name, values in self.request.query_arguments.items():
-            if name == "_xsrf":
-                continue
-            if len(values) > 1:
-                raise Invalid(f"The query parameter {name!r} is given {len(values)} times.", "Give it once.")
-            try:
-                given[name] = values[0].decode()
-            except UnicodeDecodeError as error:
-                raise Invalid(f"The query parameter {name!r} is not UTF-8.", "Encode it.") from error
-        return given
-
-    def _json(self) -> Any:
-        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if not self._body and not kind:
-            return {}
-        if kind != "application/json":
-            raise Refusal(
-                415,
-                f"The body is {kind or 'of no stated type'}, not JSON.",
-                "Send Content-Type: application/json.",
-            )
-        try:
-            return (
-                json.loads(self._body, parse_constant=_no_constant, parse_float=_finite) if self._body else {}
-            )
-        except (ValueError, RecursionError) as error:
-            raise Refusal(400, f"The body is not JSON: {error}.", "Send a JSON object.") from error
-
     def _key(self, route: Route) -> str | None:
         """The Idempotency-Key, where an answer is to be kept under it."""
-        key = self.request.headers.get("Idempotency-Key") if route.method == "POST" else None
-        if key is not None and not KEY.fullmatch(key):
-            raise Invalid("The Idempotency-Key has to be 1 to 255 visible ASCII characters.", "Send another.")
+        key = key_of(self.request)
         return None if route.secret or route.keyed else key
 
     async def _once(self, route: Route, principal: Principal, key: str) -> None:
@@ -429,20 +383,7 @@ class Handler(JupyterHandler):
                     "Ask for less.",
                     Content_Range=f"bytes */{source.size}",
                 )
-            shown = source.media_type in SAFE_INLINE
-            headers = {
-                "Content-Type": source.media_type if shown else "application/octet-stream",
-                "Content-Length": str(span.length),
-                "Content-Disposition": f"{'inline' if shown else 'attachment'}; {_filename(download.name)}",
-                "Content-Security-Policy": "default-src 'none'; sandbox",
-                "Accept-Ranges": "bytes",
-                "Last-Modified": source.modified,
-                "Cache-Control": "private, no-cache",
-            }
-            if span.partial:
-                last = span.start + span.length - 1
-                headers["Content-Range"] = f"bytes {span.start}-{last}/{source.size}"
-            self._begin(206 if span.partial else 200, headers)
+            self._begin(206 if span.partial else 200, source.headers(span))
             if self.request.method != "HEAD":
                 async for block in source.blocks(span):
                     await self._send(block)
@@ -516,57 +457,6 @@ class Handler(JupyterHandler):
         self.set_header("Tus-Resumable", "1.0.0")
 
 
-class _Inflow:
-    """A streamed body that Tornado receives (see beamhub.body); the sender waits while much is pending."""
-
-    def __init__(self) -> None:
-        self._pending: deque[memoryview] = deque()
-        self._size = 0
-        self._ended = self._abandoned = False
-        self._more, self._room = asyncio.Event(), asyncio.Event()
-        self.waiting = True  # for the sender, rather than the sender for us
-
-    async def put(self, chunk: bytes) -> None:
-        if not self._abandoned:
-            self._pending.append(memoryview(chunk))
-            self._size += len(chunk)
-            self._more.set()
-            if self._size > BLOCK:
-                self._room.clear()
-                self.waiting = False
-                await self._room.wait()
-                self.waiting = True
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        self._ended = True
-        self._more.set()
-
-    def abandon(self, _: object = None) -> None:
-        """Nobody reads any longer."""
-        self._abandoned = True
-        self._room.set()
-
-    async def come(self) -> bool:
-        if not self._pending and not self._ended:
-            self._size = 0
-            self._room.set()
-            self._more.clear()
-            await self._more.wait()
-        return bool(self._pending)
-
-    def take(self, buffer: memoryview) -> int:
-        count = 0
-        while self._pending and count < len(buffer):
-            chunk = self._pending.popleft()
-            part = chunk[: len(buffer) - count]
-            buffer[count : count + len(part)] = part
-            count += len(part)
-            if len(part) < len(chunk):
-                self._pending.appendleft(chunk[len(part) :])
-        return count
-
-
 def _serialise(route: Route, answer: Any) -> tuple[int, dict[str, str], bytes]:
     status, headers = route.status, {}
     if isinstance(answer, Reply):
@@ -578,31 +468,8 @@ def _serialise(route: Route, answer: Any) -> tuple[int, dict[str, str], bytes]:
     return status, {"Content-Type": "application/json", **headers}, answer.model_dump_json().encode()
 
 
-def _validate(model: type[BaseModel], value: Any, where: str) -> BaseModel:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise invalid(error, where) from error
-
-
-def _filename(name: str) -> str:
-    """RFC 6266: plain ASCII for old clients, the true name in UTF-8 for the others."""
-    plain = re.sub(r'[^\w .()+-]|["\\]', "_", name, flags=re.ASCII)
-    return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
-
-
 def _same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(errors="replace"), other.encode())
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:40]} is too large")
-    return number
 
 
 def _unheard(task: asyncio.Task[Any]) -> None:
