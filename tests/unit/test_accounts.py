@@ -16,11 +16,9 @@ from beamhub.schemas import (
     Attempt,
     ExperimentState,
     InstrumentCreate,
-    Job,
     LedgerKind,
     LedgerLine,
     LicenceCreate,
-    Profile,
     Role,
     UsageKey,
 )
@@ -28,6 +26,8 @@ from beamhub.store import Store, Transaction
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from tests.records import job
 
 HOUR = timedelta(hours=1)
 
@@ -48,23 +48,6 @@ def licence(tx: Transaction, id_: str, amount: int = 0) -> None:
     tx.licences.create(LicenceCreate(id=id_, title="Lab", kind="lab", instruments=["sim-mx"]))
     if amount:
         grant(tx, id_, amount, actor="root")
-
-
-def job(tx: Transaction, experiment: str, sponsor: str, walltime: int) -> Job:
-    profile = Profile(name="cpu-1", title="1 CPU", cpus=1, memory=1, walltime=walltime)
-    return tx.jobs.create(
-        experiment=experiment,
-        template="t",
-        template_version="v",
-        title="T",
-        parameters={},
-        inputs=[],
-        profile=profile,
-        sponsor=sponsor,
-        launched_by="ada",
-        parent=None,
-        trigger_key=None,
-    )
 
 
 def end(tx: Transaction, job_id: int, used: int) -> int:

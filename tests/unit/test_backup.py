@@ -12,11 +12,13 @@ from beamhub.cli import main
 from beamhub.credits import grant, hold
 from beamhub.errors import BeamhubError, Conflict, Invalid
 from beamhub.events import emit
-from beamhub.schemas import InstrumentCreate, Job, LicenceCreate, Profile, Role
+from beamhub.schemas import InstrumentCreate, Job, LicenceCreate, Role
 from beamhub.store import Store, Transaction, _upgrade, backup
 from beamhub.store.tables import metadata
 from click.testing import CliRunner
 from sqlalchemy import text
+
+from tests.records import job
 
 NAMES = ("Lysozyme – μ-focus “ß”", "new\nline")
 
@@ -30,27 +32,15 @@ def fill(tx: Transaction) -> int:
     grant(tx, "lab", 10**12, actor="root", note=NAMES[1])
     parent = None
     for _ in range(3):
-        parent = job(tx, experiment, parent).id
+        parent = held(tx, experiment, parent).id
     for number in range(backup.ROWS + 10):
         emit(tx, "test.told", actor="ada", data={"number": number, "nothing": None, "ratio": 0.1})
     assert parent
     return parent
 
 
-def job(tx: Transaction, experiment: str, parent: int | None) -> Job:
-    made = tx.jobs.create(
-        experiment=experiment,
-        template="t",
-        template_version="v",
-        title="T",
-        parameters={"nothing": None},
-        inputs=[],
-        profile=Profile(name="cpu-1", title="1 CPU", cpus=1, memory=2**40, walltime=1),
-        sponsor="lab",
-        launched_by="ada",
-        parent=parent,
-        trigger_key=None,
-    )
+def held(tx: Transaction, experiment: str, parent: int | None) -> Job:
+    made = job(tx, experiment, "lab", parent=parent, parameters={"nothing": None})
     assert hold(tx, made, actor="ada")
     return made
 
@@ -59,7 +49,7 @@ def go_on(tx: Transaction, last: int) -> Job:
     found = tx.jobs.get(last)
     assert found
     assert found.parent == last - 1
-    return job(tx, found.experiment, last)
+    return held(tx, found.experiment, last)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

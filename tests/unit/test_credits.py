@@ -20,7 +20,6 @@ from beamhub.schemas import (
     Grant,
     InstrumentCreate,
     Job,
-    JobInput,
     LabTerms,
     LedgerKind,
     LedgerLine,
@@ -33,7 +32,7 @@ from beamhub.schemas import (
 from beamhub.sponsors import require_sponsor, require_terms, require_usable, usable
 from beamhub.store import Store, Transaction
 
-from tests.records import rotation
+from tests.records import job
 
 ADA = Principal("ada", "user")
 SAM = Principal("sam", "user")
@@ -45,13 +44,12 @@ numbers = itertools.count(1)
 
 
 @pytest.fixture
-def dataset(store: Store) -> int:
-    """Of an experiment of ada's on sim-mx, whose staff is sam."""
+def experiment(store: Store) -> str:
+    """One of ada's on sim-mx, whose staff is sam."""
 
-    def work(tx: Transaction) -> int:
+    def work(tx: Transaction) -> str:
         tx.instruments.create(InstrumentCreate(id="sim-mx", title="MX", staff=["sam"]))
-        experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
-        return rotation(tx, experiment, "x")
+        return tx.experiments.create("sim-mx", "Lysozyme", "ada")
 
     return store.write_sync(work)
 
@@ -65,24 +63,6 @@ def licence(tx: Transaction, amount: int, **values: object) -> str:
     if amount:
         grant(tx, request.id, amount, actor="root")
     return request.id
-
-
-def job(tx: Transaction, dataset: int, sponsor: str, profile: Profile = SECOND) -> Job:
-    found = tx.datasets.get(dataset)
-    assert found
-    return tx.jobs.create(
-        experiment=found.experiment,
-        template="t",
-        template_version="v",
-        title="T",
-        parameters={},
-        inputs=[JobInput(id=dataset, name="x")],
-        profile=profile,
-        sponsor=sponsor,
-        launched_by="ada",
-        parent=None,
-        trigger_key=None,
-    )
 
 
 def ledger(tx: Transaction, sponsor: str) -> list[LedgerLine]:
@@ -109,10 +89,10 @@ def assert_adds_up(tx: Transaction, sponsor: str) -> Licence:
     return found
 
 
-def test_many_threads_hold_exactly_what_there_is(store: Store, dataset: int) -> None:
+def test_many_threads_hold_exactly_what_there_is(store: Store, experiment: str) -> None:
     def prepare(tx: Transaction) -> tuple[str, list[Job]]:
         sponsor = licence(tx, 100)
-        return sponsor, [job(tx, dataset, sponsor) for _ in range(130)]
+        return sponsor, [job(tx, experiment, sponsor) for _ in range(130)]
 
     sponsor, jobs = store.write_sync(prepare)
     with ThreadPoolExecutor(8) as threads:
@@ -134,10 +114,10 @@ store.close()
 """
 
 
-def test_many_processes_hold_exactly_what_there_is(store: Store, dataset: int) -> None:
+def test_many_processes_hold_exactly_what_there_is(store: Store, experiment: str) -> None:
     def prepare(tx: Transaction) -> tuple[str, list[Job]]:
         sponsor = licence(tx, 100)
-        return sponsor, [job(tx, dataset, sponsor) for _ in range(120)]
+        return sponsor, [job(tx, experiment, sponsor) for _ in range(120)]
 
     sponsor, jobs = store.write_sync(prepare)
     url = store._write_engine.url.render_as_string(hide_password=False)
@@ -165,10 +145,10 @@ def test_many_processes_hold_exactly_what_there_is(store: Store, dataset: int) -
     assert store.read_sync(lambda tx: assert_adds_up(tx, sponsor)).available == 0
 
 
-def test_an_expired_licence_holds_nothing(store: Store, dataset: int) -> None:
+def test_an_expired_licence_holds_nothing(store: Store, experiment: str) -> None:
     def work(tx: Transaction) -> None:
         sponsor = licence(tx, 100, valid_until=datetime.now(UTC) - timedelta(seconds=1))
-        assert not hold(tx, job(tx, dataset, sponsor), actor="ada")
+        assert not hold(tx, job(tx, experiment, sponsor), actor="ada")
         found = assert_adds_up(tx, sponsor)
         assert "expired" in shortage(found, SECOND)
         assert sponsor not in [one.id for one in usable(tx, ADA, "sim-mx")]
@@ -176,7 +156,7 @@ def test_an_expired_licence_holds_nothing(store: Store, dataset: int) -> None:
     store.write_sync(work)
 
 
-def test_a_shortage_says_how_much_is_missing(store: Store, dataset: int) -> None:
+def test_a_shortage_says_how_much_is_missing(store: Store, experiment: str) -> None:
     def work(tx: Transaction) -> str:
         found = tx.licences.get(licence(tx, 900))
         assert found
@@ -191,7 +171,7 @@ def test_hours_are_short() -> None:
     assert [hours(seconds) for seconds in (0, 900, 3600, 36000, 5)] == ["0", "0.25", "1", "10", "0"]
 
 
-async def test_who_sees_and_manages_licences(store: Store, dataset: int) -> None:
+async def test_who_sees_and_manages_licences(store: Store, experiment: str) -> None:
     licences = Licences(store)
     lab = LicenceCreate(id="lab-mx", title="Lab", kind="lab", instruments=["sim-mx"], cpu_hours=2)
     own = LicenceCreate(id="ada-own", title="Ada", kind="user", owner="ada")
@@ -234,14 +214,12 @@ async def test_who_sees_and_manages_licences(store: Store, dataset: int) -> None
         ("grant", 7200, "first grant"),
     ]
 
-    experiment = store.read_sync(lambda tx: tx.datasets.get(dataset))
-    assert experiment
-    assert [one.id for one in await licences.sponsors(SAM, experiment.experiment)] == ["lab-mx"]
+    assert [one.id for one in await licences.sponsors(SAM, experiment)] == ["lab-mx"]
     with pytest.raises(NotFound):
-        await licences.sponsors(EVE, experiment.experiment)
+        await licences.sponsors(EVE, experiment)
 
 
-def test_only_own_and_lab_licences_pay(store: Store, dataset: int) -> None:
+def test_only_own_and_lab_licences_pay(store: Store, experiment: str) -> None:
     def work(tx: Transaction) -> None:
         tx.instruments.create(InstrumentCreate(id="other", title="O"))
         licence(tx, 1, id="lab-mx")
@@ -261,7 +239,7 @@ def test_only_own_and_lab_licences_pay(store: Store, dataset: int) -> None:
 RUNNING_ONLY = SponsorshipRule(states=[ExperimentState.RUNNING])
 
 
-async def test_who_says_for_what_a_lab_pays(store: Store, dataset: int) -> None:
+async def test_who_says_for_what_a_lab_pays(store: Store, experiment: str) -> None:
     def prepare(tx: Transaction) -> None:
         tx.instruments.create(InstrumentCreate(id="other", title="O"))
         licence(tx, 1, id="lab-mx")
@@ -288,16 +266,13 @@ async def test_who_says_for_what_a_lab_pays(store: Store, dataset: int) -> None:
     ]
 
 
-async def test_a_refused_sponsor_says_why_and_what_to_choose_instead(store: Store, dataset: int) -> None:
-    def prepare(tx: Transaction) -> str:
-        found = tx.datasets.get(dataset)
-        assert found
-        tx.members.add(found.experiment, "ada", Role.PI, "sam")
+async def test_a_refused_sponsor_says_why_and_what_to_choose_instead(store: Store, experiment: str) -> None:
+    def prepare(tx: Transaction) -> None:
+        tx.members.add(experiment, "ada", Role.PI, "sam")
         licence(tx, 1, id="lab-mx", terms=[RUNNING_ONLY.model_dump()])
         licence(tx, 1, id="ada-own", kind="user", owner="ada", instruments=[])
-        return found.experiment
 
-    experiment = store.write_sync(prepare)
+    store.write_sync(prepare)
     why = "The licence lab-mx pays on sim-mx only while the experiment is running."
     sponsors = await Licences(store).sponsors(ADA, experiment)
     assert {one.id: one.refusal for one in sponsors} == {"lab-mx": why, "ada-own": ""}

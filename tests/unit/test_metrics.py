@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 from beamhub import metrics
 from beamhub.credits import grant
 from beamhub.events import emit
-from beamhub.schemas import InstrumentCreate, JobState, LicenceCreate, Profile, RunnerState
+from beamhub.schemas import InstrumentCreate, JobState, LicenceCreate, RunnerState
 from beamhub.store import Store, Transaction
 from beamhub.store.numbers import Account, Numbers
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.records import job
 
 LONG_AGO = datetime(2026, 3, 1, tzinfo=UTC)
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -65,21 +67,11 @@ def test_they_are_counted_in_the_store(store: Store) -> None:
         emit(tx, "test.told", actor="ada")
         experiment = tx.experiments.create("sim-mx", "Lysozyme", "ada")
         for queued in (None, LONG_AGO, LONG_AGO + timedelta(hours=1)):  # the first waits for credit
-            job = tx.jobs.create(
-                experiment=experiment,
-                template="t",
-                template_version="v",
-                title="T",
-                parameters={},
-                inputs=[],
-                profile=Profile(name="one", title="1 CPU", cpus=1, memory=1, walltime=1),
-                sponsor="lab",
-                launched_by="ada",
-            )
+            made = job(tx, experiment, "lab")
             if queued is not None:
-                tx.attempts.begin(job.id, "local")
-                tx.attempts.note(job.id, queued=queued)
-                tx.jobs.queue_all({job.id: 1})
+                tx.attempts.begin(made.id, "local")
+                tx.attempts.note(made.id, queued=queued)
+                tx.jobs.queue_all({made.id: 1})
 
     store.write_sync(work)
     numbers = store.read_sync(lambda tx: tx.counts.numbers())

@@ -11,7 +11,8 @@ from beamhub.jobstate import admit
 from beamhub.schemas import JobState, LedgerKind
 from beamhub.store import Store, Transaction
 
-from tests.unit.test_accounts import found, job, licence
+from tests.records import job
+from tests.unit.test_accounts import found, licence
 
 JOBS = 30
 # Queues what can be paid for, as an engine does; with "die", the service is killed before it has committed.
