@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -39,7 +39,7 @@ def refusal(licence: Licence, case: Case, now: datetime) -> str:
     here = [rule for rule in licence.terms if not rule.instruments or case.instrument in rule.instruments]
     if licence.terms and not here:
         return f"The licence {licence.id} does not pay on {case.instrument}."
-    unmet = [" ".join(_unmet(rule, case, now)) for rule in here]
+    unmet = [_unmet(rule, case, now) for rule in here]
     if not unmet or "" in unmet:
         return ""
     return f"The licence {licence.id} pays on {case.instrument} only {', or '.join(dict.fromkeys(unmet))}."
@@ -48,63 +48,41 @@ def refusal(licence: Licence, case: Case, now: datetime) -> str:
 def describe(rule: SponsorshipRule) -> str:
     """The whole rule in words."""
     parts = [f"on {_either(rule.instruments)}"] if rule.instruments else []
-    parts += _conditions(rule)
+    parts += [words for words, _ in _conditions(rule)]
     return " ".join(parts) or "always"
 
 
-def _unmet(rule: SponsorshipRule, case: Case, now: datetime) -> Iterator[str]:
+def _unmet(rule: SponsorshipRule, case: Case, now: datetime) -> str:
     """What would have to be so, and is not."""
-    if rule.experiments and case.experiment is not None and case.experiment not in rule.experiments:
-        yield _in(rule)
-    if rule.templates and case.template is not None and case.template not in rule.templates:
-        yield _for_templates(rule)
-    if rule.roles and case.role is not None and case.role not in rule.roles:
-        yield _for_roles(rule)
-    if rule.states and case.state is not None and case.state not in rule.states:
-        yield _while(rule)
-    if rule.valid_from is not None and now < rule.valid_from:
-        yield _from(rule.valid_from)
-    if rule.valid_until is not None and now >= rule.valid_until:
-        yield _until(rule.valid_until)
+    return " ".join(words for words, holds in _conditions(rule) if not holds(case, now))
 
 
-def _conditions(rule: SponsorshipRule) -> Iterator[str]:
+def _conditions(rule: SponsorshipRule) -> Iterator[tuple[str, Callable[[Case, datetime], bool]]]:
+    """Each in words, and whether it holds. Whatever a case leaves open may be as the rule wants it."""
     if rule.experiments:
-        yield _in(rule)
+        yield (
+            f"in {_either(rule.experiments)}",
+            lambda case, _: case.experiment is None or case.experiment in rule.experiments,
+        )
     if rule.templates:
-        yield _for_templates(rule)
+        yield (
+            f"for the template {_either(rule.templates)}",
+            lambda case, _: case.template is None or case.template in rule.templates,
+        )
     if rule.roles:
-        yield _for_roles(rule)
+        yield (
+            f"for {_either([ROLES[role] for role in rule.roles])}",
+            lambda case, _: case.role is None or case.role in rule.roles,
+        )
     if rule.states:
-        yield _while(rule)
-    if rule.valid_from is not None:
-        yield _from(rule.valid_from)
-    if rule.valid_until is not None:
-        yield _until(rule.valid_until)
-
-
-def _in(rule: SponsorshipRule) -> str:
-    return f"in {_either(rule.experiments)}"
-
-
-def _for_templates(rule: SponsorshipRule) -> str:
-    return f"for the template {_either(rule.templates)}"
-
-
-def _for_roles(rule: SponsorshipRule) -> str:
-    return f"for {_either([ROLES[role] for role in rule.roles])}"
-
-
-def _while(rule: SponsorshipRule) -> str:
-    return f"while the experiment is {_either(rule.states)}"
-
-
-def _from(moment: datetime) -> str:
-    return f"from {moment:%Y-%m-%d %H:%M} UTC on"
-
-
-def _until(moment: datetime) -> str:
-    return f"until {moment:%Y-%m-%d %H:%M} UTC"
+        yield (
+            f"while the experiment is {_either(rule.states)}",
+            lambda case, _: case.state is None or case.state in rule.states,
+        )
+    if (begin := rule.valid_from) is not None:
+        yield f"from {begin:%Y-%m-%d %H:%M} UTC on", lambda _, now: now >= begin
+    if (end := rule.valid_until) is not None:
+        yield f"until {end:%Y-%m-%d %H:%M} UTC", lambda _, now: now < end
 
 
 def _either(words: Sequence[str]) -> str:
