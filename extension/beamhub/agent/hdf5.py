@@ -5,18 +5,18 @@ No link is followed: what a file points to is only named.
 
 from __future__ import annotations
 
-import math
 import os
-import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from beamhub.frames import hdf5
+from beamhub.frames.bounded import serve
 from beamhub.frames.outside import HostileFile, UnreadableFile, open_confined, superblock
 
 from .file import INODE
-from .reader import BEGUN, Listing, Question, Verdict
+from .reader import Listing, Question, Verdict
 
 
 def open_in_writer(file: int) -> bool:
@@ -77,25 +77,13 @@ def _answer(question: Question) -> Verdict | Listing:
         return Verdict(problem="is gone") if question.begin is None else Listing(problem="is gone")
 
 
-def _serve(memory: int, seconds: int) -> None:
-    """One question a line on stdin, one answer a line on stdout, until stdin ends. Before each answer it says
-    that it begins to look."""
-    os.setsid()  # Ctrl-C is the agent's
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    for line in sys.stdin.buffer:
-        question = Question.model_validate_json(line)
-        if question.begin is not None:
-            from beamhub.frames import swmr  # noqa: F401 (before the file's time runs)
-        sys.stdout.buffer.write(BEGUN)
-        sys.stdout.buffer.flush()
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        spent = math.ceil(used.ru_utime + used.ru_stime)
-        resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds + 1, resource.RLIM_INFINITY))
-        sys.stdout.buffer.write(_answer(question).model_dump_json().encode() + b"\n")
-        sys.stdout.buffer.flush()
+def _understood(line: bytes) -> Callable[[], bytes]:
+    question = Question.model_validate_json(line)
+    if question.begin is not None:
+        from beamhub.frames import swmr  # noqa: F401 (before the file's time runs)
+    return lambda: _answer(question).model_dump_json().encode()
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    os.setsid()  # Ctrl-C is the agent's
+    serve(_understood, memory=int(sys.argv[1]), seconds=int(sys.argv[2]))

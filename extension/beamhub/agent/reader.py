@@ -11,13 +11,12 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from beamhub.frames.bounded import BEGUN, START
 from beamhub.frames.growing import Growing
 from beamhub.schemas import Model
 
 MEMORY = 1 << 30  # bytes of the child's address space
 SECONDS = 20.0  # for one file, of the clock and of the CPU
-START = 120.0  # seconds that a busy machine may take until the child begins to look
-BEGUN = b"\n"  # what the child says then
 REST = 60.0  # seconds without a question, after which the child ends
 PARTING = 1.0  # seconds for a child that is killed
 CRASHED = "exhausts or crashes what looks into it"

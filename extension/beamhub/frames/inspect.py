@@ -14,7 +14,6 @@ import math
 import mmap
 import os
 import queue
-import resource
 import select
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter
 
 from beamhub.frames import formats, reader
+from beamhub.frames.bounded import BEGUN, START, serve
 from beamhub.frames.format import MAX_PIXELS, Contents, Frames, MissingFrameError
 from beamhub.frames.growing import Come
 from beamhub.frames.outside import FileProblem, HostileFile, UnreadableFile
@@ -37,8 +37,6 @@ if TYPE_CHECKING:  # an ingest process, which shows no frames, does without nump
     from numpy.typing import NDArray
 
 MAX_ANSWER = 1 << 24  # bytes of a line
-START = 120.0  # seconds that a busy machine may take until a child begins to look
-BEGUN = b"\n"  # what the child says then
 KEPT = 16  # datasets of which a child remembers where the frames lie
 T = TypeVar("T")
 
@@ -335,27 +333,16 @@ def _senseless(name: str) -> UnreadableFile:
 
 
 def _serve(memory: int, seconds: int, shared: int) -> None:
-    """One question a line on stdin, one answer a line on stdout, until stdin ends. Before each answer it says
-    that it begins to look."""
     from beamhub.frames import nxmx_frames  # noqa: F401 (once, and not while the first file's time runs)
 
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    for line in sys.stdin.buffer:
-        question = json.loads(line)
-        sys.stdout.buffer.write(BEGUN)
-        sys.stdout.buffer.flush()
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        spent = math.ceil(used.ru_utime + used.ru_stime)
-        resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds + 1, resource.RLIM_INFINITY))
-        if question["what"] == "look at all":
-            verdicts = [_verdict(one, shared).decode() for one in question["questions"]]
-            answer = b"ok " + _VERDICTS.dump_json(verdicts)
-        else:
-            answer = _verdict(question, shared)
-        sys.stdout.buffer.write(answer + b"\n")
-        sys.stdout.buffer.flush()
+    serve(lambda line: functools.partial(_answers, json.loads(line), shared), memory, seconds)
+
+
+def _answers(question: dict[str, Any], shared: int) -> bytes:
+    if question["what"] != "look at all":
+        return _verdict(question, shared)
+    verdicts = [_verdict(one, shared).decode() for one in question["questions"]]
+    return b"ok " + _VERDICTS.dump_json(verdicts)
 
 
 def _verdict(question: dict[str, Any], shared: int) -> bytes:
