@@ -7,7 +7,7 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -331,14 +331,16 @@ async def test_a_sparse_file_of_a_terabyte(inspector: Inspector, tmp_path: Path,
         await inspector.look(Place("cbf", path, tmp_path))
 
 
-async def test_damaged_anywhere(inspector: Inspector, tmp_path: Path, one: bytes) -> None:
-    """Whatever byte is changed: a clear refusal or a sound answer, nothing in between, and no dead child."""
-    rng = np.random.default_rng(1)
-    begin, path = one.find(b"\x0c\x1a\x04\xd5"), tmp_path / "x_00001.cbf"
+async def assert_refused_or_sound(
+    inspector: Inspector, folder: Path, name: str, whole: bytes, places: Iterable[int], length: int
+) -> None:
+    """Whatever bytes are changed there: a clear refusal or a sound answer, nothing in between, and no dead
+    child."""
+    path, rng = folder / name, np.random.default_rng(1)
     refusals = []
-    for at in [*rng.integers(0, begin, 60), *rng.integers(begin, len(one), 40)]:
-        damaged = bytearray(one)
-        damaged[at : at + 4] = rng.bytes(4)
+    for at in places:
+        damaged = bytearray(whole)
+        damaged[at : at + length] = rng.bytes(length)
         path.write_bytes(damaged)
         try:
             await read(inspector, path)
@@ -346,24 +348,19 @@ async def test_damaged_anywhere(inspector: Inspector, tmp_path: Path, one: bytes
             refusals.append(problem.reason)
     assert refusals
     assert not [reason for reason in refusals if "crashed" in reason]
+
+
+async def test_damaged_anywhere(inspector: Inspector, tmp_path: Path, one: bytes) -> None:
+    rng, begin = np.random.default_rng(2), one.find(b"\x0c\x1a\x04\xd5")
+    places = [*rng.integers(0, begin, 60), *rng.integers(begin, len(one), 40)]
+    await assert_refused_or_sound(inspector, tmp_path, "x_00001.cbf", one, places, 4)
 
 
 async def test_damaged_tiffs(inspector: Inspector, tmp_path: Path) -> None:
     path = tmp_path / "x_00001.tif"
     tiff(path, np.full((6, 4), 5, np.int32), "# Exposure_time 0.5 s\r\n")
     whole = path.read_bytes()
-    rng = np.random.default_rng(1)
-    refusals = []
-    for at in range(0, len(whole), 2):
-        damaged = bytearray(whole)
-        damaged[at : at + 2] = rng.bytes(2)
-        path.write_bytes(damaged)
-        try:
-            await read(inspector, path)
-        except FileProblem as problem:
-            refusals.append(problem.reason)
-    assert refusals
-    assert not [reason for reason in refusals if "crashed" in reason]
+    await assert_refused_or_sound(inspector, tmp_path, path.name, whole, range(0, len(whole), 2), 2)
 
 
 def test_links_are_not_followed(tmp_path: Path, one: bytes) -> None:
