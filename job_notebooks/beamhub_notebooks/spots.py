@@ -120,10 +120,8 @@ def _strong_pixels(
 
     With m usable pixels in the neighbourhood, s the sum of their counts and q the sum of squares, the
     variance is compared with the mean: q m - s^2 - s (m-1) > s sigma_background sqrt(2 (m-1)); and the
-    pixel's count v with the
-    mean: v m - s > sigma_strong sqrt(s m).
-
-    Each small loop goes over one row and few arrays, in a form that compiles to vector instructions.
+    pixel's count v with the mean: v m - s > sigma_strong sqrt(s m). Few pixels come as far as that: the
+    others have failed a quicker test.
     """
     height, width = frame.shape
     size = 2 * radius + 1
@@ -139,7 +137,6 @@ def _strong_pixels(
     box_s = np.zeros(width, np.int32)
     candidate = np.zeros(width, np.bool_)
     dispersion = sigma_background * np.sqrt(2.0 * np.maximum(np.arange(size * size + 1) - 1.0, 0.0))
-    loose = np.float32(0.99 * sigma_strong * sigma_strong)
     rows = np.empty(0, np.int32)
     columns = np.empty(0, np.int32)
     found = 0
@@ -147,25 +144,10 @@ def _strong_pixels(
     for y in range(height + radius):
         row = counts[y % size]
         row_good = good[y % size]
-        for x in range(width):  # the oldest row goes
-            column_m[x] -= row_good[x]
-        for x in range(width):
-            column_s[x] -= row[x]
-        for x in range(width):
-            column_q[x] -= np.float64(row[x]) * np.float64(row[x])
-        if y < height:  # a new one comes
-            pixels = frame[y]
-            pixels_usable = usable[y]
-            for x in range(width):
-                row_good[x] = np.int32(pixels_usable[x]) & np.int32(pixels[x] != masked)
-            for x in range(width):
-                row[x] = np.int32(min(pixels[x], CEILING)) * row_good[x]
-            for x in range(width):
-                column_m[x] += row_good[x]
-            for x in range(width):
-                column_s[x] += row[x]
-            for x in range(width):
-                column_q[x] += np.float64(row[x]) * np.float64(row[x])
+        _take_out(row, row_good, column_m, column_s, column_q)  # the oldest
+        if y < height:
+            _read(frame[y], usable[y], masked, row, row_good)
+            _take_in(row, row_good, column_m, column_s, column_q)
         else:
             row_good[:] = 0
             row[:] = 0
@@ -183,10 +165,7 @@ def _strong_pixels(
             for x in range(width):
                 box_s[x] += shifted_s[x]
         row = counts[centre % size]
-        # In single precision and with a margin, which costs nothing: few pixels are left for the exact test.
-        for x in range(width):
-            above = np.float32(row[x]) * np.float32(box_m[x]) - np.float32(box_s[x])
-            candidate[x] = (above > 0) & (above * above > loose * np.float32(box_s[x]) * np.float32(box_m[x]))
+        _candidates(row, box_m, box_s, sigma_strong, candidate)
         if found + width > len(rows):
             rows = np.concatenate((rows, np.empty(len(rows) + width, np.int32)))
             columns = np.concatenate((columns, np.empty(len(columns) + width, np.int32)))
@@ -204,6 +183,51 @@ def _strong_pixels(
                     columns[found] = x
                     found += 1
     return rows[:found].copy(), columns[:found].copy()
+
+
+# Each small loop goes over one row and few arrays, in a form that compiles to vector instructions.
+
+
+@kernel
+def _read(
+    pixels: Frame, usable: npt.NDArray[np.bool_], masked: np.unsignedinteger[Any], row: Ints, good: Ints
+) -> None:
+    """A row's counts, 0 where they are not usable."""
+    for x in range(len(row)):
+        good[x] = np.int32(usable[x]) & np.int32(pixels[x] != masked)
+    for x in range(len(row)):
+        row[x] = np.int32(min(pixels[x], CEILING)) * good[x]
+
+
+@kernel
+def _take_in(row: Ints, good: Ints, m: Ints, s: Ints, q: Floats) -> None:
+    """Adds a row to the sums along each column."""
+    for x in range(len(row)):
+        m[x] += good[x]
+    for x in range(len(row)):
+        s[x] += row[x]
+    for x in range(len(row)):
+        q[x] += np.float64(row[x]) * np.float64(row[x])
+
+
+@kernel
+def _take_out(row: Ints, good: Ints, m: Ints, s: Ints, q: Floats) -> None:
+    """Takes a row from the sums along each column."""
+    for x in range(len(row)):
+        m[x] -= good[x]
+    for x in range(len(row)):
+        s[x] -= row[x]
+    for x in range(len(row)):
+        q[x] -= np.float64(row[x]) * np.float64(row[x])
+
+
+@kernel
+def _candidates(row: Ints, m: Ints, s: Ints, sigma_strong: float, candidate: npt.NDArray[np.bool_]) -> None:
+    """Which pixels may be strong: in single precision and with a margin, which costs nothing."""
+    loose = np.float32(0.99 * sigma_strong * sigma_strong)
+    for x in range(len(row)):
+        above = np.float32(row[x]) * np.float32(m[x]) - np.float32(s[x])
+        candidate[x] = (above > 0) & (above * above > loose * np.float32(s[x]) * np.float32(m[x]))
 
 
 @kernel
