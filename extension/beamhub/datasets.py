@@ -66,11 +66,6 @@ class Datasets:
     async def get(self, principal: Principal, id_: int) -> Dataset:
         return await self._store.read(lambda tx: access.require_dataset(tx, principal, id_))
 
-    async def master_path(self, principal: Principal, id_: int) -> Path:
-        """The absolute path of the master file. Only uploads write to raw/: no link can be in its way."""
-        dataset = await self.get(principal, id_)
-        return self._data_dir / dataset.experiment / dataset.path
-
     async def frame(
         self,
         principal: Principal,

@@ -164,7 +164,6 @@ async def test_a_dataset_grows_file_by_file(site: Site, tmp_path: Path) -> None:
     assert dataset.state is DatasetState.COMPLETE
     assert dataset.ended
     assert site.events() == ["dataset.started", *["dataset.frames"] * 3, "dataset.complete"]
-    assert await site.datasets.master_path(ADA, dataset.id) == site.folder / site.experiment / dataset.path
 
 
 async def test_a_master_of_another_name_begins_a_dataset_too(site: Site, tmp_path: Path) -> None:
@@ -327,7 +326,6 @@ async def test_strangers_find_nothing(site: Site, tmp_path: Path) -> None:
         for ask in (
             site.datasets.get(stranger, dataset),
             site.datasets.frame(stranger, dataset, 1),
-            site.datasets.master_path(stranger, dataset),
         ):
             with pytest.raises(NotFound) as error:
                 await ask

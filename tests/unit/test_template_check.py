@@ -24,7 +24,6 @@ def with_cells(*sources: str, **block: Any) -> dict[str, Any]:
 
 
 CELL = {"cell_a": {"title": "a"}}
-LACKING = {"programs": ["surely-not-here"], "python": ["json", "nor.this"]}
 USED = "print(data, cutoff, mode)"
 REPORTED = "from beamhub import report\nreport.metric('spots', 1)"
 
