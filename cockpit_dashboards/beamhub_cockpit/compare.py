@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any, Final
 
 from beamhub.client import ApiError
-from beamhub.schemas import Comparison, ComparisonRow, Job, JobState, SeriesPage, Template
+from beamhub.schemas import Comparison, ComparisonRow, Job, JobState, MetricSpec, SeriesPage, Template
 
 from beamhub_cockpit.analysis import unknown
 from beamhub_cockpit.format import cpu_hours, duration, number, unit_name
@@ -153,13 +153,15 @@ class Compare(Page):
     def _named(self, row: ComparisonRow) -> tuple[str, str]:
         if row.group == "job":
             return NAMES.get(row.name, label(row.name)), ""
-        template = self.templates.get(self.jobs[0].template)
         if row.group == "metrics":
-            spec = template.metrics.get(row.name) if template else None
+            spec = declared(row.name, self._used())
             return spec.title if spec else label(row.name), unit_name(row.unit)
-        known: Any = template.parameters.get("properties", {}) if template else {}
-        asked = known.get(row.name, {}) if isinstance(known, dict) else {}
+        asked = parameter(row.name, self._used())
         return str(asked.get("title") or label(row.name)), unit_name(str(asked.get("unit", "")))
+
+    def _used(self) -> list[Template]:
+        """The templates of these jobs that are still there."""
+        return [self.templates[job.template] for job in self.jobs if job.template in self.templates]
 
     def _shown(self, row: ComparisonRow, one: Any) -> str:
         if row.group == "job" and isinstance(one, int | float):
@@ -167,8 +169,7 @@ class Compare(Page):
         if row.name == "launched_by" and row.group == "job":
             return _starter(str(one))
         if row.group == "metrics" and isinstance(one, int | float) and not isinstance(one, bool):
-            template = self.templates.get(self.jobs[0].template)
-            spec = template.metrics.get(row.name) if template else None
+            spec = declared(row.name, self._used())
             return number(one, spec.format if spec else "")
         return value(one)
 
@@ -213,6 +214,21 @@ class Compare(Page):
             )
             for name in self.pictures
         ]
+
+
+def declared(metric: str, templates: Iterable[Template]) -> MetricSpec | None:
+    """What the first of the templates that has this metric says of it."""
+    return next((one.metrics[metric] for one in templates if metric in one.metrics), None)
+
+
+def parameter(name: str, templates: Iterable[Template]) -> Mapping[str, Any]:
+    """What the first of the templates that has this parameter says of it."""
+    for one in templates:
+        known: Any = one.parameters.get("properties", {})
+        if isinstance(known, dict) and isinstance(known.get(name), dict):
+            found: Mapping[str, Any] = known[name]
+            return found
+    return {}
 
 
 def _starter(who: str) -> str:

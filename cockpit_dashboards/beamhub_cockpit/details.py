@@ -218,7 +218,7 @@ def _parameters(job: Job, around: Around) -> list[Child]:
             )
         )
     lineage: list[tuple[str, Child]] = [
-        ("Template", [f"{job.title} ({template_of(job)}, version {job.template_version})", _changed(job)]),
+        ("Template", [f"{job.title} ({template_of(job)}, version {job.template_version}) ", _changed(job)]),
         ("Input", [_input(job, around)]),
         ("Started", [starter(job, around.triggers), " ", ago(job.created)]),
         ("Rerun of", _ancestor(job, around)),

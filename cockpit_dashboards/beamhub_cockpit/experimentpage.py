@@ -80,6 +80,13 @@ class ExperimentPage(JobPage):
                 el("span", "Instrument ", el("strong", experiment.instrument)),
                 el("span", f"You are {ROLES[experiment.role]}") if experiment.role else None,
                 finalise.manifest(experiment, scene.finalisation, self.links),
+                el(
+                    "span.bh-closed",
+                    "Closed: all of it can be read, and nothing changes. "
+                    f"The staff of {experiment.instrument} can reopen it.",
+                )
+                if experiment.state is ExperimentState.CLOSED
+                else None,
             ),
             el(
                 "div.bh-experiment-tools",

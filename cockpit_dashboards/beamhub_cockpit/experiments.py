@@ -13,7 +13,7 @@ from beamhub_cockpit import form, nothing, question, stages
 from beamhub_cockpit.format import day, plural
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
-from beamhub_cockpit.parts import ROLES, button, card, finder, state
+from beamhub_cockpit.parts import ROLES, button, card, finder, state, table
 from beamhub_cockpit.question import Question, UnusableError
 from beamhub_cockpit.region import Action
 
@@ -108,29 +108,8 @@ class Experiments(Page):
     def _list(self) -> Element:
         sought = self.sought.strip().casefold()
         found = [e for e in self.experiments if sought in f"{e.id} {e.title} {e.pi}".casefold()]
-        table = el(
-            "table.bh-table",
-            el(
-                "thead",
-                el(
-                    "tr",
-                    [
-                        el("th", title, scope="col")
-                        for title in (
-                            "Experiment",
-                            "State",
-                            "Instrument",
-                            "PI",
-                            "Your role",
-                            "Started",
-                            "Ended",
-                        )
-                    ],
-                    el("th", el("span.bh-unseen", "Next step"), scope="col"),
-                ),
-            ),
-            el("tbody", [self._row(e) for e in found]),
-        )
+        names = ("Experiment", "State", "Instrument", "PI", "Your role", "Started", "Ended")
+        shown = table("", names, [self._row(e) for e in found], last="Next step")
         tools = el(
             "div.bh-list-tools",
             el("span.bh-count", plural(len(self.experiments), "experiment")),
@@ -142,7 +121,7 @@ class Experiments(Page):
             else None,
         )
         none = "No experiment of this name." if sought else "No experiment yet."
-        body = table if found else el("p.bh-empty", none)
+        body = shown if found else el("p.bh-empty", none)
         return card("Experiments", body, aside=tools, css="bh-experiments")
 
     def _row(self, e: Experiment) -> Element:

@@ -13,7 +13,7 @@ from beamhub_cockpit import aside, question, usage
 from beamhub_cockpit.format import cpu_hours, number, plural, rate, size
 from beamhub_cockpit.html import Child, Element, el
 from beamhub_cockpit.page import Page
-from beamhub_cockpit.parts import ago, card, runtime, starter, state, why
+from beamhub_cockpit.parts import ago, card, runtime, starter, state, table, why
 from beamhub_cockpit.question import Question
 from beamhub_cockpit.region import Action
 from beamhub_cockpit.results import progress
@@ -166,11 +166,7 @@ class Facility(Page):
         )
         return card(
             "Instruments",
-            el(
-                "table.bh-table",
-                el("thead", el("tr", [el("th", title, scope="col") for title in head])),
-                el("tbody", [self._instrument(i) for i in self.instruments]),
-            )
+            table("", head, [self._instrument(i) for i in self.instruments])
             if self.instruments
             else el("p.bh-empty", "No instruments yet. Create one with “beamhub instrument create”."),
             aside=el("span.bh-count", number(len(self.instruments))),
@@ -230,45 +226,31 @@ class Facility(Page):
         busy = [j for j in ordered if not j.state.ended]
         shown = busy + [j for j in ordered if j.state.ended][: max(0, 25 - len(busy))]
         head = ("State", "Job", "Started", "CPUs", "Time", "Paid by")
-        right = ("CPUs", "Time")
         return card(
             "Jobs",
-            el(
-                "table.bh-table",
-                el(
-                    "thead",
-                    el(
-                        "tr",
-                        [el("th.bh-right" if title in right else "th", title, scope="col") for title in head],
-                    ),
-                ),
-                el(
-                    "tbody",
-                    [
-                        el(
-                            "tr.bh-job-line",
-                            el("td", state(str(j.state), "bh-job-state", why(j))),
-                            el(
-                                "td",
-                                el("a.bh-link", f"#{j.id} {j.title}", href=self.links.job(j.id)),
-                                el("span.bh-sub", j.experiment),
-                                el("span.bh-sub", why(j)) if j.reason else progress(j),
-                            ),
-                            el("td", starter(j, {}), el("span.bh-sub", ago(j.created))),
-                            el("td.bh-right", number(j.profile.cpus)),
-                            el("td.bh-right", runtime(j)),
-                            el("td", j.sponsor),
-                            key=j.id,
-                            data_job=str(j.id),
-                        )
-                        for j in shown
-                    ],
-                ),
-            )
+            table("", head, [self._job(j) for j in shown], right=("CPUs", "Time"))
             if shown
             else el("p.bh-empty", "No jobs."),
             aside=el("span.bh-count", f"{len(busy)} running or waiting"),
             css="bh-facility-jobs",
+        )
+
+    def _job(self, j: Job) -> Element:
+        return el(
+            "tr.bh-job-line",
+            el("td", state(str(j.state), "bh-job-state", why(j))),
+            el(
+                "td",
+                el("a.bh-link", f"#{j.id} {j.title}", href=self.links.job(j.id)),
+                el("span.bh-sub", j.experiment),
+                el("span.bh-sub", why(j)) if j.reason else progress(j),
+            ),
+            el("td", starter(j, {}), el("span.bh-sub", ago(j.created))),
+            el("td.bh-right", number(j.profile.cpus)),
+            el("td.bh-right", runtime(j)),
+            el("td", j.sponsor),
+            key=j.id,
+            data_job=str(j.id),
         )
 
     def _ledger(self) -> Element:

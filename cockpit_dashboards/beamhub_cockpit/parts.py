@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from itertools import zip_longest
 from typing import Final
 
 from beamhub.schemas import Dataset, Experiment, Job, JobState, Role, Trigger
@@ -65,6 +67,29 @@ def card(title: str, *content: Child, aside: Child = None, css: str = "", **attr
     return el(
         name, el("header.bh-card-head", el("h2", title), aside), *content, aria_label=title, **attributes
     )
+
+
+def table(
+    css: str, names: Sequence[str], rows: Iterable[Element], *, right: Container[str] = (), last: str = ""
+) -> Element:
+    """A table with these columns, of which the numbers stand on the `right`; the `last` one's name is only
+    said, not shown. In a narrow window a row becomes a block, in which each cell has its column's name.
+    """
+    head = [el("th.bh-right" if name in right else "th", name, scope="col") for name in names]
+    named = [
+        replace(
+            row,
+            children=tuple(
+                replace(cell, attributes={**cell.attributes, "data-name": name})
+                if name and isinstance(cell, Element)
+                else cell
+                for name, cell in zip_longest(["", *names[1:]], row.children)
+            ),
+        )
+        for row in rows
+    ]
+    said = el("th", el("span.bh-unseen", last), scope="col") if last else None
+    return el(f"table.bh-table.bh-stacks{css}", el("thead", el("tr", head, said)), el("tbody", named))
 
 
 def ago(moment: datetime | None) -> Element | None:

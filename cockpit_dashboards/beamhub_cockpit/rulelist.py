@@ -23,7 +23,7 @@ from beamhub_cockpit.dialog import dialog
 from beamhub_cockpit.format import duration, number, plural
 from beamhub_cockpit.html import Element, el
 from beamhub_cockpit.links import Links
-from beamhub_cockpit.parts import ago, button, card, state
+from beamhub_cockpit.parts import ago, button, card, state, table
 
 SHOWN: Final = 50  # of what was missed
 TUNED: Final = frozenset({"enabled", "parameters", "sponsor"})  # what a PI may have different
@@ -153,7 +153,7 @@ def _missed(known: Known, seen: Instrument) -> Element:
 
 
 def rules(known: Known, seen: Instrument) -> Element:
-    head = ("State", "Rule", "Runs", "With", "Version", "")
+    head = ("State", "Rule", "Runs", "With", "Version")
     ordered = sorted(known.rules.values(), key=lambda rule: rule.id)
     toggle = None
     if known.operates and seen.automation:
@@ -162,11 +162,7 @@ def rules(known: Known, seen: Instrument) -> Element:
         )
     return card(
         "Rules",
-        el(
-            "table.bh-table.bh-rules",
-            el("thead", el("tr", [el("th", title, scope="col") for title in head])),
-            el("tbody", [_rule(known, rule, seen) for rule in ordered]),
-        )
+        table(".bh-rules", head, [_rule(known, rule, seen) for rule in ordered], last="What can be done")
         if ordered
         else el("p.bh-empty", "None yet: data start no jobs by themselves."),
         aside=toggle,

@@ -255,6 +255,8 @@ class CockpitServer(Voila):  # type: ignore[misc]  # voila is not typed
         return {
             **super().init_settings(),
             "compress_response": True,
+            # what a page begins with is text that says much twice; level 1, as frames are packed already
+            "websocket_compression_options": {"compression_level": 1},
             "static_immutable_cache": [url_path_join(self.server_url, "voila/labextensions")],
         }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from beamhub.schemas import Attempt, Difference, File, JobState, JobStep, Lineage, Relative, SeriesPage
-from beamhub_cockpit.compare import overlaid
+from beamhub_cockpit.compare import declared, overlaid, parameter
 from beamhub_cockpit.history import show
 from beamhub_cockpit.html import el, find, text
 from beamhub_cockpit.links import Links
 from beamhub_cockpit.series import begun, undrawn
 
-from tests.unit.cockpit import job
+from tests.unit.cockpit import job, template
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 PNG = b"\x89PNG"
@@ -70,3 +71,17 @@ def test_what_a_job_has_drawn_itself_is_not_drawn_again() -> None:
     files = [File(path=path, size=1, modified=datetime.now(UTC)) for path in paths]
     assert undrawn(files) == ["per_frame"]
     assert begun(files) == ["per_frame", "shells"]  # for who follows it while it runs
+
+
+def test_what_any_of_the_jobs_templates_declares_has_its_title() -> None:
+    def has(name: str, title: str) -> dict[str, Any]:
+        known = {name: {"title": title, "unit": "Å"}}
+        return {"metrics": {name: {"title": title}}, "parameters": {"type": "object", "properties": known}}
+
+    first, second = template("one", more=has("spots", "Spots")), template("two", more=has("cc_half", "CC½"))
+    spec = declared("cc_half", [first, second])
+    assert spec is not None
+    assert spec.title == "CC½"
+    assert parameter("cc_half", [first, second])["unit"] == "Å"
+    assert declared("unheard", [first, second]) is None
+    assert parameter("unheard", [first, second]) == {}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from beamhub_cockpit.html import ATTRIBUTES, TAGS, Element, changes, el, find, text
+from beamhub_cockpit.parts import table
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,3 +157,14 @@ def test_a_small_change_is_sent_as_a_small_change() -> None:
         return [el("table", el("tbody", rows)).json()]
 
     assert changes(page("queued"), page("running")) == [[[0, 0, 7, 1, 0], "running"]]
+
+
+def test_in_a_narrow_window_each_cell_of_a_table_has_its_columns_name() -> None:
+    row = el("tr", el("td.a", "lyso"), el("td.b.bh-right", "2"), el("td.c", "button"), key="row")
+    shown = table(".bh-rules", ("What", "CPUs"), [row], right=("CPUs",), last="What can be done")
+    head, body = (child for child in shown.children if isinstance(child, Element))
+    assert strings(head.json()) == ["What", "CPUs", "What can be done"]
+    assert strings(body.json()) == ["lyso", "2", "button"]
+    named = [find(body, name)[0].attributes.get("data-name") for name in "abc"]
+    assert named == [None, "CPUs", None]
+    assert find(body, "bh-right")[0] is find(body, "b")[0]

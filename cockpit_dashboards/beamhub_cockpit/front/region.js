@@ -30,9 +30,10 @@ const PROPERTIES = new Set(["value", "checked", "selected", "disabled", "readonl
 
 // ---- times that keep themselves current ------------------------------------------------------------------------
 
-let skew = 0; // kernel's clock minus the browser's, in ms
+// the kernel's clock minus the browser's, in ms: each region is a module of its own, one of them finds it out for all
+const kernelNow = () => Date.now() + (globalThis.bhSkew ?? 0);
 
-export function ago(iso, now = Date.now() + skew) {
+export function ago(iso, now = kernelNow()) {
   const then = Date.parse(iso);
   if (Number.isNaN(then)) return "";
   const s = Math.max(0, Math.round((now - then) / 1000));
@@ -49,7 +50,7 @@ export function moment(iso) {
   return new Date(iso).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "long" });
 }
 
-export function elapsed(iso, now = Date.now() + skew) {
+export function elapsed(iso, now = kernelNow()) {
   const s = Math.max(0, Math.round((now - Date.parse(iso)) / 1000));
   const two = (n) => String(n).padStart(2, "0");
   return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`;
@@ -376,7 +377,7 @@ function watch(model) {
     const silent = Date.now() - heard;
     heard = Date.now();
     const lag = (heard - sent) / 2;
-    skew = message.pong * 1000 + lag - heard;
+    globalThis.bhSkew = message.pong * 1000 + lag - heard;
     banner.hidden = true;
     setTimeout(opened, 3000); // whatever is slow then can be seen to be slow
     if (silent > LATE) window.dispatchEvent(new Event(RESYNC)); // whatever was said meanwhile may be lost
