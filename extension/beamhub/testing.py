@@ -32,7 +32,11 @@ from traitlets import Dict
 from beamhub.client import ApiError, Client, Unreachable
 from beamhub.ports import free_ports
 from beamhub.schemas import Dataset, LicenceCreate, Role
-from beamhub.testing_stores import run_database
+
+# a plugin that this one imports: pytest wants to know before, however beamhub was installed
+pytest.register_assert_rewrite("beamhub.testing_stores")
+
+from beamhub.testing_stores import run_database  # noqa: E402
 
 pytest_plugins = ("beamhub.testing_stores", "beamhub.testing_slurm")
 
