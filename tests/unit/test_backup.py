@@ -161,3 +161,24 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("restore", file, "--state", str(state), "--replace")[0] == 0
     assert "Say which database" in run("backup", file)[1]
     assert "There is no database" in run("backup", f"{file}2", "--state", str(tmp_path / "nowhere"))[1]
+
+
+def test_the_commands_with_postgresql(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/operator.md shows them: without a folder, and none is made."""
+    monkeypatch.chdir(tmp_path)
+    saved, file = Store(f"sqlite:///{tmp_path}/saved.sqlite"), str(tmp_path / "a.backup")
+    saved.migrate()
+    saved.save(tmp_path / "a.backup")
+    saved.close()
+    before = set(tmp_path.iterdir())
+    result = CliRunner().invoke(main, ["restore", file, "--database", postgresql_url])
+    assert (result.exit_code, set(tmp_path.iterdir())) == (0, before), result.output
+    gone = f"postgresql+psycopg://beamhub:hush@/beamhub?host={tmp_path}"
+    for command in (["restore", file], ["backup", str(tmp_path / "b.backup")]):
+        result = CliRunner().invoke(main, [*command, "--database", gone])
+        assert result.exit_code == 1
+        assert result.output.startswith("Error: PostgreSQL can't be read")
+        assert "hush" not in result.output
+    assert set(tmp_path.iterdir()) == before

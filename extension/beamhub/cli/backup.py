@@ -4,6 +4,7 @@ machine; no service has to run."""
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -33,16 +34,22 @@ def _of_a_database(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(function)
     def command(database: str | None, state: Path | None, **options: Any) -> None:
+        from sqlalchemy.exc import DBAPIError
+
+        from beamhub import checkup
         from beamhub.errors import BeamhubError
 
         if state is None and database is None:
             raise click.UsageError("Say which database: --database, or --state (the service's own folder).")
         url = database or f"sqlite:///{state and state.absolute()}/beamhub.sqlite"
-        file = url.removeprefix("sqlite:///")
+        beside = Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite") else None
         try:
-            function(url, state or Path(file).parent, **options)
+            function(url, state or beside, **options)
         except BeamhubError as error:
             raise click.ClickException(str(error)) from error
+        except DBAPIError as error:
+            found = checkup.database(url)
+            raise click.ClickException(str(error.orig) if found.fine else found.message) from error
 
     return command
 
@@ -50,7 +57,7 @@ def _of_a_database(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @_of_a_database
-def backup(url: str, state: Path, file: Path) -> None:
+def backup(url: str, state: Path | None, file: Path) -> None:
     """Save the service's database to a new FILE, as it is at one moment; the service may run meanwhile.
 
     Experiments' data and the other files in the service's folders are not in it.
@@ -62,7 +69,7 @@ def backup(url: str, state: Path, file: Path) -> None:
     store = Store(url)
     try:
         manifest = store.save(file)
-        if state.is_dir():
+        if state is not None and state.is_dir():
             note_backup(state, file, manifest.created)
         _tell(manifest)
     finally:
@@ -73,24 +80,32 @@ def backup(url: str, state: Path, file: Path) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--replace", is_flag=True, help="Also a database that has been used: what is in it is lost.")
 @_of_a_database
-def restore(url: str, state: Path, file: Path, replace: bool) -> None:
+def restore(url: str, state: Path | None, file: Path, replace: bool) -> None:
     """Make the service's database what the backup FILE holds. The service must not run.
 
     All of it or nothing is restored. The database may be of another kind than the one that was saved, and
     this beamhub newer.
     """
-    state.mkdir(mode=0o750, parents=True, exist_ok=True)
-    asyncio.run(_restore(url, state, file, replace))
+    with tempfile.TemporaryDirectory() as elsewhere:  # PostgreSQL's locks are its own: no folder is needed
+        folder = state or Path(elsewhere)
+        try:
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.ClickException(f"The folder {folder} can't be made ({error.strerror}).") from error
+        asyncio.run(_restore(url, folder, file, replace))
 
 
 async def _restore(url: str, state: Path, file: Path, replace: bool) -> None:
-    from beamhub import duty
+    from beamhub import checkup, duty
     from beamhub.errors import Conflict
     from beamhub.store import Store
 
     ours = duty.connect(url, state / "lock")
     try:
         if not await ours.take():
+            found = await asyncio.to_thread(checkup.database, url)
+            if not found.fine:
+                raise click.ClickException(found.message)
             raise Conflict("A service runs on this database.", "Stop it first.")
         store = Store(url)
         try:
