@@ -59,11 +59,42 @@ def test_what_happens_to_files_while_they_are_sent(agent: RunningAgent) -> None:
     agent.hurry()
     agent.until_arrived("grown", "shrunk", "new", "deleted")
 
-    agent.until(lambda: "old was deleted or renamed before it had been sent" in agent.log)
+    agent.until(lambda: f"old is called {agent.data / 'new'} now" in agent.log)
     folder = agent.service.data_dir / agent.beamtime.experiment / "raw"
     assert (folder / "deleted").read_bytes() == content, "it was open, and could be saved"
     deleted.write_bytes(content)
     agent.assert_all_there_once()
+
+
+@pytest.mark.parametrize("when", ["known by its new name", "found later"])
+def test_a_folder_that_is_renamed_before_its_files_are_sent(agent: RunningAgent, when: str) -> None:
+    sam = agent.service.client("sam")
+    sam.pause_uploads(agent.beamtime.instrument, reason="vacuum")
+    agent.start()
+    agent.until(lambda: "vacuum" in agent.log)
+    folder = agent.data / "run"
+    folder.mkdir()
+    for number in range(30):
+        hidden = folder / f".{number}"
+        hidden.write_bytes(os.urandom(10_000 if number % 2 else 300_000))
+        hidden.rename(folder / f"{number}.cbf")
+    agent.until(lambda: agent.status is not None and agent.status.queued_files == 30)
+    if when == "found later":
+        folder.rename(agent.folder / "aside")
+        sam.resume_uploads(agent.beamtime.instrument)
+        agent.until(lambda: agent.status is not None and agent.status.failed == 30)
+        (agent.folder / "aside").rename(agent.data / "lyso_1")
+    else:
+        folder.rename(agent.data / "lyso_1")
+        agent.until(lambda: agent.status is not None and agent.status.queued_files == 60)
+        sam.resume_uploads(agent.beamtime.instrument)
+
+    agent.until_arrived(*(f"lyso_1/{number}.cbf" for number in range(30)))
+    agent.assert_all_there_once()
+    agent.until(lambda: agent.status is not None and agent.status.state == "idle")
+    assert agent.status is not None
+    assert agent.status.failed == 0
+    assert agent.status.file_errors == []
 
 
 def test_two_agents_send_the_same_files(agent: RunningAgent) -> None:

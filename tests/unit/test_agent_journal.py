@@ -278,3 +278,13 @@ def test_what_is_skipped_stays_so_until_it_is_wanted(path: Path) -> None:
         journal.requeue(name)
     assert [entry.path for entry in journal.unfinished()] == ["skipped"], "what has arrived is sent again"
     journal.close()
+
+
+def test_a_file_by_its_other_name(journal: Journal) -> None:
+    journal.queue("/data/old", Stamp(7, 5, 1))
+    journal.queue("/data/another", Stamp(8, 5, 1))
+    assert journal.called("/data/old", Stamp(7, 5, 1)) is None
+    journal.queue("/data/new", Stamp(7, 5, 1))
+
+    assert journal.called("/data/old", Stamp(7, 5, 1)) == "/data/new"
+    assert journal.called("/data/old", Stamp(7, 6, 1)) is None, "it has been written since"

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from .config import Config
-from .file import printable
+from .file import Stamp, printable
 from .journal import Journal
 from .pause import Pause
 from .service import Service
@@ -55,6 +55,7 @@ class Common:
     rate: Rate = field(default_factory=Rate)
     shows: bool = True  # the service takes frames of files that grow
     failed: dict[str, str] = field(default_factory=dict)  # files that did not arrive -> why
+    missed: dict[Stamp, str] = field(default_factory=dict)  # of these, what is not there any more -> path
     arrived: int = 0  # files, ever
     step: asyncio.Event = field(default_factory=asyncio.Event)  # something is done: perhaps the last thing
     stop_reading: threading.Event = field(default_factory=threading.Event)
@@ -65,3 +66,14 @@ class Common:
             log.error("%s %s", printable(path), reason)
         if len(self.failed) < REMEMBERED or path in self.failed:
             self.failed[path] = reason
+
+    def miss(self, path: str, stamp: Stamp) -> None:
+        """The file is not there any more, nor by another name that is known."""
+        self.fail(path, "was deleted or renamed before it had been sent")
+        if len(self.missed) < REMEMBERED:
+            self.missed[stamp] = path
+
+    def found(self, stamp: Stamp) -> None:
+        """A file is there, perhaps one that had another name: then nothing has failed."""
+        if path := self.missed.pop(stamp, None):
+            self.failed.pop(path, None)

@@ -142,6 +142,7 @@ class Journal(Snapshot):
         execute("CREATE TABLE IF NOT EXISTS orders (obeyed INTEGER NOT NULL)")
         execute("INSERT INTO orders SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM orders)")
         execute("CREATE INDEX IF NOT EXISTS files_state ON files (state) WHERE state != 'arrived'")
+        execute("CREATE INDEX IF NOT EXISTS files_inode ON files (inode)")
         execute(f"PRAGMA user_version = {VERSION}")
         execute("INSERT INTO about SELECT ? WHERE NOT EXISTS (SELECT 1 FROM about)", (instrument,))
         self._owned_by(instrument)
@@ -159,6 +160,14 @@ class Journal(Snapshot):
         """All that has begun for this experiment, and all that is still to begin for any."""
         wanted = f"{_SELECT} WHERE experiment = ? OR experiment IS NULL AND state != 'arrived'"
         return map(_entry, self._execute(wanted, (experiment,)))
+
+    def called(self, path: str, stamp: Stamp) -> str | None:
+        """The path of another file in this state: `path` by its new name, or by a second one."""
+        rows = self._execute(
+            "SELECT path FROM files WHERE (inode, size, mtime_ns) = (?, ?, ?) AND path != ?",
+            (stamp.inode, stamp.size, stamp.mtime_ns, path),
+        )
+        return str(rows[0][0]) if rows else None
 
     def count_arrived(self) -> int:
         """How many files have arrived; looks at all."""

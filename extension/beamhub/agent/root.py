@@ -301,6 +301,7 @@ class Root:
         if sighting.name.endswith(MASTERS) and not self._common.once and not self.watch.in_place:
             self._masters.put_nowait(sighting)
         self._common.journal.queue(sighting.path, sighting.stamp)
+        self._common.found(sighting.stamp)
         self.sender.queue.add(self.watch, sighting.name, sighting.stamp)
 
     async def _conclude(self) -> None:
@@ -311,8 +312,7 @@ class Root:
         stamps = await self.disk.ask(looks, [entry.path for entry in entries])
         for entry, stamp in zip(entries, stamps, strict=True):
             if stamp is None and journal.find(entry.path) == entry:  # else it has gone on meanwhile
-                await self.sender.give_up(entry.path)
-                self._common.fail(entry.path, "was deleted or renamed before it had been sent")
+                await self.sender.miss(entry.path, entry.stamp)
         self.concluded.set()
         self._common.step.set()
 

@@ -279,8 +279,7 @@ class Sender:
             case GoneError() if await self._root.is_gone():
                 return True
             case GoneError():
-                await self.give_up(path)
-                self._common.fail(path, "was deleted or renamed before it had been sent")
+                await self.miss(path, item.stamp)
             case OSError():
                 self._common.fail(path, f"can't be read ({problem.strerror})")
         return False
@@ -434,6 +433,14 @@ class Sender:
                 await self._common.service.terminate(entry.upload)
             except UnavailableError as error:
                 log.info("%s: the upload that was given up is left to expire: %s", printable(path), error)
+
+    async def miss(self, path: str, stamp: Stamp) -> None:
+        """The file is not there any more, or is called otherwise: then it is sent by that name."""
+        await self.give_up(path)
+        if name := self._common.journal.called(path, stamp):
+            log.info("%s is called %s now", printable(path), printable(name))
+        else:
+            self._common.miss(path, stamp)
 
     @contextlib.asynccontextmanager
     async def _opened(self, item: Item) -> AsyncIterator[int]:
