@@ -153,23 +153,25 @@ def test_lists_come_in_pages(service: RunningService) -> None:
 
 
 def test_a_repeated_post_gets_the_first_answer(http: httpx.Client, beamtime: Beamtime) -> None:
-    path, body = f"experiments/{beamtime.experiment}/members", {"user": "carol", "role": "viewer"}
-    first = http.post(path, json=body, headers={"Idempotency-Key": "add-carol"})
-    http.delete(f"{path}/carol")
-    again = http.post(path, json=body, headers={"Idempotency-Key": "add-carol"})
+    path, body = f"experiments/{beamtime.experiment}/members", {"user": "newcomer", "role": "viewer"}
+    first = http.post(path, json=body, headers={"Idempotency-Key": "add-newcomer"})
+    http.delete(f"{path}/newcomer")
+    again = http.post(path, json=body, headers={"Idempotency-Key": "add-newcomer"})
     assert (first.status_code, again.status_code) == (201, 201)
     assert again.json() == first.json()
-    assert "carol" not in [m["user"] for m in http.get(path).json()["items"]]
+    assert "newcomer" not in [m["user"] for m in http.get(path).json()["items"]]
 
 
 def test_a_key_is_for_one_request_of_one_caller(http: httpx.Client, service: RunningService) -> None:
     beamtime = service.beamtime(members={"ben": Role.PI})
     path, key = f"experiments/{beamtime.experiment}/members", {"Idempotency-Key": "k"}
-    assert http.post(path, json={"user": "carol"}, headers=key).status_code == 201
-    assert http.post(path, json={"user": "dave"}, headers=key).status_code == 422
+    assert http.post(path, json={"user": "newcomer"}, headers=key).status_code == 201
+    assert http.post(path, json={"user": "latecomer"}, headers=key).status_code == 422
     other = {"Authorization": f"token {service.tokens['ben']}"} | key
-    assert http.post(path, json={"user": "dave"}, headers=other).status_code == 201
-    assert http.post(path, json={"user": "carol"}, headers={"Idempotency-Key": "x" * 300}).status_code == 422
+    assert http.post(path, json={"user": "latecomer"}, headers=other).status_code == 201
+    assert (
+        http.post(path, json={"user": "newcomer"}, headers={"Idempotency-Key": "x" * 300}).status_code == 422
+    )
 
 
 def test_a_secret_answer_is_kept_nowhere(service: RunningService) -> None:
@@ -186,7 +188,7 @@ def test_a_secret_answer_is_kept_nowhere(service: RunningService) -> None:
 def test_a_refused_request_leaves_its_key_free(http: httpx.Client, beamtime: Beamtime) -> None:
     path, key = f"experiments/{beamtime.experiment}/members", {"Idempotency-Key": "second-try"}
     assert http.post(path, json={"user": ""}, headers=key).status_code == 422
-    assert http.post(path, json={"user": "carol"}, headers=key).status_code == 201
+    assert http.post(path, json={"user": "newcomer"}, headers=key).status_code == 201
 
 
 # --- the client ----------------------------------------------------------------------------------------

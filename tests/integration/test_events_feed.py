@@ -123,8 +123,8 @@ def test_a_lost_membership_cuts_the_feed_at_once(service: RunningService) -> Non
         assert everything.block()["event"] == narrow.block()["event"] == "agent.heartbeat"
         ada.remove_member(beamtime.experiment, "ben")
         service.agent(beamtime).heartbeat(beamtime.instrument, BEAT)
-        ada.add_member(beamtime.experiment, "carol")
-        ada.add_member(other.experiment, "carol")
+        ada.add_member(beamtime.experiment, "newcomer")
+        ada.add_member(other.experiment, "newcomer")
         # the feed of the experiment ends; that of everything goes on with what is left
         with pytest.raises(EOFError):
             narrow.block()
@@ -152,8 +152,8 @@ def test_a_stranger_hears_nothing(service: RunningService) -> None:
     with listening(service, "eve") as feed:
         feed.block()
         service.agent(beamtime).heartbeat(beamtime.instrument, BEAT)
-        service.client("ada").add_member(beamtime.experiment, "carol")
-        service.client("ada").add_member(mine.experiment, "carol")
+        service.client("ada").add_member(beamtime.experiment, "newcomer")
+        service.client("ada").add_member(mine.experiment, "newcomer")
         message: dict[str, Any] = json.loads(feed.block()["data"])
         assert message["experiment"] == mine.experiment
     for path in (f"events?experiment={beamtime.experiment}", f"audit?experiment={beamtime.experiment}"):
