@@ -19,7 +19,11 @@ from typing import Any
 
 import httpx
 import pytest
-from beamhub.schemas import ExperimentChange, ExperimentState, Role
+from beamhub.folders import PROCESSED
+from beamhub.run import READY
+from beamhub.runners.pool import SLOTS
+from beamhub.sandbox import TEMPORARY
+from beamhub.schemas import ExperimentChange, ExperimentState, JobState, Role
 from beamhub_hub.processes import MARK
 from beamhub_hub.site import Secrets, Site
 from beamhub_hub.testing import RunningDemo
@@ -36,15 +40,15 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def marked(state: Path) -> list[str]:
-    """The command lines of all processes that belong to a demo."""
-    found = []
+def marked(state: Path) -> dict[int, str]:
+    """The command lines of all processes that belong to a demo, by number."""
+    found = {}
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         try:
             if f"{MARK}={state}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
     return found
@@ -384,7 +388,7 @@ def test_who_leaves_the_experiment_loses_the_session(demo: RunningDemo, session:
         until(lambda: experiment not in session.get("/hub/api/users/ben").json()["servers"])
     finally:
         ada.add_member(experiment, "ben")
-    assert not [line for line in marked(demo.state) if "jupyterhub.singleuser" in line]
+    assert not [line for line in marked(demo.state).values() if "jupyterhub.singleuser" in line]
 
 
 def test_closing_an_experiment_ends_its_sessions(demo: RunningDemo, session: httpx.Client) -> None:
@@ -400,7 +404,7 @@ def test_closing_an_experiment_ends_its_sessions(demo: RunningDemo, session: htt
     finally:
         sam.change_experiment(experiment, ExperimentChange(state=ExperimentState.PROCESSING))
         sam.activate(instrument, experiment)
-    assert not [line for line in marked(demo.state) if "jupyterhub.singleuser" in line]
+    assert not [line for line in marked(demo.state).values() if "jupyterhub.singleuser" in line]
 
 
 # --- starting and ending
@@ -414,14 +418,55 @@ def test_ctrl_c_leaves_nothing_running_and_the_next_start_goes_on(
     before = first.credentials
     assert marked(first.state)
     assert first.end() == 0
-    assert marked(first.state) == []
+    assert marked(first.state) == {}
     assert "Traceback" not in first.output
 
     second = start_demo("--no-acquisition", state=tmp_path / "state")
     assert second.credentials == before.model_copy(update={"url": second.url})
     assert [experiment.id for experiment in second.client("ada").experiments()] == [before.experiment]
     assert second.end(signal.SIGKILL) == -signal.SIGKILL
-    until(lambda: marked(second.state) == [], seconds=30)
+    until(lambda: marked(second.state) == {})
+
+
+def test_what_was_temporary_goes_although_everything_is_killed(
+    start_demo: Callable[..., RunningDemo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Service, Cockpit, agent, hub and interpreters, while jobs run and a page is open."""
+    machine, state = tmp_path / "tmp", tmp_path / "state"
+    machine.mkdir()
+    monkeypatch.setenv("TMPDIR", str(machine))
+
+    def temporary() -> set[Path]:
+        slots = state.glob(f"data/*/{PROCESSED}/{SLOTS}/*")
+        return {*machine.iterdir(), *state.glob("tmp/*/*"), *state.glob("tmp/*/voila_*/*.json"), *slots}
+
+    def look(demo: RunningDemo) -> None:
+        with demo.browser("ada") as browser:
+            assert browser.get("/services/cockpit/voila/render/cockpit.ipynb").status_code == 200
+        until(lambda: any(state.glob(f"data/*/{PROCESSED}/{SLOTS}/*/{READY}")))
+
+    first = start_demo("--no-acquisition", state=state)
+    first.acquire("--prefix=long", "--frames=2000", "--rate=2")
+    until(lambda: len(first.client("ada").jobs(state=JobState.RUNNING)) > 0)
+    look(first)
+    before = temporary()
+    assert {path.relative_to(state).parts[0] for path in before} == {"tmp", "data"}, before
+    for _ in range(2):  # the second time, what was starting
+        for pid in marked(state):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert first.end(signal.SIGKILL) == -signal.SIGKILL
+
+    second = start_demo("--no-acquisition", state=state)
+    ada = second.client("ada")
+    for job in ada.jobs():
+        ada.cancel(job.id)
+        ada.wait(job.id, timeout=120)
+    until(lambda: not before & temporary())  # interpreters' folders go when new ones are to wait
+    look(second)
+    assert not list(state.glob(f"data/*/{PROCESSED}/*/{TEMPORARY}"))
+    assert second.end() == 0
+    assert list(machine.iterdir()) == []
 
 
 def test_two_demos_dont_share_a_folder(demo: RunningDemo) -> None:
