@@ -34,6 +34,7 @@ class Announced:
     source: str | None = None
     digest_follows: DigestAlgorithm | None = None
     computed: str | None = None  # its digest, where its bytes are known already
+    metadata: str | None = None  # all that a tus client says of it
 
     def check(self) -> None:
         folders.parse(self.path, new=True)
@@ -74,6 +75,7 @@ class Announced:
             state=UploadState.RECEIVING,
             source=self.source,
             concat=self.concat,
+            metadata=self.metadata,
             created=datetime.now(UTC),
             ended=None,
             created_by=principal.name,

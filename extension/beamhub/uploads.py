@@ -96,21 +96,32 @@ class Uploads:
         key: str | None = None,
         partial: bool = False,
         digest_follows: DigestAlgorithm | None = None,
+        metadata: str | None = None,
     ) -> Upload:
         """Announces a file of `size` bytes (None: `append` will tell) with this digest (see beamhub.digests).
 
         An instrument's file goes below raw/ of the experiment that is active at this moment, a user's below
         shared/ of `experiment`. A file that is there already, with the same content, comes back as its
         complete upload: nothing has to be sent. Without a digest, what comes is taken as it is; with
-        `digest_follows`, nothing is published before `append` has brought that digest. Who announces
-        it again with the same `key` gets the upload that the first announcement began, also when a kill has
-        kept its answer back. With `partial`, it is a part for `concatenate`, and never published by itself.
+        `digest_follows`, nothing is published before `append` has brought that digest. Who announces it again
+        with the same `key` gets the upload that the first announcement began, also when a kill has kept its
+        answer back. With `partial`, it is a part for `concatenate`, and never published by itself. `metadata`
+        is kept as it is, for a tus client that asks.
+
         Raises BadName, Invalid, Conflict (no active experiment), Unavailable (paused), QuotaExceeded,
         DiskFull, DigestRequired (there is a file of this name and size, and only the digest tells whether it
         is this).
         """
         concat = PARTIAL if partial else None
-        file = Announced(path, size, digest, experiment, concat=concat, digest_follows=digest_follows)
+        file = Announced(
+            path,
+            size,
+            digest,
+            experiment,
+            concat=concat,
+            digest_follows=digest_follows,
+            metadata=metadata,
+        )
         return await self._announce(principal, file, key)
 
     async def concatenate(
@@ -123,6 +134,7 @@ class Uploads:
         experiment: str | None = None,
         *,
         key: str | None = None,
+        metadata: str | None = None,
     ) -> Upload:
         """Makes one file of these partial uploads, in this order; it is then verified and published like any
         other, and the parts are gone. `concat` is how tus names them. Raises as `create`, and Conflict if a
@@ -134,7 +146,7 @@ class Uploads:
         id_ = id_of(principal, key) if key else None
         begun = await self._store.read(lambda tx: tx.uploads.get(id_) if id_ else None)
         if begun:
-            file = Announced(path, begun.size, digest, experiment, concat=concat)
+            file = Announced(path, begun.size, digest, experiment, concat=concat, metadata=metadata)
             return await self._announce(principal, file, key)
 
         def look(tx: Transaction) -> list[Upload]:
@@ -164,7 +176,7 @@ class Uploads:
                 await self.workers.read(upload, self._incoming.join, file, held)
             return file
 
-        file = Announced(path, size, digest, experiment or place, concat=concat)
+        file = Announced(path, size, digest, experiment or place, concat=concat, metadata=metadata)
         return await self._announce(principal, file, key, fill=join, parts=found)
 
     async def register(

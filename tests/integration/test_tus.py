@@ -294,6 +294,12 @@ def test_metadata_that_only_the_client_understands(agent: httpx.Client) -> None:
     }
     answer = agent.post("uploads", headers=announced)
     assert (answer.status_code, answer.json()["path"]) == (201, "raw/odd")
+    url = str(answer.url.join(answer.headers["Location"]))
+    assert agent.head(url).headers["Upload-Metadata"] == announced["Upload-Metadata"]
+    assert send(agent, url, 0, b"1").status_code == 204
+    assert agent.head(url).headers["Upload-Metadata"] == announced["Upload-Metadata"]
+    latin = [(b"Upload-Length", b"1"), (b"Upload-Metadata", b"filename eA==,\xe9 eA==")]
+    assert agent.post("uploads", headers=latin).status_code == 400
 
 
 def test_only_the_sender_goes_on_with_an_upload(service: RunningService, agent: httpx.Client) -> None:

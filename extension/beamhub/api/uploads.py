@@ -101,7 +101,11 @@ async def create_upload(call: Call) -> Reply[Upload]:
     metadata = _metadata(call.headers.get("Upload-Metadata", ""))
     digest, follows = _digest(metadata), _following(metadata)
     concat = call.headers.get("Upload-Concat")
-    where = {"experiment": metadata.get("experiment"), "key": call.headers.get("Idempotency-Key")}
+    where = {
+        "experiment": metadata.get("experiment"),
+        "key": call.headers.get("Idempotency-Key"),
+        "metadata": call.headers.get("Upload-Metadata"),
+    }
     uploads = call.service.uploads
     if concat is None or concat == "partial":
         # clients need not name what is never published by itself
@@ -147,13 +151,15 @@ async def get_upload(call: Call, upload: str) -> Upload:
 
 @route("HEAD", "uploads/{upload}", headers=TUS)
 async def head_upload(call: Call, upload: str) -> Reply[None]:
-    """How many bytes have arrived (`Upload-Offset`)."""
+    """How many bytes have arrived (`Upload-Offset`), and what the file was announced with."""
     _require_tus(call)
     found = await call.service.uploads.get(call.principal, upload)
     if found.state is UploadState.FAILED:  # a client that would go on has to begin again
         raise Gone(f"The upload of {found.path} has failed: {found.error}", "Announce the file again.")
     headers = _progress(found)
     headers.pop("Upload-Expires", None)  # counted from the last byte, whose time is not known here
+    if found.metadata:
+        headers["Upload-Metadata"] = found.metadata
     return Reply(None, 200, headers)
 
 
@@ -347,6 +353,8 @@ def _algorithm(name: str) -> DigestAlgorithm:
 
 def _metadata(header: str) -> dict[str, str]:
     """`key base64, key base64, …` as tus has it."""
+    if not (header.isascii() and header.isprintable()):
+        raise Refusal(400, "Upload-Metadata has other characters than those of ASCII.", "Encode it.")
     pairs = [part.strip().partition(" ") for part in header.split(",") if part.strip()]
     given = {key: value for key, _, value in pairs}
     if len(given) < len(pairs):

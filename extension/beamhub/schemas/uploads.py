@@ -37,6 +37,7 @@ class Upload(Model):
     state: UploadState
     source: str | None = None  # where a file lies that was registered in place: none of its bytes were sent
     concat: str | None = None  # tus: "partial", or "final;" and the uploads that it was put together from
+    metadata: str | None = None  # tus: the Upload-Metadata with which it was announced
     deferred: bool = False  # tus: its length is still to come
     digest_follows: DigestAlgorithm | None = None  # the sender tells this digest with the last bytes
     frames: int | None = None  # that can be read in a detector's file, also while it is still written

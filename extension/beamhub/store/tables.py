@@ -182,6 +182,7 @@ uploads = Table(
     Column("frames", Integer),  # in a published detector file; None: it is none, or not yet published
     Column("source", Text),  # path of a file that was registered in place
     Column("concat", Text),  # tus: "partial", or "final;" and the uploads it was put together from
+    Column("metadata", Text),  # tus: as its sender has announced it
     Column("deferred", Boolean, nullable=False),  # its length is still to come
     Column("digest_follows", String(10)),  # the algorithm of a digest that comes with the last bytes
     Column("first_path", String(1000), nullable=False),  # of the first version: what all versions share
