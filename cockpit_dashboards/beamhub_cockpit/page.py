@@ -24,6 +24,7 @@ from beamhub_cockpit.region import Action, Region
 
 UNSEEN: Final = 90.0  # seconds without a sign of the browser after which a page stops listening
 QUIET: Final = 12.0  # seconds without a message after which the service is asked whether it is there
+ANSWER: Final = 5.0  # seconds for it to say so; it is asked three times
 REFRESH: Final = 60.0  # seconds after which everything is asked anew, whatever was heard
 AGAIN: Final = 10.0  # seconds after which it is tried again
 NOTICE: Final = 12.0  # seconds that a notice of success stays
@@ -55,6 +56,7 @@ class Page(ABC):
     def __init__(self, seen_by: Viewer, loop: asyncio.AbstractEventLoop) -> None:
         self.viewer = seen_by
         self.client = Client(seen_by.hub_url, seen_by.token)
+        self._asking = Client(seen_by.hub_url, seen_by.token, timeout=ANSWER)  # whether it is there at all
         self.me: Me | None = None
         self.links = Links(seen_by.base_url, seen_by.name)
         self.root = Region(self._act, pulse=True, service=self.links.api())
@@ -201,7 +203,7 @@ class Page(ABC):
     def _load(self) -> None:
         self._wish_reload = False
         self._loaded = time.monotonic() - REFRESH + AGAIN  # in case it fails
-        self.me = self.client.me()
+        self.me = self._asking.me()
         self.load()
         self._loaded = time.monotonic()
         self._lost = ""
@@ -222,7 +224,7 @@ class Page(ABC):
         if self._lost or self._wish_reload or now - self._loaded > REFRESH:
             self._load()
         elif self.follows and now - self.live.heard > QUIET:
-            self.client.me()
+            self._asking.me()
             self.live.heard = now
         self.every()
 

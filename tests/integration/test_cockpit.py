@@ -736,6 +736,22 @@ def test_a_rule_is_written_tried_out_and_kept(
     sam.delete_trigger(known.id)
 
 
+def test_a_service_that_hangs_is_told_of_until_it_answers(
+    page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
+) -> None:
+    page.goto(cockpits["ada"].page("cockpit.ipynb"))
+    expect(page.locator(".bh-bar")).to_contain_text("ada", timeout=WAIT)
+    expect(page.locator(".bh-slot-jobs")).to_be_visible(timeout=WAIT)
+    hangs = page.get_by_text("The beamhub service does not answer")
+    expect(hangs).to_have_count(0, timeout=WAIT)
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        expect(hangs).to_be_visible(timeout=WAIT)
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    expect(hangs).to_have_count(0, timeout=WAIT)
+
+
 def test_a_stranger_sees_nothing(
     page: Page, cockpits: dict[str, RunningCockpit], beamtime: Beamtime, service: RunningService
 ) -> None:
