@@ -744,6 +744,7 @@ def test_a_service_that_hangs_is_told_of_until_it_answers(
     expect(page.locator(".bh-slot-jobs")).to_be_visible(timeout=WAIT)
     hangs = page.get_by_text("The beamhub service does not answer")
     expect(hangs).to_have_count(0, timeout=WAIT)
+    assert service.process
     service.process.send_signal(signal.SIGSTOP)
     try:
         expect(hangs).to_be_visible(timeout=WAIT)
