@@ -146,6 +146,9 @@ def test_a_byte_that_is_flipped_around_a_kill_costs_its_part(
     agent = RunningAgent(tmp_path / "agent", ingest.service, ingest.service.beamtime())
 
     def die() -> None:
+        """Once it has received nearly all that is on its way to it."""
+        folder = ingest.service.data_dir / agent.beamtime.experiment / ".incoming"
+        agent.until(lambda: sum(file.stat().st_size for file in folder.iterdir()) > (death - 2) * MIB)
         ingest.kill()
         ingest.start()
 
