@@ -243,13 +243,7 @@ def test_a_series_of_cbf_files(service: RunningService, tmp_path: Path) -> None:
     sponsor = service.licence(mine)
     sam.create_trigger(
         mine.instrument,
-        TriggerCreate(
-            title="At the end",
-            event=TriggerEvent.DATASET_COMPLETE,
-            template=TEMPLATE,
-            profile="cpu-1",
-            sponsor=sponsor,
-        ),
+        at_the_end("At the end", sponsor),
     )
     scan = Acquisition(PILATUS["300K"], 3, distance=0.1, dtype="uint32")
     detector = VirtualPilatus(tmp_path, "pil", scan, rate=1000)
@@ -315,19 +309,24 @@ def test_jobs_are_compared(service: RunningService) -> None:
     refused(error, 422)
 
 
+def at_the_end(title: str, sponsor: str) -> TriggerCreate:
+    """A rule that runs the template on each dataset that is complete."""
+    return TriggerCreate(
+        title=title,
+        event=TriggerEvent.DATASET_COMPLETE,
+        template=TEMPLATE,
+        profile="cpu-1",
+        sponsor=sponsor,
+    )
+
+
 def test_trigger_rules_start_jobs(service: RunningService) -> None:
     beamtime = service.beamtime()
     licence = service.licence(beamtime)
     sam, ada = service.client("sam"), service.client("ada")
     rule = sam.create_trigger(
         beamtime.instrument,
-        TriggerCreate(
-            title="Echo every dataset",
-            event=TriggerEvent.DATASET_COMPLETE,
-            template=TEMPLATE,
-            profile="cpu-1",
-            sponsor=licence,
-        ),
+        at_the_end("Echo every dataset", licence),
     )
     changed = sam.change_trigger(rule.id, TriggerChange(parameters={"word": "automatic"}))
     assert changed.version > rule.version
